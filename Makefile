@@ -1,0 +1,15 @@
+.PHONY: setup lint type test
+
+setup:
+	python -m pip install -e '.[test]'
+	pre-commit install
+
+lint:
+	ruff check .
+	ruff format --check .
+
+type:
+	pyright
+
+test:
+	pytest -n 2

@@ -1,0 +1,1 @@
+"""Train compressible networks with PyTorch Lightning and get small dense ones back."""

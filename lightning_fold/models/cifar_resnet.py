@@ -1,0 +1,141 @@
+"""Residual networks for small images (He et al. 2015, section 4.2)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PaddedShortcut(nn.Module):
+    """Shortcut without parameters (option A): every second row and column, and zero channels on both sides.
+
+    Args:
+        before: Zero channels in front of the input's channels, at least 0.
+        after: Zero channels behind them, at least 0.
+        stride: Step along height and width, at least 1.
+
+    Shape:
+        ``(batch, C, H, W)`` -> ``(batch, before + C + after, ceil(H / stride), ceil(W / stride))``.
+    """
+
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.before, self.after, self.stride = before, after, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subsample and pad."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print(network)``."""
+        return f"before={self.before}, after={self.after}, stride={self.stride}"
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions with BatchNorm, and a shortcut around them.
+
+    Args:
+        in_channels: Channels of the input, at least 1.
+        out_channels: Channels of the output, at least 1.
+        stride: Step of the first convolution and of the shortcut, at least 1.
+        option: Shortcut where the shape changes: "A" pads with zeros, "B" is a 1 x 1 convolution and BatchNorm.
+
+    Shape:
+        ``(batch, in_channels, H, W)`` -> ``(batch, out_channels, ceil(H / stride), ceil(W / stride))``.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, option: Literal["A", "B"]):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = _shortcut(in_channels, out_channels, stride, option)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual branch plus shortcut."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """Residual network for small images: one 3 x 3 convolution, three stages of basic blocks, mean, linear layer.
+
+    Parameter names are those of widely shared CIFAR-10 checkpoints (``conv1 bn1 layer1..3.N.{conv1,bn1,conv2,bn2} linear``),
+    which load strictly once the prefix ``module.`` is dropped.
+
+    Args:
+        depth: Number of layers with weights, 6 n + 2 for n blocks per stage: 8, 14, 20, 32, 44, 56, 110, ...
+        num_classes: Values per example in the output, at least 1.
+        in_channels: Channels of the images, at least 1.
+        widths: Channels of the three stages, each at least 1; with option A they must not shrink.
+        shortcut: Where the shape changes, "A" subsamples and pads with zero channels (no parameters), "B" is a
+            1 x 1 convolution with BatchNorm.
+
+    Raises:
+        ValueError: depth, widths or shortcut outside what is said above.
+
+    Shape:
+        ``(batch, in_channels, H, W)`` -> ``(batch, num_classes)``, any H and W of at least 1.
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        widths: Sequence[int] = (16, 32, 64),
+        shortcut: Literal["A", "B"] = "A",
+    ):
+        _check(depth, widths, shortcut)
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = _stage(widths[0], widths[0], blocks, 1, shortcut)
+        self.layer2 = _stage(widths[0], widths[1], blocks, 2, shortcut)
+        self.layer3 = _stage(widths[1], widths[2], blocks, 2, shortcut)
+        self.linear = nn.Linear(widths[2], num_classes)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of images."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, option: Literal["A", "B"]) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride, option)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, option) for _ in range(blocks - 1)))
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, option: Literal["A", "B"]) -> nn.Module:
+    if stride == 1 and in_channels == out_channels:
+        return nn.Sequential()
+    if option == "A":
+        before = (out_channels - in_channels) // 2
+        return PaddedShortcut(before, out_channels - in_channels - before, stride)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(module.weight)
+
+
+def _check(depth: int, widths: Sequence[int], shortcut: str) -> None:
+    call = f"CifarResNet(depth={depth!r}, widths={tuple(widths)!r}, shortcut={shortcut!r})"
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"{call}: depth must be 6 n + 2 with n >= 1, such as 8, 14, 20, 32 or 56")
+    if len(widths) != 3 or min(widths) < 1:
+        raise ValueError(f"{call}: widths must be three integers of at least 1")
+    if shortcut not in ("A", "B"):
+        raise ValueError(f"{call}: shortcut must be 'A' or 'B'")
+    if shortcut == "A" and list(widths) != sorted(widths):
+        raise ValueError(f"{call}: shortcut 'A' can only add channels; give widths that do not shrink, or shortcut 'B'")

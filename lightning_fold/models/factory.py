@@ -1,0 +1,102 @@
+"""Build a network from a name and plain arguments."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Any
+
+from torch import nn
+
+_TIMM = "timm/"
+
+
+def build_network(network: str, network_args: Mapping[str, Any]) -> nn.Module:
+    """Build a network.
+
+    Args:
+        network: Dotted path of an ``nn.Module`` subclass or of a function that returns a module
+            ("lightning_fold.models.MLP", "torchvision.models.resnet18"), or a timm model name ("resnet18", "timm/resnet18").
+        network_args: Keyword arguments of that class or function; for timm those of ``timm.create_model``.
+
+    Returns:
+        The new module, in training mode.
+
+    Raises:
+        ValueError: There is no such module, class or model; the message lists the closest names.
+        TypeError: An argument is unknown or missing (the message lists those accepted), or the result is no ``nn.Module``.
+    """
+    build = find_builder(network)
+    call = f"build_network({network!r}, {dict(network_args)!r})"
+    _check_arguments(build, network_args, call)
+    try:
+        module = build(**network_args)
+    except TypeError as error:  # an argument passed on through **kwargs and refused further inside
+        raise TypeError(f"{call}: {error}. Check network_args.") from error
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{call}: expected an nn.Module, found {type(module).__name__}")
+    return module
+
+
+def find_builder(network: str) -> Callable[..., Any]:
+    """Return the callable that a name stands for (see :func:`build_network`).
+
+    Args:
+        network: Dotted path or timm model name.
+
+    Raises:
+        ValueError: There is no such module, class or model.
+    """
+    path, _, name = network.rpartition(".")
+    if path and not network.startswith(_TIMM) and find_spec(path.partition(".")[0]):
+        return _import_builder(network, path, name)
+    return _timm_builder(network)
+
+
+def accepted_arguments(build: Callable[..., Any]) -> list[str]:
+    """Return the names of the keyword arguments that a callable lists in its signature, without ``**kwargs``."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [name for name, p in inspect.signature(build).parameters.items() if p.kind not in variadic]
+
+
+def _import_builder(network: str, path: str, name: str) -> Callable[..., Any]:
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"network={network!r}: cannot import {path!r} ({error}). Give the full path of a class") from error
+    build = getattr(module, name, None)
+    if build is None:
+        raise ValueError(f"network={network!r}: {path!r} has no {name!r}.{_suggest(name, vars(module))}")
+    if not callable(build):
+        raise ValueError(f"network={network!r}: expected a class or function, found {type(build).__name__}")
+    return build
+
+
+def _timm_builder(network: str) -> Callable[..., Any]:
+    import timm  # takes seconds to import, and only networks from timm need it
+
+    name = network.removeprefix(_TIMM)
+    if not timm.is_model(name):
+        raise ValueError(
+            f"network={network!r}: no importable class and no timm model has this name."
+            f"{_suggest(name, timm.list_models())} Give a dotted class path such as 'lightning_fold.models.MLP', "
+            "or a name from timm.list_models()"
+        )
+
+    def create(**arguments: Any) -> nn.Module:
+        return timm.create_model(name, **arguments)
+
+    return create
+
+
+def _check_arguments(build: Callable[..., Any], arguments: Mapping[str, Any], call: str) -> None:
+    try:
+        inspect.signature(build).bind(**arguments)
+    except TypeError as error:
+        raise TypeError(f"{call}: {error}. network_args takes {', '.join(accepted_arguments(build))}") from error
+
+
+def _suggest(name: str, names: Iterable[str]) -> str:
+    close = get_close_matches(name, list(names), n=3)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

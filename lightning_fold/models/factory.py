@@ -84,8 +84,8 @@ def _timm_builder(network: str) -> Callable[..., Any]:
             "or a name from timm.list_models()"
         )
 
-    def create(**arguments: Any) -> nn.Module:
-        return timm.create_model(name, **arguments)
+    def create(num_classes: int = 1000, **arguments: Any) -> nn.Module:
+        return timm.create_model(name, num_classes=num_classes, **arguments)
 
     return create
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
-class MLP(nn.Sequential):
+class MLP(nn.Module):
     """Fully-connected network: flatten, then linear layers with an activation between them.
 
     Args:
@@ -37,4 +37,9 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation_class()]
-        super().__init__(*layers[:-1])
+        super().__init__()
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch."""
+        return self.layers(x)

@@ -1,0 +1,15 @@
+"""Data modules: batches of (inputs, targets), in an order and augmentation that depend on (seed, epoch, index) alone."""
+
+from lightning_fold.data.base import ClassificationDataModule
+from lightning_fold.data.digits import DigitsDataModule
+from lightning_fold.data.folder import ImageFolderDataModule
+from lightning_fold.data.in_memory import CIFAR10DataModule, FashionMNISTDataModule, MNISTDataModule
+
+__all__ = [
+    "CIFAR10DataModule",
+    "ClassificationDataModule",
+    "DigitsDataModule",
+    "FashionMNISTDataModule",
+    "ImageFolderDataModule",
+    "MNISTDataModule",
+]

@@ -1,0 +1,93 @@
+"""What all data modules share: loaders over three splits, and an order that survives a restart."""
+
+from typing import NamedTuple
+
+import lightning
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_fold.data.datasets import EpochDataset, EpochSampler
+
+
+class Splits(NamedTuple):
+    """The three parts of a dataset."""
+
+    train: EpochDataset
+    val: Dataset
+    test: Dataset
+
+
+class ClassificationDataModule(lightning.LightningDataModule):
+    """Base of the data modules: a subclass says how to load its splits.
+
+    The order of training samples is a function of (seed, epoch) and their augmentation of (seed, epoch, index): both
+    come from :class:`lightning_fold.data.datasets.EpochSampler`, which Lightning tells the epoch. Neither depends on
+    the state of the global generators nor on how often the run was restarted. Training drops an incomplete last batch
+    (each epoch leaves out different samples); evaluation drops nothing.
+
+    Args:
+        batch_size: Samples per batch and process, at least 1.
+        num_workers: Processes that load data; 0 loads in the training process.
+        seed: Seed of the split (where there is one to draw), the order and the augmentation.
+
+    Raises:
+        ValueError: batch_size below 1 or num_workers below 0.
+    """
+
+    num_classes: int
+
+    def __init__(self, batch_size: int = 256, num_workers: int = 0, seed: int = 42):
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"{type(self).__name__}(batch_size={batch_size}): expected at least 1")
+        if num_workers < 0:
+            raise ValueError(f"{type(self).__name__}(num_workers={num_workers}): expected at least 0")
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self._splits: Splits | None = None
+
+    def load_splits(self) -> Splits:
+        """Load the data; called once per process, before the first loader is made."""
+        raise NotImplementedError
+
+    @property
+    def splits(self) -> Splits:
+        """Training, validation and test set, loaded on first use."""
+        if self._splits is None:
+            self._splits = self.load_splits()
+        return self._splits
+
+    def setup(self, stage: str) -> None:
+        """Load the data, so that a missing folder is reported before training starts."""
+        _ = self.splits
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches for training, in an order drawn from (seed, epoch)."""
+        train = self.splits.train
+        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = EpochSampler(train, replicas, rank, self.seed)
+        return self._loader(train, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the validation set, in fixed order."""
+        return self._loader(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader:
+        """Batches of the test set, in fixed order."""
+        return self._loader(self.splits.test)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of the test set, in fixed order."""
+        return self._loader(self.splits.test)
+
+    def _loader(self, dataset: Dataset, sampler: EpochSampler | None = None, drop_last: bool = False) -> DataLoader:
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_already_a_batch if hasattr(dataset, "__getitems__") else None,
+            drop_last=drop_last,
+        )
+
+
+def _already_a_batch(batch: tuple) -> tuple:
+    return batch

@@ -1,0 +1,5 @@
+"""LightningModules."""
+
+from lightning_fold.modules.classifier import Classifier
+
+__all__ = ["Classifier"]

@@ -1,0 +1,136 @@
+"""A LightningModule that trains any network to classify."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_fold.models.factory import accepted_arguments, build_network, find_builder
+from lightning_fold.modules.hyperparameters import plain_arguments
+
+
+class Classifier(lightning.LightningModule):
+    """Trains a network to tell classes apart, by cross-entropy.
+
+    Batches are ``(inputs, targets)`` with ``(B,)`` int64 class indices; the network, kept as ``self.network``, maps
+    inputs to ``(B, num_classes)`` logits. Logs ``loss/{train,val,test}`` and ``accuracy/{train,val,test}`` (share of
+    right answers, in [0, 1]) per epoch. ``predict`` gives probabilities.
+
+    After ``seed_everything(n)``, torch's generators are reseeded from (n, epoch) before every training epoch, so that
+    dropout and the like do not depend on how often the run was restarted.
+
+    Checkpoints hold the arguments as plain values and load with ``weights_only=True``. What has no plain form (a network
+    given as a module, an optimizer given as a lambda) is left out of ``hparams``: pass it to ``load_from_checkpoint``.
+
+    Args:
+        network: Dotted path of a class or function ("lightning_fold.models.CifarResNet"), a timm model name ("resnet18"),
+            or a module.
+        network_args: Keyword arguments for the network; ``num_classes`` is added where the network takes it.
+        num_classes: Number of classes, at least 2.
+        optimizer: Function from parameters to an optimizer; in YAML ``class_path`` and ``init_args``. None is
+            ``torch.optim.AdamW`` with its own defaults.
+        lr_scheduler: Function from an optimizer to a learning-rate schedule, stepped once per epoch; in YAML ``class_path``
+            and ``init_args``. ``ReduceLROnPlateau`` watches its ``monitor``, by default ``loss/val``.
+        label_smoothing: Share of the target probability spread over all classes, in [0, 1).
+
+    Raises:
+        ValueError: num_classes, label_smoothing or the network's name outside what is said above.
+        TypeError: network_args do not fit the network, or are given along with a module.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        network: str | nn.Module = "lightning_fold.models.MLP",
+        network_args: dict[str, Any] | None = None,
+        num_classes: int = 10,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"Classifier(num_classes={num_classes}): expected at least 2")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"Classifier(label_smoothing={label_smoothing}): expected a value in [0, 1)")
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.save_hyperparameters(plain_arguments(type(self), arguments))
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.optimizer, self.lr_scheduler = optimizer or torch.optim.AdamW, lr_scheduler
+        self.network = _make_network(network, network_args or {}, num_classes)
+        self.accuracy = nn.ModuleDict(
+            {f"accuracy_{split}": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for split in ("train", "val", "test")}
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(B, num_classes)`` of a batch of inputs."""
+        return self.network(inputs)
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the training objective of a batch, averaged over examples, and the logits ``(B, num_classes)``."""
+        logits = self(inputs)
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"Classifier(num_classes={self.num_classes}): the network returned shape {tuple(logits.shape)} for "
+                f"{len(targets)} examples, expected {(len(targets), self.num_classes)}. Check num_classes and network_args."
+            )
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing), logits
+
+    def on_train_epoch_start(self) -> None:
+        """Reseed torch from (global seed, epoch), alike on all processes."""
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        if seed is not None:
+            torch.manual_seed(int(seed) * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Objective of one batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy of one batch."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy of one batch."""
+        self._step(batch, "test")
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Probabilities ``(B, num_classes)``."""
+        return self(batch[0]).softmax(dim=1)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over all parameters and the schedule."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        monitor = getattr(scheduler, "monitor", "loss/val")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}}
+
+    def _step(self, batch: tuple[Tensor, Tensor], split: str) -> Tensor:
+        inputs, targets = batch
+        loss, logits = self.loss(inputs, targets)
+        accuracy = self.accuracy[f"accuracy_{split}"]
+        accuracy(logits, targets)
+        self.log(f"loss/{split}", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        self.log(f"accuracy/{split}", accuracy, on_step=False, on_epoch=True, prog_bar=split == "val")
+        return loss
+
+
+def _make_network(network: str | nn.Module, network_args: Mapping[str, Any], num_classes: int) -> nn.Module:
+    if isinstance(network, nn.Module):
+        if network_args:
+            raise TypeError(
+                f"Classifier(network=<{type(network).__name__}>, network_args={dict(network_args)!r}): network_args are "
+                "for a network given by name; a module is taken as it is"
+            )
+        return network
+    extra = {"num_classes": num_classes} if "num_classes" in accepted_arguments(find_builder(network)) else {}
+    return build_network(network, {**extra, **network_args})

@@ -1,0 +1,42 @@
+"""Constructor arguments as plain values, the form in which checkpoints keep them."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+
+def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the arguments of a class into what Lightning stores in a checkpoint and LightningCLI reads back.
+
+    Args:
+        cls: Class that the arguments construct.
+        arguments: Values by name. A class, or a ``functools.partial`` of one with plain keywords, becomes
+            ``{"class_path": ..., "init_args": ...}``.
+
+    Returns:
+        Plain values by name, without those that have no plain form, and the two keys by which Lightning knows to rebuild
+        classes from their paths.
+    """
+    plain = {name: _describe_class(value) if callable(value) else value for name, value in arguments.items()}
+    plain = {name: value for name, value in plain.items() if is_plain(value) and (value is None) == (arguments[name] is None)}
+    class_path = f"{cls.__module__}.{cls.__qualname__}"
+    return {**plain, "_class_path": class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value consists of None, booleans, numbers, strings, lists, tuples and string-keyed dictionaries alone."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _describe_class(build: Callable[..., Any]) -> dict[str, Any] | None:
+    """Path and keywords of a class or of a partial of one; jsonargparse's partials carry the class as an argument."""
+    parts = (build.func, *build.args) if isinstance(build, partial) else (build,)
+    cls = next((part for part in parts if isinstance(part, type)), None)
+    if cls is None:
+        return None
+    keywords = build.keywords if isinstance(build, partial) else {}
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(keywords)}

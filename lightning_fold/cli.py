@@ -1,31 +1,48 @@
 """The command ``lightning-fold``: LightningCLI with this package's defaults and short error messages."""
 
+import logging
 import sys
 import warnings
 from typing import Any, NoReturn
 
 import lightning
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_fold.data import ClassificationDataModule  # noqa: F401
+import lightning_fold.data
+import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
+from lightning_fold.config_errors import summarise
 
-TRAINER_DEFAULTS = {
+TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": "runs", "name": ""},
     }
 }
 
+# Warnings about choices this package made, or about Lightning's own code: a reader can do nothing about them.
+UNHELPFUL_WARNINGS = (
+    "The '.*_dataloader' does not have many workers",  # data in memory is fastest without workers
+    "The number of training batches .* is smaller than the logging interval",  # metrics are logged per epoch
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # inside Lightning
+)
+
 
 class Parser(LightningArgumentParser):
-    """Reports an error in one line with a hint, and exits with code 2."""
+    """Reports a mistake in one line with a hint, and exits with code 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Report."""
-        sys.stderr.write("MSG<<" + message + ">>\n")
-        if ex:
-            sys.stderr.write(repr(ex) + repr(ex.__cause__) + repr(ex.__context__))
-        sys.exit(2)
+        """Report a mistake in the arguments or the configuration."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        _fail(
+            summarise(message),
+            "'lightning-fold fit --help' lists the keys, 'lightning-fold fit --model.help CLASS_PATH' (or --data.help, "
+            "--trainer.callbacks.help) those of a class",
+        )
 
 
 class FoldCLI(LightningCLI):
@@ -35,20 +52,53 @@ class FoldCLI(LightningCLI):
         """Make ``Classifier`` the default model."""
         parser.set_defaults({"model": {"class_path": "lightning_fold.modules.Classifier"}})
 
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; a value that a constructor refuses is reported like any wrong value."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            self.parser.error(str(error), error)
+
     def after_fit(self) -> None:
         """Run after ``fit``."""
 
 
 def main(args: ArgsType = None) -> None:
-    """Run the command."""
-    FoldCLI(
-        lightning.LightningModule,
-        lightning.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        trainer_defaults=TRAINER_DEFAULTS,
-        seed_everything_default=42,
-        auto_configure_optimizers=False,
-        parser_class=Parser,
-        args=args,
-    )
+    """Run the command.
+
+    Args:
+        args: Command-line arguments as a list of strings; None takes those of the process.
+
+    Raises:
+        SystemExit: Code 2 after a mistake in the arguments, the configuration or a path, reported on stderr.
+    """
+    _silence()
+    try:
+        FoldCLI(
+            lightning.LightningModule,
+            lightning.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            args=args,
+        )
+    except FileNotFoundError as error:
+        _fail(str(error), "check the paths in the configuration and on the command line")
+
+
+def _silence() -> None:
+    for message in UNHELPFUL_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless" not in record.getMessage()
+
+
+def _fail(message: str, hint: str) -> NoReturn:
+    sys.stderr.write(f"error: {message}\nhint: {hint}\n")
+    sys.exit(2)

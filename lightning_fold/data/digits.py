@@ -32,4 +32,6 @@ class DigitsDataModule(ClassificationDataModule):
         train, val = train_test_split(rest, test_size=180, stratify=targets[rest], random_state=self.seed)
         images = torch.from_numpy(images).to(torch.uint8).view(-1, 1, 8, 8)
         targets = torch.from_numpy(targets)
-        return Splits(*(TensorImages(images[part], targets[part], mean=[0.0], std=[16.0]) for part in (train, val, test)))
+        return Splits(
+            *(TensorImages(images[part], targets[part], mean=[0.0], std=[16.0]) for part in (train, val, test))
+        )

@@ -64,7 +64,9 @@ def _import_builder(network: str, path: str, name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        raise ValueError(f"network={network!r}: cannot import {path!r} ({error}). Give the full path of a class") from error
+        raise ValueError(
+            f"network={network!r}: cannot import {path!r} ({error}). Give the full path of a class"
+        ) from error
     build = getattr(module, name, None)
     if build is None:
         raise ValueError(f"network={network!r}: {path!r} has no {name!r}.{_suggest(name, vars(module))}")

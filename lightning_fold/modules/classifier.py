@@ -66,7 +66,10 @@ class Classifier(lightning.LightningModule):
         self.optimizer, self.lr_scheduler = optimizer or torch.optim.AdamW, lr_scheduler
         self.network = _make_network(network, network_args or {}, num_classes)
         self.accuracy = nn.ModuleDict(
-            {f"accuracy_{split}": MulticlassAccuracy(num_classes, average="micro", validate_args=False) for split in ("train", "val", "test")}
+            {
+                f"accuracy_{split}": MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+                for split in ("train", "val", "test")
+            }
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -112,7 +115,10 @@ class Classifier(lightning.LightningModule):
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
         monitor = getattr(scheduler, "monitor", "loss/val")
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": monitor},
+        }
 
     def _step(self, batch: tuple[Tensor, Tensor], split: str) -> Tensor:
         inputs, targets = batch

@@ -18,7 +18,9 @@ def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
         classes from their paths.
     """
     plain = {name: _describe_class(value) if callable(value) else value for name, value in arguments.items()}
-    plain = {name: value for name, value in plain.items() if is_plain(value) and (value is None) == (arguments[name] is None)}
+    plain = {
+        name: value for name, value in plain.items() if is_plain(value) and (value is None) == (arguments[name] is None)
+    }
     class_path = f"{cls.__module__}.{cls.__qualname__}"
     return {**plain, "_class_path": class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 

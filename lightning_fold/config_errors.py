@@ -1,0 +1,83 @@
+"""One readable line out of what the configuration parser says about a mistake."""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+
+_BASES = (
+    lightning.LightningModule,
+    lightning.LightningDataModule,
+    lightning.Callback,
+    Logger,
+    torch.optim.Optimizer,
+    torch.optim.lr_scheduler.LRScheduler,
+)
+_NOISE = re.compile(
+    r"Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a <class 'NoneType'>|Expected a path but"
+    r"|Not a valid subclass of|Subclass types expect|a class path \(|a dict with|a dict without|Given value: (Namespace|NestedArg|[\[{])"
+)
+_REPLACEMENTS = (
+    (re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>"), r"\1"),
+    (re.compile(r"Parser key \"([^\"]*)\": Parser key \"([^\"]*)\":"), r"key '\1.\2':"),
+    (re.compile(r"Parser key \"([^\"]*)\":"), r"key '\1':"),
+    (re.compile(r"\. Got value: Namespace\(.*"), ""),
+    (re.compile(r"\.? (?:Given|Got) value: "), ", found "),
+    (re.compile(r"Expected a dot import path string: (\w+), found \1"), r"no known class is called '\1'"),
+    (re.compile(r"Expected a "), "expected "),
+    (re.compile(r"Type typing\.Callable\[.*\] expects a function or a callable class: "), ""),
+    (re.compile(r"Problem with given class_path '[^']*': "), ""),
+)
+
+
+def summarise(message: str) -> str:
+    """Shorten an error message of the parser to one line, and add the closest valid name where a name is wrong.
+
+    Args:
+        message: What jsonargparse reports, often many lines long.
+
+    Returns:
+        One line.
+    """
+    lines = (line.strip().removeprefix("- ") for line in message.splitlines())
+    text = " ".join(line for line in lines if line and not _NOISE.match(line))
+    for pattern, replacement in _REPLACEMENTS:
+        text = pattern.sub(replacement, text)
+    return text + _suggestion(text)
+
+
+def _suggestion(text: str) -> str:
+    if found := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
+        wrong, names = found[2], set(vars(sys.modules[found[1]]))
+    elif found := re.search(r"no known class is called '(\w+)'", text):
+        wrong, names = found[1], {cls.__name__ for cls in _known_classes()}
+    elif found := re.search(r"[oO]ption '([\w.]+)'", text):
+        names = set(_known_keys())
+        wrong = next((part for part in found[1].split(".") if part not in names), "")
+    else:
+        return ""
+    close = get_close_matches(wrong, names, n=2)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _known_keys() -> Iterator[str]:
+    """Yield the names of the keys a configuration can have: sections, trainer arguments, arguments of known classes."""
+    yield from ("model", "data", "trainer", "seed_everything", "ckpt_path", "class_path", "init_args", "network_args")
+    for cls in (lightning.Trainer, *_known_classes()):
+        yield from inspect.signature(cls).parameters
+
+
+def _known_classes() -> Iterator[type]:
+    for base in _BASES:
+        yield from _subclasses(base)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_fold.data import CIFAR10DataModule
+from lightning_fold.models import CifarResNet
+from lightning_fold.models.cifar_resnet import BasicBlock, PaddedShortcut
+
+
+def published(depth):
+    """Parameters of option A by the counting rule of the paper: 3x3 convolutions, two BatchNorm vectors each, one linear layer."""
+    n = (depth - 2) // 6
+    widths = [3, 16] + [16] * (2 * n) + [32] * (2 * n) + [64] * (2 * n)
+    convolutions = sum(9 * a * b + 2 * b for a, b in zip(widths, widths[1:], strict=False))
+    return convolutions + 64 * 10 + 10
+
+
+@pytest.mark.parametrize("depth", [8, 20, 32])
+def test_has_the_published_number_of_parameters(depth):
+    assert sum(parameter.numel() for parameter in CifarResNet(depth).parameters()) == published(depth)
+
+
+def test_padded_shortcut_is_a_fixed_sparse_convolution():
+    x = torch.randn(2, 4, 5, 6)
+    weight = torch.zeros(9, 4, 1, 1)
+    weight[torch.arange(4) + 2, torch.arange(4)] = 1.0
+    torch.testing.assert_close(PaddedShortcut(2, 3, 2)(x), F.conv2d(x, weight, stride=2))
+
+
+@pytest.mark.parametrize("option", ["A", "B"])
+def test_block_adds_its_shortcut(option):
+    block = BasicBlock(4, 6, 2, option).eval()
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(block(x), F.relu(block.shortcut(x)))
+
+
+@pytest.mark.parametrize("size", [8, 28, 33])
+def test_takes_any_image_size_and_channels(size):
+    network = CifarResNet(8, num_classes=7, in_channels=1, widths=(4, 6, 9), shortcut="B")
+    assert network(torch.randn(2, 1, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": 18}, "6 n"),
+        ({"depth": 2}, "6 n"),
+        ({"widths": (8, 16)}, "three"),
+        ({"shortcut": "C"}, "'A' or 'B'"),
+        ({"widths": (8, 4, 2)}, "do not shrink"),
+    ],
+)
+def test_refuses_what_it_cannot_build(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CifarResNet(**arguments)
+
+
+@pytest.mark.parametrize(("file", "depth", "accuracy"), [("resnet20-12fca82f.th", 20, 0.915), ("resnet32-d509ac18.th", 32, 0.925)])
+def test_checkpoint_trained_elsewhere_keeps_its_accuracy(real_data, file, depth, accuracy):
+    weights = torch.load(real_data / "checkpoints" / file, weights_only=True)["state_dict"]
+    network = CifarResNet(depth).eval()
+    network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
+    test = CIFAR10DataModule(str(real_data), download=False).splits.test
+    images, targets = test.__getitems__(range(1000))
+    with torch.inference_mode():
+        right = sum((network(x).argmax(1) == y).sum().item() for x, y in zip(images.split(250), targets.split(250), strict=True))
+    assert right / 1000 >= accuracy

@@ -19,8 +19,9 @@ _BASES = (
     torch.optim.lr_scheduler.LRScheduler,
 )
 _NOISE = re.compile(
-    r"Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a <class 'NoneType'>|Expected a path but"
-    r"|Not a valid subclass of|Subclass types expect|a class path \(|a dict with|a dict without|Given value: (Namespace|NestedArg|[\[{])"
+    r"Does not validate against any|Subtypes:|Errors:|Given value type:|Given value: (Namespace|NestedArg|[\[{])"
+    r"|Expected a <class 'NoneType'>|Expected a path but|Not a valid subclass of|Subclass types expect"
+    r"|a class path \(|a dict with"
 )
 _REPLACEMENTS = (
     (re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>"), r"\1"),

@@ -1,6 +1,6 @@
 """What all data modules share: loaders over three splits, and an order that survives a restart."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning
 from torch.utils.data import DataLoader, Dataset
@@ -12,8 +12,8 @@ class Splits(NamedTuple):
     """The three parts of a dataset."""
 
     train: EpochDataset
-    val: Dataset
-    test: Dataset
+    val: EpochDataset
+    test: EpochDataset
 
 
 class ClassificationDataModule(lightning.LightningDataModule):
@@ -89,5 +89,5 @@ class ClassificationDataModule(lightning.LightningDataModule):
         )
 
 
-def _already_a_batch(batch: tuple) -> tuple:
+def _already_a_batch(batch: Any) -> Any:
     return batch

@@ -84,12 +84,12 @@ class TensorImages(EpochDataset):
         self.flips = torch.rand(len(self), generator=generator) < (0.5 if self.flip else 0.0)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return ``(B, C, H, W)`` float32 images and ``(B,)`` targets for B indices, as DataLoader's fetcher asks for them."""
+        """Return ``(B, C, H, W)`` float32 images and ``(B,)`` targets for B indices; DataLoader fetches with this."""
         chosen = torch.as_tensor(indices)
         images = self.images[chosen]
         if self.crop_padding or self.flip:
             images = crop_and_flip(images, self.offsets[chosen], self.flips[chosen], self.crop_padding)
-        return (images.float() - self.mean) / self.std, self.targets[chosen]
+        return images.float().sub_(self.mean).div_(self.std), self.targets[chosen]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return one ``(C, H, W)`` image and its target."""

@@ -68,7 +68,7 @@ class ImageFolderDataModule(ClassificationDataModule):
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"ImageFolderDataModule(data_dir={self.data_dir!r}): no images in {str(folder.absolute())!r} ({error}). "
-                "Set data.init_args.data_dir to a folder that holds train, val and test, each with one folder per class."
+                "Set data.init_args.data_dir to a folder that holds train, val and test, each with a folder per class."
             ) from error
 
     def _transform(self, name: str) -> v2.Compose:

@@ -84,11 +84,11 @@ class InMemoryDataModule(ClassificationDataModule):
             raise FileNotFoundError(self._missing(error)) from error
 
     def _missing(self, error: Exception) -> str:
-        place = Path(self.data_dir) / self.folder
+        place = (Path(self.data_dir) / self.folder).absolute()
         remedy = "check the network connection" if self.download else "set data.init_args.download to true"
         return (
             f"{type(self).__name__}(data_dir={self.data_dir!r}, download={self.download}): no complete dataset in "
-            f"{str(place.absolute())!r} ({error}). Set data.init_args.data_dir to the folder that holds {self.folder!r}, "
+            f"{str(place)!r} ({error}). Set data.init_args.data_dir to the folder that holds {self.folder!r}, "
             f"or {remedy}."
         )
 

@@ -63,8 +63,8 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """Residual network for small images: one 3 x 3 convolution, three stages of basic blocks, mean, linear layer.
 
-    Parameter names are those of widely shared CIFAR-10 checkpoints (``conv1 bn1 layer1..3.N.{conv1,bn1,conv2,bn2} linear``),
-    which load strictly once the prefix ``module.`` is dropped.
+    Parameter names are those of widely shared CIFAR-10 checkpoints (``conv1``, ``bn1``,
+    ``layer{1,2,3}.N.{conv1,bn1,conv2,bn2}``, ``linear``), which load strictly once the prefix ``module.`` is dropped.
 
     Args:
         depth: Number of layers with weights, 6 n + 2 for n blocks per stage: 8, 14, 20, 32, 44, 56, 110, ...

@@ -17,7 +17,8 @@ def build_network(network: str, network_args: Mapping[str, Any]) -> nn.Module:
 
     Args:
         network: Dotted path of an ``nn.Module`` subclass or of a function that returns a module
-            ("lightning_fold.models.MLP", "torchvision.models.resnet18"), or a timm model name ("resnet18", "timm/resnet18").
+            ("lightning_fold.models.MLP", "torchvision.models.resnet18"), or a timm model name ("resnet18" or
+            "timm/resnet18").
         network_args: Keyword arguments of that class or function; for timm those of ``timm.create_model``.
 
     Returns:
@@ -25,7 +26,8 @@ def build_network(network: str, network_args: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         ValueError: There is no such module, class or model; the message lists the closest names.
-        TypeError: An argument is unknown or missing (the message lists those accepted), or the result is no ``nn.Module``.
+        TypeError: An argument is unknown or missing (the message lists those accepted), or the result is no
+            ``nn.Module``.
     """
     build = find_builder(network)
     call = f"build_network({network!r}, {dict(network_args)!r})"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -22,29 +22,28 @@ class Classifier(lightning.LightningModule):
     inputs to ``(B, num_classes)`` logits. Logs ``loss/{train,val,test}`` and ``accuracy/{train,val,test}`` (share of
     right answers, in [0, 1]) per epoch. ``predict`` gives probabilities.
 
-    After ``seed_everything(n)``, torch's generators are reseeded from (n, epoch) before every training epoch, so that
-    dropout and the like do not depend on how often the run was restarted.
+    After ``seed_everything(n)``, torch's generators are reseeded from (n, epoch) before the first batch of every
+    training epoch, so that dropout and the like do not depend on how often the run was restarted.
 
-    Checkpoints hold the arguments as plain values and load with ``weights_only=True``. What has no plain form (a network
-    given as a module, an optimizer given as a lambda) is left out of ``hparams``: pass it to ``load_from_checkpoint``.
+    Checkpoints hold the arguments as plain values and load with ``weights_only=True``. What has no plain form (a
+    network given as a module, an optimizer given as a lambda) is left out of ``hparams``: pass it to
+    ``load_from_checkpoint``.
 
     Args:
-        network: Dotted path of a class or function ("lightning_fold.models.CifarResNet"), a timm model name ("resnet18"),
-            or a module.
+        network: Dotted path of a class or function ("lightning_fold.models.CifarResNet"), a timm model name
+            ("resnet18"), or a module.
         network_args: Keyword arguments for the network; ``num_classes`` is added where the network takes it.
         num_classes: Number of classes, at least 2.
         optimizer: Function from parameters to an optimizer; in YAML ``class_path`` and ``init_args``. None is
             ``torch.optim.AdamW`` with its own defaults.
-        lr_scheduler: Function from an optimizer to a learning-rate schedule, stepped once per epoch; in YAML ``class_path``
-            and ``init_args``. ``ReduceLROnPlateau`` watches its ``monitor``, by default ``loss/val``.
+        lr_scheduler: Function from an optimizer to a learning-rate schedule, stepped once per epoch; in YAML
+            ``class_path`` and ``init_args``. ``ReduceLROnPlateau`` watches its ``monitor``, by default ``loss/val``.
         label_smoothing: Share of the target probability spread over all classes, in [0, 1).
 
     Raises:
         ValueError: num_classes, label_smoothing or the network's name outside what is said above.
         TypeError: network_args do not fit the network, or are given along with a module.
     """
-
-    network: nn.Module
 
     def __init__(
         self,
@@ -64,12 +63,9 @@ class Classifier(lightning.LightningModule):
         self.save_hyperparameters(plain_arguments(type(self), arguments))
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.optimizer, self.lr_scheduler = optimizer or torch.optim.AdamW, lr_scheduler
-        self.network = _make_network(network, network_args or {}, num_classes)
+        self.network: nn.Module = _make_network(network, network_args or {}, num_classes)
         self.accuracy = nn.ModuleDict(
-            {
-                f"accuracy_{split}": MulticlassAccuracy(num_classes, average="micro", validate_args=False)
-                for split in ("train", "val", "test")
-            }
+            {f"accuracy_{split}": _accuracy(num_classes) for split in ("train", "val", "test")}
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -82,14 +78,19 @@ class Classifier(lightning.LightningModule):
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"Classifier(num_classes={self.num_classes}): the network returned shape {tuple(logits.shape)} for "
-                f"{len(targets)} examples, expected {(len(targets), self.num_classes)}. Check num_classes and network_args."
+                f"{len(targets)} examples, expected {(len(targets), self.num_classes)}. "
+                "Set num_classes and network_args so that they agree."
             )
         return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing), logits
 
-    def on_train_epoch_start(self) -> None:
-        """Reseed torch from (global seed, epoch), alike on all processes."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Reseed torch from (global seed, epoch) before an epoch's first batch, alike on all processes.
+
+        Not in ``on_train_epoch_start``: Lightning skips that hook after some restarts, and draws a random number after
+        it in an unbroken run only.
+        """
         seed = os.environ.get("PL_GLOBAL_SEED")
-        if seed is not None:
+        if seed is not None and batch_idx == 0:
             torch.manual_seed(int(seed) * 1_000_003 + self.current_epoch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -114,28 +115,29 @@ class Classifier(lightning.LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
-        monitor = getattr(scheduler, "monitor", "loss/val")
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": monitor},
-        }
+        schedule = {"scheduler": scheduler, "interval": "epoch", "monitor": getattr(scheduler, "monitor", "loss/val")}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _step(self, batch: tuple[Tensor, Tensor], split: str) -> Tensor:
         inputs, targets = batch
         loss, logits = self.loss(inputs, targets)
-        accuracy = self.accuracy[f"accuracy_{split}"]
-        accuracy(logits, targets)
+        accuracy = cast(MulticlassAccuracy, self.accuracy[f"accuracy_{split}"])
+        accuracy.update(logits, targets)
         self.log(f"loss/{split}", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
         self.log(f"accuracy/{split}", accuracy, on_step=False, on_epoch=True, prog_bar=split == "val")
         return loss
+
+
+def _accuracy(num_classes: int) -> MulticlassAccuracy:
+    return MulticlassAccuracy(num_classes, average="micro", validate_args=False)
 
 
 def _make_network(network: str | nn.Module, network_args: Mapping[str, Any], num_classes: int) -> nn.Module:
     if isinstance(network, nn.Module):
         if network_args:
             raise TypeError(
-                f"Classifier(network=<{type(network).__name__}>, network_args={dict(network_args)!r}): network_args are "
-                "for a network given by name; a module is taken as it is"
+                f"Classifier(network=<{type(network).__name__}>, network_args={dict(network_args)!r}): a module is "
+                "taken as it is; leave network_args out, or give the network by name"
             )
         return network
     extra = {"num_classes": num_classes} if "num_classes" in accepted_arguments(find_builder(network)) else {}

@@ -1,6 +1,6 @@
 """Constructor arguments as plain values, the form in which checkpoints keep them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,19 +14,16 @@ def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
             ``{"class_path": ..., "init_args": ...}``.
 
     Returns:
-        Plain values by name, without those that have no plain form, and the two keys by which Lightning knows to rebuild
-        classes from their paths.
+        Plain values by name, without those that have no plain form, and the two keys by which Lightning knows to
+        rebuild classes from their paths.
     """
-    plain = {name: _describe_class(value) if callable(value) else value for name, value in arguments.items()}
-    plain = {
-        name: value for name, value in plain.items() if is_plain(value) and (value is None) == (arguments[name] is None)
-    }
-    class_path = f"{cls.__module__}.{cls.__qualname__}"
-    return {**plain, "_class_path": class_path, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    described = {name: _describe_class(value) or value for name, value in arguments.items()}
+    plain = {name: value for name, value in described.items() if is_plain(value)}
+    return {**plain, "_class_path": _path(cls), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value consists of None, booleans, numbers, strings, lists, tuples and string-keyed dictionaries alone."""
+    """Whether a value consists of None, booleans, numbers, strings, lists, tuples and string-keyed mappings alone."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -34,11 +31,13 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _describe_class(build: Callable[..., Any]) -> dict[str, Any] | None:
+def _describe_class(build: Any) -> dict[str, Any] | None:
     """Path and keywords of a class or of a partial of one; jsonargparse's partials carry the class as an argument."""
     parts = (build.func, *build.args) if isinstance(build, partial) else (build,)
     cls = next((part for part in parts if isinstance(part, type)), None)
-    if cls is None:
-        return None
     keywords = build.keywords if isinstance(build, partial) else {}
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(keywords)}
+    return None if cls is None else {"class_path": _path(cls), "init_args": dict(keywords)}
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

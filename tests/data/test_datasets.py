@@ -26,7 +26,9 @@ def test_crop_and_flip_equals_torchvision_image_by_image(images):
     generator = torch.Generator().manual_seed(1)
     offsets = torch.randint(5, (40, 2), generator=generator)
     flips = torch.rand(40, generator=generator) < 0.5
-    for image, (top, left), flip, result in zip(images, offsets, flips, crop_and_flip(images, offsets, flips, 2), strict=True):
+    for image, (top, left), flip, result in zip(
+        images, offsets, flips, crop_and_flip(images, offsets, flips, 2), strict=True
+    ):
         expected = v2.functional.crop(v2.functional.pad(image, [2, 2, 2, 2]), int(top), int(left), 6, 5)
         expected = v2.functional.horizontal_flip(expected) if flip else expected
         assert torch.equal(result, expected)

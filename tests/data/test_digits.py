@@ -9,7 +9,7 @@ def test_the_three_parts_are_scikit_learns_digits_in_0_to_1():
     assert [len(part) for part in splits] == [1257, 180, 360]
     images = torch.cat([part.__getitems__(range(len(part)))[0] for part in splits])
     assert images.shape == (1797, 1, 8, 8)
-    original = torch.from_numpy(load_digits().data) / 16
+    original = torch.from_numpy(load_digits(return_X_y=True)[0]) / 16
     torch.testing.assert_close(images.flatten(1).double().sort(0).values, original.sort(0).values)
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torchvision.io import write_png
+from torchvision.transforms.v2.functional import to_pil_image
 
 from lightning_fold.data import ImageFolderDataModule
 
@@ -13,7 +13,7 @@ def folder(tmp_path):
             for index in range(count):
                 image = torch.full((3, 20, 30), shade, dtype=torch.uint8)
                 image[:, :, :15] += index
-                write_png(image, str(tmp_path / part / name / f"{index}.png"))
+                to_pil_image(image).save(tmp_path / part / name / f"{index}.png")
     return tmp_path
 
 
@@ -27,7 +27,9 @@ def test_reads_classes_and_pixels(folder):
 
 
 def test_training_batches_are_the_same_after_a_restart(folder):
-    batches = [torch.cat([inputs for inputs, _ in ImageFolderDataModule(str(folder), 14, 4).train_dataloader()]) for _ in "ab"]
+    batches = [
+        torch.cat([inputs for inputs, _ in ImageFolderDataModule(str(folder), 14, 4).train_dataloader()]) for _ in "ab"
+    ]
     assert torch.equal(*batches)
     plain = ImageFolderDataModule(str(folder), 14, 4, augment=False)
     assert not torch.equal(torch.cat([inputs for inputs, _ in plain.train_dataloader()]), batches[0])
@@ -40,7 +42,7 @@ def test_missing_part_is_reported_with_the_fix(tmp_path):
 
 def test_parts_must_have_the_same_classes(folder):
     (folder / "val" / "dark").rename(folder / "val" / "dim")
-    with pytest.raises(ValueError, match="dim.*dark"):
+    with pytest.raises(ValueError, match=r"dim.*dark"):
         ImageFolderDataModule(str(folder)).setup("fit")
 
 

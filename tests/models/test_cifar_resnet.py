@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,12 +8,14 @@ from lightning_fold.data import CIFAR10DataModule
 from lightning_fold.models import CifarResNet
 from lightning_fold.models.cifar_resnet import BasicBlock, PaddedShortcut
 
+TRAINED = [("resnet20-12fca82f.th", 20, 0.915), ("resnet32-d509ac18.th", 32, 0.925)]
+
 
 def published(depth):
-    """Parameters of option A by the counting rule of the paper: 3x3 convolutions, two BatchNorm vectors each, one linear layer."""
+    """Parameters of option A: 3 x 3 convolutions two BatchNorm vectors each, a linear layer."""
     n = (depth - 2) // 6
     widths = [3, 16] + [16] * (2 * n) + [32] * (2 * n) + [64] * (2 * n)
-    convolutions = sum(9 * a * b + 2 * b for a, b in zip(widths, widths[1:], strict=False))
+    convolutions = sum(9 * a * b + 2 * b for a, b in pairwise(widths))
     return convolutions + 64 * 10 + 10
 
 
@@ -56,13 +60,15 @@ def test_refuses_what_it_cannot_build(arguments, message):
         CifarResNet(**arguments)
 
 
-@pytest.mark.parametrize(("file", "depth", "accuracy"), [("resnet20-12fca82f.th", 20, 0.915), ("resnet32-d509ac18.th", 32, 0.925)])
+@pytest.mark.parametrize(("file", "depth", "accuracy"), TRAINED)
 def test_checkpoint_trained_elsewhere_keeps_its_accuracy(real_data, file, depth, accuracy):
-    weights = torch.load(real_data / "checkpoints" / file, weights_only=True)["state_dict"]
+    weights = torch.load(real_data / "checkpoints" / file, map_location="cpu", weights_only=True)["state_dict"]
     network = CifarResNet(depth).eval()
     network.load_state_dict({key.removeprefix("module."): value for key, value in weights.items()})
     test = CIFAR10DataModule(str(real_data), download=False).splits.test
     images, targets = test.__getitems__(range(1000))
     with torch.inference_mode():
-        right = sum((network(x).argmax(1) == y).sum().item() for x, y in zip(images.split(250), targets.split(250), strict=True))
+        right = sum(
+            (network(x).argmax(1) == y).sum().item() for x, y in zip(images.split(250), targets.split(250), strict=True)
+        )
     assert right / 1000 >= accuracy

@@ -16,7 +16,9 @@ def test_class_path_gives_that_class_with_those_arguments():
 
 
 def test_function_path_gives_what_the_function_returns():
-    assert isinstance(build_network("torchvision.models.squeezenet1_1", {"num_classes": 3}), torchvision.models.SqueezeNet)
+    assert isinstance(
+        build_network("torchvision.models.squeezenet1_1", {"num_classes": 3}), torchvision.models.SqueezeNet
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "timm/resnet10t", "resnet10t.c3_in1k"])
@@ -40,20 +42,20 @@ def test_unknown_name_is_refused_with_advice(network, message):
         build_network(network, {})
 
 
-@pytest.mark.parametrize("arguments", [{"in_features": 4}, {"in_features": 4, "hidden": [], "out_features": 2, "bias": True}])
+@pytest.mark.parametrize("arguments", [{"in_features": 4}, {"in_features": 4, "hidden": [], "out_features": 2, "b": 1}])
 def test_wrong_arguments_are_refused_with_those_accepted(arguments):
     with pytest.raises(TypeError, match="takes in_features, hidden, out_features, activation"):
         build_network("lightning_fold.models.MLP", arguments)
 
 
 def test_argument_refused_inside_timm_is_named():
-    with pytest.raises(TypeError, match="build_network.*in_channels"):
+    with pytest.raises(TypeError, match=r"build_network.*in_channels"):
         build_network("resnet10t", {"in_channels": 1})
 
 
 def test_result_must_be_a_module():
-    with pytest.raises(TypeError, match=r"expected an nn\.Module, found dict"):
-        build_network("builtins.dict", {})
+    with pytest.raises(TypeError, match=r"expected an nn\.Module, found Counter"):
+        build_network("collections.Counter", {})
 
 
 def test_a_builder_that_returns_a_module_is_used_as_it_is():

@@ -1,0 +1,159 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import yaml
+
+from lightning_fold.cli import main
+from lightning_fold.config_errors import summarise
+from lightning_fold.modules import Classifier
+
+CONFIG = {
+    "model": {
+        "class_path": "lightning_fold.modules.Classifier",
+        "init_args": {
+            "network_args": {"in_features": 64, "hidden": [20], "out_features": 10},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
+        },
+    },
+    "data": {"class_path": "lightning_fold.data.DigitsDataModule"},
+    "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
+}
+MODEL = CONFIG["model"]["init_args"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run the command in an empty folder with a configuration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-fold"])
+
+    def run(subcommand, *arguments, config=CONFIG):
+        Path("config.yaml").write_text(yaml.safe_dump(config))
+        main([subcommand, "--config", "config.yaml", *arguments])
+
+    return run
+
+
+def changed(**sections):
+    """Return the configuration with the arguments of some sections replaced."""
+    return {name: {**section, **sections.get(name, {})} for name, section in CONFIG.items()}
+
+
+def with_model(**arguments):
+    return changed(model={"init_args": {**MODEL, **arguments}})
+
+
+def test_fit_then_test_from_the_checkpoint(run, tmp_path, capsys):
+    run("fit")
+    (checkpoint,) = tmp_path.glob("runs/version_0/checkpoints/*.ckpt")
+    assert list(tmp_path.glob("runs/version_0/events*"))
+    trained = Classifier.load_from_checkpoint(checkpoint, weights_only=True)
+    assert trained.configure_optimizers().defaults["lr"] == 0.1
+    assert trained.configure_optimizers().defaults["weight_decay"] == 0
+    assert trained.hparams["network_args"] == MODEL["network_args"]
+    capsys.readouterr()
+    run(
+        "test", "--ckpt_path", str(checkpoint), config=with_model(network_args={**MODEL["network_args"], "hidden": [9]})
+    )
+    assert "accuracy/test" in capsys.readouterr().out
+
+
+def test_checkpoint_made_in_python_is_tested_by_the_command(run, tmp_path, capsys):
+    model = Classifier(network_args={**MODEL["network_args"], "hidden": [7, 6]}, optimizer=torch.optim.Adam)
+    trainer = lightning.Trainer(max_epochs=0, accelerator="cpu", logger=False, enable_model_summary=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "python.ckpt")
+    run("test", "--ckpt_path", "python.ckpt")
+    assert "accuracy/test" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, tmp_path):
+    for seed in ("1", "1", "2"):
+        run("fit", "--seed_everything", seed)
+    one, same, other = (
+        Classifier.load_from_checkpoint(next(tmp_path.glob(f"runs/version_{version}/checkpoints/*.ckpt"))).state_dict()
+        for version in range(3)
+    )
+    torch.testing.assert_close(one, same, rtol=0, atol=0)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_print_config_is_a_complete_configuration(run, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run("fit", "--print_config")
+    assert exit_info.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["seed_everything"] == 42
+    assert printed["trainer"]["logger"]["init_args"]["save_dir"] == "runs"
+    assert printed["model"]["init_args"]["network_args"] == MODEL["network_args"]
+    run("fit", config={**printed, "trainer": {**printed["trainer"], "fast_dev_run": True}})
+
+
+def test_classifier_is_the_default_model(run, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", "--print_config", config={"data": CONFIG["data"]})
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["model"]["class_path"] == "lightning_fold.modules.Classifier"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (with_model(labelsmoothing=0.1), ["'labelsmoothing'", "did you mean 'label_smoothing'"]),
+        (with_model(num_classes="ten"), ["'model.num_classes'", "expected int, found ten"]),
+        (with_model(num_classes=1), ["Classifier(num_classes=1)", "at least 2"]),
+        (with_model(network="resnet1"), ["network='resnet1'", "Did you mean"]),
+        (with_model(network_args={"in_features": 64}), ["network_args takes in_features, hidden"]),
+        (with_model(optimizer={"class_path": "torch.optim.SDG"}), ["'model.optimizer'", "'SDG'", "did you mean 'SGD'"]),
+        (changed(model={"class_path": "lightning_fold.modules.Classifer"}), ["'model'", "'Classifier'"]),
+        (changed(data={"class_path": "MNISTDatamodule"}), ["'data'", "did you mean", "'MNISTDataModule'"]),
+        (changed(data={"init_args": {"batch_size": 0}}), ["DigitsDataModule(batch_size=0)"]),
+        (changed(trainer={"max_epoch": 3}), ["'trainer.max_epoch'", "did you mean 'max_epochs'"]),
+        (changed(trainer={"max_epochs": "three"}), ["'trainer.max_epochs'", "expected int, found three"]),
+        ({**CONFIG, "trainr": {"max_epochs": 3}}, ["'trainr.max_epochs'", "did you mean 'trainer'"]),
+        (
+            changed(data={"class_path": "lightning_fold.data.MNISTDataModule", "init_args": {"download": False}}),
+            ["data_dir='data'", "set data.init_args.download to true"],
+        ),
+    ],
+)
+def test_mistake_is_reported_in_one_line_with_the_key_and_the_fix(run, capsys, config, expected):
+    with pytest.raises(SystemExit) as exit_info:
+        run("fit", config=config)
+    assert exit_info.value.code == 2
+    error, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    assert all(words in error for words in expected), error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["fitt"], "choose from 'fit', 'validate', 'test', 'predict'"), (["fit", "--config", "none.yaml"], "none.yaml")],
+)
+def test_wrong_command_is_reported(run, capsys, arguments, expected):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_missing_checkpoint_is_reported(run, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run("test", "--ckpt_path", "none.ckpt")
+    assert exit_info.value.code == 2
+    assert "none.ckpt" in capsys.readouterr().err
+
+
+def test_installed_command_shows_its_help():
+    shown = subprocess.run([Path(sys.executable).parent / "lightning-fold", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert "{fit,validate,test,predict}" in shown.stdout
+
+
+def test_summarise_leaves_a_plain_sentence_alone():
+    assert summarise("MLP(depth=3): expected 2") == "MLP(depth=3): expected 2"

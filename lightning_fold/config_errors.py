@@ -24,15 +24,15 @@ _NOISE = re.compile(
     r"|a class path \(|a dict with"
 )
 _REPLACEMENTS = (
+    (re.compile(r"Problem with given class_path '[^']*': "), ""),
     (re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>"), r"\1"),
-    (re.compile(r"Parser key \"([^\"]*)\": Parser key \"([^\"]*)\":"), r"key '\1.\2':"),
-    (re.compile(r"Parser key \"([^\"]*)\":"), r"key '\1':"),
+    (re.compile(r'Parser key "([^"]*)": Parser key "([^"]*)":'), r"key '\1.\2':"),
+    (re.compile(r'Parser key "([^"]*)":'), r"key '\1':"),
     (re.compile(r"\. Got value: Namespace\(.*"), ""),
     (re.compile(r"\.? (?:Given|Got) value: "), ", found "),
-    (re.compile(r"Expected a dot import path string: (\w+), found \1"), r"no known class is called '\1'"),
+    (re.compile(r"Expected a dot import path string: (\w+)(, found \1)?"), r"no known class is called '\1'"),
     (re.compile(r"Expected a "), "expected "),
     (re.compile(r"Type typing\.Callable\[.*\] expects a function or a callable class: "), ""),
-    (re.compile(r"Problem with given class_path '[^']*': "), ""),
 )
 
 

@@ -81,7 +81,7 @@ class ClassificationDataModule(lightning.LightningDataModule):
     def _loader(self, dataset: Dataset, sampler: EpochSampler | None = None, drop_last: bool = False) -> DataLoader:
         return DataLoader(
             dataset,
-            self.batch_size,
+            batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_already_a_batch if hasattr(dataset, "__getitems__") else None,

@@ -67,7 +67,7 @@ class ImageFolderDataModule(ClassificationDataModule):
             return ImageFolder(folder)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"ImageFolderDataModule(data_dir={self.data_dir!r}): no images in {str(folder.absolute())!r} ({error}). "
+                f"ImageFolderDataModule(data_dir={self.data_dir!r}): no images in {str(folder.absolute())!r}: {error}. "
                 "Set data.init_args.data_dir to a folder that holds train, val and test, each with a folder per class."
             ) from error
 

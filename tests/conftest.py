@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)  # tests run side by side, one per core
 
 
 @pytest.fixture(scope="session")

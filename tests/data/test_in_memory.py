@@ -45,14 +45,14 @@ def test_loading_a_batch_at_a_time_is_much_faster_than_an_image_at_a_time(real_d
     loader = module.train_dataloader()
     transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(module.mean, module.std)])
     plain = torchvision.datasets.MNIST(real_data, train=False, transform=transform)
-    start = time.perf_counter()
+    start = time.process_time()
     for index in range(1000):
         plain[index]
-    one_by_one = (time.perf_counter() - start) / 1000
-    start = time.perf_counter()
+    one_by_one = (time.process_time() - start) / 1000
+    start = time.process_time()
     seen = sum(len(targets) for _, targets in loader)
     assert seen == 55000 // 256 * 256
-    assert (time.perf_counter() - start) / seen < one_by_one / 3
+    assert (time.process_time() - start) / seen < one_by_one / 3
 
 
 @pytest.mark.parametrize("module_class", [MNISTDataModule, FashionMNISTDataModule, CIFAR10DataModule])

@@ -8,7 +8,7 @@ from lightning_fold.data import CIFAR10DataModule
 from lightning_fold.models import CifarResNet
 from lightning_fold.models.cifar_resnet import BasicBlock, PaddedShortcut
 
-TRAINED = [("resnet20-12fca82f.th", 20, 0.915), ("resnet32-d509ac18.th", 32, 0.925)]
+TRAINED = [("resnet20-12fca82f.th", 20, 0.915), pytest.param("resnet32-d509ac18.th", 32, 0.925, marks=pytest.mark.slow)]
 
 
 def published(depth):

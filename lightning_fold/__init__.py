@@ -1,1 +1,44 @@
-"""Train compressible networks with PyTorch Lightning and get small dense ones back."""
+"""Train compressible networks with PyTorch Lightning and hand back small dense ones.
+
+Every rewrite works in place on any network that ``torch.export`` can trace and returns a :class:`RewriteReport`.
+"""
+
+from lightning_fold.complexity import count_bytes, count_flops, count_parameters, measure_latency
+from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
+from lightning_fold.rewrites.folding import fold
+from lightning_fold.rewrites.low_rank import factorize
+from lightning_fold.rewrites.minimization import minimize
+from lightning_fold.rewrites.pruning import prune
+from lightning_fold.rewrites.rebuild import rebuild
+from lightning_fold.rewrites.release import release
+from lightning_fold.rewrites.repair import repair
+from lightning_fold.rewrites.sparsification import sparsify, sparsity_of
+from lightning_fold.serialization import load, save
+from lightning_fold.structure.description import describe
+from lightning_fold.structure.groups import ChannelGroup, Member, channel_groups
+
+__all__ = [
+    "Change",
+    "ChannelGroup",
+    "Kept",
+    "Member",
+    "RewriteError",
+    "RewriteReport",
+    "channel_groups",
+    "count_bytes",
+    "count_flops",
+    "count_parameters",
+    "describe",
+    "factorize",
+    "fold",
+    "load",
+    "measure_latency",
+    "minimize",
+    "prune",
+    "rebuild",
+    "release",
+    "repair",
+    "save",
+    "sparsify",
+    "sparsity_of",
+]

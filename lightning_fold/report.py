@@ -1,0 +1,87 @@
+"""What a rewrite did, as one frozen value that prints as a table."""
+
+from dataclasses import dataclass, field
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class RewriteError(RuntimeError):
+    """A rewrite could not be done; the network and its optimizers are as they were before."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One tensor that changed its shape: dotted name, shape before, shape after (``None``: created or gone)."""
+
+    tensor: str
+    before: Shape | None
+    after: Shape | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Channels that could have gone but stayed: where, how many, and why."""
+
+    tensor: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RewriteReport:
+    """What a rewrite did.
+
+    Attributes:
+        method: name of the rewrite.
+        parameters_before, parameters_after: number of parameters.
+        flops_before, flops_after: floating-point operations of one forward pass of the example inputs, 2 for each
+            multiply-add; ``None`` where no inputs were given.
+        max_relative_error: largest absolute change of an output element divided by the largest absolute output, for
+            exact rewrites; ``None`` otherwise.
+        changes: every tensor whose shape changed.
+        kept: what could have gone but stayed, and why.
+        masks: name of each sparsified parameter -> boolean tensor of its shape, True where the weight stays.
+    """
+
+    method: str
+    parameters_before: int
+    parameters_after: int
+    flops_before: int | None = None
+    flops_after: int | None = None
+    max_relative_error: float | None = None
+    changes: tuple[Change, ...] = ()
+    kept: tuple[Kept, ...] = ()
+    masks: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def factor(self) -> float:
+        """Compression factor: parameters before divided by parameters after."""
+        return self.parameters_before / max(self.parameters_after, 1)
+
+    def __str__(self) -> str:
+        lines = StringIO()
+        console = Console(file=lines, width=110)
+        console.print(self._table())
+        for kept in self.kept:
+            console.print(f"kept {kept.channels} channels of {kept.tensor}: {kept.reason}", highlight=False)
+        return lines.getvalue().rstrip()
+
+    def _table(self) -> Table:
+        title = (
+            f"{self.method}: {self.parameters_before:,} -> {self.parameters_after:,} parameters ({self.factor:.2f}x)"
+        )
+        if self.max_relative_error is not None:
+            title += f", relative error {self.max_relative_error:.1e}"
+        table = Table("tensor", "before", "after", title=title, title_justify="left")
+        for change in self.changes:
+            table.add_row(change.tensor, _shape(change.before), _shape(change.after))
+        return table
+
+
+def _shape(shape: Shape | None) -> str:
+    return "-" if shape is None else " x ".join(map(str, shape)) or "scalar"

@@ -1,0 +1,101 @@
+"""rebuild: a freshly built network takes the structure of a compressed one, ready for its state dict."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_fold.structure.description import Structure, describe, type_name
+from lightning_fold.surgery import Surgery
+
+# Modules that a rewrite can put in the place of others, and how each is built from its described attributes.
+_BUILDERS: dict[str, type[nn.Module]] = {
+    f"{kind.__module__}.{kind.__qualname__}": kind
+    for kind in (nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+}
+
+
+def rebuild(model: nn.Module, structure: Structure) -> None:
+    """Give ``model``, in place, the module types, tensor shapes and size attributes of ``structure``.
+
+    Tensors whose shape changes are zero afterwards: load the state dict next.
+
+    Args:
+        model: the network as its class builds it.
+        structure: what :func:`describe` returned for the compressed network.
+
+    Raises:
+        ValueError: ``structure`` is that of another network; ``model`` is as it was before.
+    """
+    with Surgery(model) as surgery:
+        for path, entry in structure.items():
+            _rebuild_module(surgery, path, entry)
+        _check_same(model, structure)
+
+
+def _rebuild_module(surgery: Surgery, path: str, entry: dict[str, Any]) -> None:
+    module = _find(surgery.model, path)
+    if module is None or type_name(module) != entry["type"]:
+        _replace(surgery, path, entry)
+        return
+    for name, shape in entry["shapes"].items():
+        dotted = f"{path}.{name}".removeprefix(".")
+        if not isinstance(getattr(module, name, None), Tensor):
+            _create(surgery, module, path, name, shape)
+        elif list(getattr(module, name).shape) != shape:
+            surgery.transform(dotted, lambda tensor, s=shape: tensor.new_zeros(s))
+    for name, value in entry["attributes"].items():
+        old = getattr(module, name, None)
+        setattr(module, name, tuple(value) if isinstance(value, list) and isinstance(old, tuple) else value)
+
+
+def _create(surgery: Surgery, module: nn.Module, path: str, name: str, shape: list[int]) -> None:
+    neighbour = next(iter(module._parameters))
+    like = surgery.tensor(f"{path}.{neighbour}".removeprefix("."))
+    surgery.create(f"{path}.{name}".removeprefix("."), like.new_zeros(shape), f"{path}.{neighbour}".removeprefix("."))
+
+
+def _replace(surgery: Surgery, path: str, entry: dict[str, Any]) -> None:
+    if entry["type"] not in _BUILDERS or not path:
+        raise ValueError(
+            f"rebuild: the structure has a {entry['type']} at {path or 'its top'!r}, which "
+            f"{type_name(surgery.model)} has not; expected the structure of the same network. "
+            "Build the network with the class and arguments it was trained with."
+        )
+    parent, _, leaf = path.rpartition(".")
+    new = _build(_BUILDERS[entry["type"]], entry)
+    if _find(surgery.model, path) is None:
+        surgery.model.get_submodule(parent).add_module(leaf, new)
+    else:
+        surgery.replace_module(path, new)
+
+
+def _build(kind: type[nn.Module], entry: dict[str, Any]) -> nn.Module:
+    sizes = entry["attributes"]
+    has_bias = "bias" in entry["shapes"]
+    if kind in (nn.Sequential, nn.Identity):
+        return kind()
+    if kind is nn.Linear:
+        return nn.Linear(sizes["in_features"], sizes["out_features"], bias=has_bias)
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    arguments = {name: tuple(v) if isinstance(v := sizes[name], list) else v for name in names}
+    return kind(**arguments, bias=has_bias)
+
+
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _check_same(model: nn.Module, structure: Structure) -> None:
+    found = describe(model)
+    extra = sorted(set(found) - set(structure))
+    for path in [*extra, *structure]:
+        expected = structure.get(path, {"shapes": {}})["shapes"]
+        if path in extra or found[path]["shapes"] != expected:
+            raise ValueError(
+                f"rebuild: {type_name(model)} has {found[path]['shapes']} at {path!r}, the structure has {expected}; "
+                "expected the structure of the same network. Build the network with the class and arguments it was "
+                "trained with."
+            )

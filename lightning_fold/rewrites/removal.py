@@ -1,0 +1,84 @@
+"""Removing channel groups so that every tensor stays rectangular: shared by minimize and prune."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.labels import Blocks
+from lightning_fold.surgery import Surgery
+
+
+@dataclass
+class Removal:
+    """Which groups go: ``removed`` is (groups,) boolean; ``reasons`` says why a group had to be taken back."""
+
+    removed: Tensor
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+def complete(structure: Structure, removed: Tensor) -> Removal:
+    """Take groups back from ``removed`` until every tensor is rectangular and none is empty."""
+    removal = Removal(removed.clone())
+    changed = True
+    while changed:
+        changed = any([_keep_one(structure, removal), *(_even(structure, b, removal) for b in structure.labels.blocks)])
+    return removal
+
+
+def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
+    """Cut the removed groups out of every tensor they live in."""
+    contractions = structure.labels.contractions
+    grouped = {structure.trace.names[c.weight]: c for c in contractions if c.groups > 1 and c.columns is not None}
+    for (name, dim), axis in structure.labels.axes.items():
+        if name not in grouped:
+            _select(surgery, name, dim, _staying(removal, structure.groups(axis)))
+    for name, contraction in grouped.items():
+        assert contraction.columns is not None and contraction.rows is not None
+        rows = _staying(removal, structure.group_of[contraction.rows])
+        columns = _staying(removal, structure.group_of[contraction.columns])
+        if len(columns) < len(contraction.columns) or len(rows) < len(contraction.rows):
+            surgery.select_grouped(name, rows, columns, contraction.groups)
+
+
+def _staying(removal: Removal, groups: Tensor) -> Tensor:
+    return torch.nonzero(~removal.removed[groups]).flatten()
+
+
+def _select(surgery: Surgery, name: str, dim: int, keep: Tensor) -> None:
+    if len(keep) < surgery.tensor(name).shape[dim]:
+        surgery.select(name, dim, keep)
+
+
+def _keep_one(structure: Structure, removal: Removal) -> bool:
+    changed = False
+    for axis in structure.labels.axes.values():
+        groups = structure.groups(axis)
+        if bool(removal.removed[groups].all()):
+            _take_back(removal, int(groups[0]), "is the last channel of its layer")
+            changed = True
+    return changed
+
+
+def _even(structure: Structure, blocks: Blocks, removal: Removal) -> bool:
+    """Take back until all blocks that stay keep equally many on every side, and leave on all sides or on none."""
+    sides = [structure.group_of[side] for side in blocks.sides]
+    before = int(removal.removed.sum())
+    for _ in range(max(side.shape[1] for side in sides) + 1):
+        kept = torch.stack([(~removal.removed[side]).sum(1) for side in sides])
+        staying = kept.any(0)
+        goal = kept.max(1).values
+        if bool((kept[:, staying] == goal[:, None]).all()):
+            break
+        for side, have, want in zip(sides, kept, goal.tolist(), strict=True):
+            for block in torch.nonzero(staying & (have < want)).flatten().tolist():
+                lost = [g for g in side[block].tolist() if removal.removed[g]]
+                for group in lost[: want - int(have[block])]:
+                    _take_back(removal, group, blocks.reason)
+    return int(removal.removed.sum()) != before
+
+
+def _take_back(removal: Removal, group: int, reason: str) -> None:
+    removal.removed[group] = False
+    removal.reasons[group] = reason

@@ -1,0 +1,116 @@
+"""The frame of every rewrite: measure, change, run and compare, report; put everything back if something fails."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from lightning_fold.complexity import count_flops, count_parameters
+from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
+from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
+from lightning_fold.surgery import Surgery
+
+# Largest relative change of an output that an exact rewrite may show before it is taken back.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def rewrite(
+    method: str,
+    model: nn.Module,
+    example_inputs: Inputs,
+    optimizers: Iterable[Optimizer],
+    change: Callable[[Surgery], Iterable[Kept]],
+    *,
+    exact: bool = False,
+) -> RewriteReport:
+    """Run ``change`` as one transaction and report it.
+
+    Args:
+        method: name of the rewrite, for the report and for errors.
+        model: the network, changed in place.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        optimizers: every optimizer that trains the network.
+        change: makes the changes and returns what could have gone but stayed.
+        exact: whether the outputs must stay the same.
+
+    Raises:
+        RewriteError: the rewritten network does not run, or is not exact; the network is as it was before.
+    """
+    shapes, parameters, flops = _shapes(model), count_parameters(model), count_flops(model, example_inputs)
+    expected = outputs(model, example_inputs)
+    _check_finite(method, model, expected)
+    with Surgery(model, optimizers) as surgery:
+        kept = tuple(change(surgery))
+        found = _run(method, model, example_inputs)
+        error = relative_error(found, expected) if exact else None
+        if error is not None and not error <= TOLERANCES.get(expected[0].dtype, 1e-4):
+            raise RewriteError(
+                f"{method} would change the outputs of {type(model).__name__} by {error:.2g} of their size; expected at "
+                f"most {TOLERANCES.get(expected[0].dtype, 1e-4):.0e}. The network is as it was before. Try it in "
+                "float64: model.double(), with example inputs of the same type."
+            )
+    return RewriteReport(
+        method=method,
+        parameters_before=parameters,
+        parameters_after=count_parameters(model),
+        flops_before=flops,
+        flops_after=count_flops(model, example_inputs),
+        max_relative_error=error,
+        changes=compare_shapes(shapes, _shapes(model)),
+        kept=kept,
+    )
+
+
+def outputs(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
+    """Every floating-point tensor that ``model`` returns in evaluation mode."""
+    with evaluation_mode(model), torch.no_grad():
+        found = tree_leaves(model(*as_inputs(example_inputs)))
+    return [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Largest absolute difference of two lists of outputs divided by the largest absolute expected element."""
+    errors = []
+    for left, right in zip(found, expected, strict=True):
+        if left.shape != right.shape:
+            return float("inf")
+        scale = right.abs().max().clamp_min(torch.finfo(right.dtype).tiny)
+        errors.append(float((left - right).abs().max() / scale))
+    return max(errors, default=0.0)
+
+
+def compare_shapes(before: dict[str, tuple], after: dict[str, tuple]) -> tuple[Change, ...]:
+    """The tensors whose shape is not the same in both."""
+    names = dict.fromkeys((*before, *after))
+    return tuple(
+        Change(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
+    )
+
+
+def _run(method: str, model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
+    try:
+        return outputs(model, example_inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise RewriteError(
+            f"{method}: {type(model).__name__} does not run with its new shapes: {error}. The network is as it was "
+            "before. A module probably repeats a size in a Python attribute or in its forward code."
+        ) from error
+
+
+def _check_finite(method: str, model: nn.Module, expected: list[Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(
+                f"{method}({type(model).__name__}): {name} holds NaN or infinity; expected finite weights. "
+                "Load the last good checkpoint."
+            )
+    if not expected:
+        raise ValueError(f"{method}({type(model).__name__}): the network returns no floating-point tensor.")
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    tensors: list[Any] = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tuple(tensor.shape) for name, tensor in tensors}

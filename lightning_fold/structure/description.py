@@ -1,0 +1,57 @@
+"""The structure of a network as a plain dict: what a checkpoint needs beside the tensors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Structure = dict[str, dict[str, Any]]
+
+_PLAIN = (int, float, bool, str)
+
+
+def describe(model: nn.Module) -> Structure:
+    """The type, the tensor shapes and the plain Python attributes of every module of ``model``.
+
+    Returns:
+        ``{path: {"type": dotted class name, "shapes": {tensor: [sizes]}, "attributes": {name: value}}}``, made of
+        strings, numbers, booleans, lists and ``None`` alone, so that it loads with ``weights_only=True`` and as JSON.
+    """
+    return {path: _describe(module) for path, module in model.named_modules()}
+
+
+def type_name(module: nn.Module) -> str:
+    """The dotted name of the class of ``module``."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def plain(value: Any) -> Any:
+    """``value`` as strings, numbers and lists; tuples become lists.
+
+    Raises:
+        TypeError: ``value`` is of another kind.
+    """
+    if value is None or type(value) in _PLAIN:
+        return value
+    if isinstance(value, (list, tuple, torch.Size)):
+        return [plain(element) for element in value]
+    raise TypeError(f"{value!r} is not plain")
+
+
+def _describe(module: nn.Module) -> dict[str, Any]:
+    tensors = {**module._parameters, **module._buffers}
+    return {
+        "type": type_name(module),
+        "shapes": {name: list(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)},
+        "attributes": {
+            name: plain(value)
+            for name, value in vars(module).items()
+            if not name.startswith("_") and name != "training" and _is_plain(value)
+        },
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(element) for element in value)
+    return value is None or type(value) in _PLAIN

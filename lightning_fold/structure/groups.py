@@ -1,0 +1,168 @@
+"""Channel groups: every (tensor, dimension, index) that must go or stay together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+
+from lightning_fold.structure.constants import Values, constants
+from lightning_fold.structure.labels import PINNED, Axis, Labels, Pin, label_channels
+from lightning_fold.structure.trace import Inputs, Trace, trace
+
+
+@dataclass(frozen=True)
+class Member:
+    """The part of one tensor that a channel group owns.
+
+    Attributes:
+        tensor: dotted name of the parameter or buffer.
+        dim: its dimension.
+        indices: (channels, m) positions along ``dim``: m is 1, or more after a flatten.
+        reads: whether these are a consumer's input columns (a fold sums them) or a producer's rows (a fold averages).
+    """
+
+    tensor: str
+    dim: int
+    indices: Tensor
+    reads: bool
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels of one width of the network, each of which can be removed from all members at once.
+
+    Attributes:
+        members: what each channel owns in every tensor; row ``i`` of every member belongs to channel ``i``.
+        ids: (channels,) the number of each channel among all groups of the structure it was read from.
+        pinned: why the channels cannot be removed, or ``None``.
+    """
+
+    members: tuple[Member, ...]
+    ids: Tensor
+    pinned: str | None
+
+    @property
+    def size(self) -> int:
+        """Number of channels."""
+        return len(self.ids)
+
+    @property
+    def name(self) -> str:
+        """The tensor that first writes these channels."""
+        return self.members[0].tensor
+
+    def __str__(self) -> str:
+        sides = ", ".join(f"{m.tensor}[{':, ' * m.dim}{'reads' if m.reads else 'writes'}]" for m in self.members)
+        return f"{self.size} channels: {sides}" + (f" (stays: {self.pinned})" if self.pinned else "")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All that was read from one network.
+
+    Attributes:
+        trace: its graph.
+        known: the value of every node that does not depend on the input.
+        labels: which labels every value carries.
+        group_of: (labels,) the group of each label; a group is a set of labels that goes or stays as a whole.
+        pinned: group -> the reason why it stays.
+    """
+
+    trace: Trace
+    known: Values
+    labels: Labels
+    group_of: Tensor
+    pinned: dict[int, Pin | None]
+
+    @property
+    def count(self) -> int:
+        return int(self.group_of.max()) + 1
+
+    def groups(self, axis: Axis) -> Tensor:
+        """(size,) the group of each index of one dimension of one tensor."""
+        return self.group_of[axis.start : axis.start + axis.size]
+
+
+def read_structure(model: nn.Module, example_inputs: Inputs) -> Structure:
+    """Trace ``model`` and find its constants and its channel groups. The model is left as it was.
+
+    Raises:
+        ValueError: the model cannot be traced with ``example_inputs``.
+    """
+    graph = trace(model, example_inputs)
+    known = constants(graph)
+    labels = label_channels(graph, known)
+    group_of = _components(labels)
+    pinned: dict[int, Pin | None] = {int(group_of[PINNED]): None}
+    for pin in labels.pins:
+        for group in group_of[pin.labels].unique().tolist():
+            pinned.setdefault(group, pin)
+    return Structure(graph, known, labels, group_of, pinned)
+
+
+def channel_groups(model: nn.Module, example_inputs: Inputs) -> list[ChannelGroup]:
+    """What shrinks with what: the widths of ``model`` and everything tied to each.
+
+    Args:
+        model: any network that ``torch.export`` can trace; it is left as it was.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+
+    Returns:
+        One :class:`ChannelGroup` for each set of dimensions that share their channels, in the order of the network.
+
+    Raises:
+        ValueError: the model cannot be traced with ``example_inputs``.
+    """
+    return group_channels(read_structure(model, example_inputs))
+
+
+def group_channels(structure: Structure) -> list[ChannelGroup]:
+    """The groups of ``structure`` collected by the dimensions they live in."""
+    owned: dict[int, list[tuple[tuple[str, int], Tensor]]] = {}
+    for key, axis in structure.labels.axes.items():
+        groups = structure.groups(axis)
+        order = torch.argsort(groups, stable=True)
+        found, counts = torch.unique_consecutive(groups[order], return_counts=True)
+        for group, indices in zip(found.tolist(), torch.split(order, counts.tolist()), strict=True):
+            owned.setdefault(group, []).append((key, indices))
+    collected: dict[tuple, list[int]] = {}
+    for group, parts in owned.items():
+        pin = structure.pinned.get(group)
+        reason = why_pinned(pin) if group in structure.pinned else None
+        signature = (reason, tuple((key, len(indices)) for key, indices in parts))
+        collected.setdefault(signature, []).append(group)
+    reading = _reading_axes(structure)
+    result = []
+    for (reason, parts), groups in collected.items():
+        members = tuple(
+            Member(*key, torch.stack([owned[group][i][1] for group in groups]), key in reading)
+            for i, (key, _) in enumerate(parts)
+        )
+        writers_first = tuple(sorted(members, key=lambda member: member.reads))
+        result.append(ChannelGroup(writers_first, torch.tensor(groups), reason))
+    return result
+
+
+def _reading_axes(structure: Structure) -> set[tuple[str, int]]:
+    """The dimensions that are a contraction's columns."""
+    weights = {structure.trace.names.get(c.weight) for c in structure.labels.contractions if c.groups == 1}
+    return {(name, 1) for name in weights if name is not None}
+
+
+def why_pinned(pin: Pin | None) -> str:
+    """The reason why a group stays, in words."""
+    return (
+        "fixed by the network's code" if pin is None else f"{pin.layer or 'the network'} ({pin.operator}) {pin.reason}"
+    )
+
+
+def _components(labels: Labels) -> Tensor:
+    pairs: Sequence[tuple[Tensor, Tensor]] = labels.ties
+    left = np.concatenate([pair[0].flatten().numpy() for pair in pairs]) if pairs else np.zeros(0, dtype=np.int64)
+    right = np.concatenate([pair[1].flatten().numpy() for pair in pairs]) if pairs else np.zeros(0, dtype=np.int64)
+    graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(labels.count, labels.count))
+    return torch.from_numpy(connected_components(graph, directed=False)[1].astype(np.int64))

@@ -1,0 +1,87 @@
+"""Which channels can reach the output: the graph run backwards over "some non-zero weight uses it"."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from lightning_fold.structure.constants import channel_constants, contraction_channel
+from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.labels import Contraction, Value
+
+
+def live_groups(structure: Structure, fixed: Collection[Node] = ()) -> Tensor:
+    """(groups,) whether anything that reaches the output reads the group.
+
+    A contraction's column is not a reading where the channel is a known constant, since the constant moves into the
+    consumer; for the contractions in ``fixed``, which cannot take a constant, only where it is zero. What an operator
+    takes and does not hand on counts as read.
+    """
+    contractions = {contraction.node: contraction for contraction in structure.labels.contractions}
+    carried = {node: _carried(structure, value) for node, value in structure.labels.values.items()}
+    alive: dict[Node, Tensor] = {}
+    live = torch.zeros(structure.count, dtype=torch.bool)
+    for node in structure.trace.outputs:
+        alive[node] = _mask(structure, carried[node])
+    for node in reversed(structure.trace.graph.nodes):
+        out = alive.pop(node, None)
+        if out is None:
+            continue
+        live |= out & _mask(structure, carried[node])
+        for source in node.all_input_nodes:
+            needed = out | ~_mask(structure, carried[node])
+            if node in contractions and source is contractions[node].value:
+                columns = contractions[node].columns
+                if columns is not None:
+                    needed[structure.group_of[columns].unique()] = False
+                needed |= _reading(structure, contractions[node], out, node in fixed)
+            elif node in contractions:
+                continue
+            needed &= _mask(structure, carried[source])
+            alive[source] = alive[source] | needed if source in alive else needed
+    return live
+
+
+def used_columns(structure: Structure, contraction: Contraction) -> Tensor:
+    """(rows, columns) whether the weight from column to row is not zero, for every channel the contraction reads."""
+    weight = structure.known[contraction.weight]
+    nonzero = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
+    if contraction.groups == 1:
+        return nonzero.cpu()
+    blocks = nonzero.reshape(contraction.groups, -1, weight.shape[1]).cpu()
+    return torch.block_diag(*blocks.to(torch.uint8)).bool()
+
+
+def input_constants(structure: Structure, contraction: Contraction) -> Tensor | None:
+    """(columns,) the constant that each channel read by ``contraction`` is, NaN where it depends on the input."""
+    given = channel_constants(structure.known[contraction.value], contraction_channel(contraction.node))
+    return None if given is None else given.cpu()
+
+
+def _reading(structure: Structure, contraction: Contraction, out: Tensor, fixed: bool) -> Tensor:
+    reading = torch.zeros(structure.count, dtype=torch.bool)
+    if contraction.columns is None:
+        return reading
+    used = used_columns(structure, contraction)
+    if contraction.rows is not None:
+        used = used & out[structure.group_of[contraction.rows]][:, None]
+    needed = used.any(0)
+    given = input_constants(structure, contraction)
+    if given is not None:
+        needed &= given.isnan() | ((given != 0) & fixed)
+    reading[structure.group_of[contraction.columns[needed]]] = True
+    return reading
+
+
+def _carried(structure: Structure, value: object) -> Tensor:
+    leaves = tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Value))
+    labels = [field for leaf in leaves if isinstance(leaf, Value) for field in leaf.fields.values()]
+    return structure.group_of[torch.cat(labels)].unique() if labels else torch.zeros(0, dtype=torch.int64)
+
+
+def _mask(structure: Structure, groups: Tensor) -> Tensor:
+    mask = torch.zeros(structure.count, dtype=torch.bool)
+    mask[groups] = True
+    return mask

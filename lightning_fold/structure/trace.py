@@ -1,0 +1,142 @@
+"""One graph of ATen operators for any network that ``torch.export`` can trace."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+Inputs = Tensor | tuple[Any, ...]
+
+# Two examples say as much about structure as two hundred, and cost less to interpret.
+_EXAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The graph of a network in evaluation mode.
+
+    Attributes:
+        graph: ATen operators; ``node.meta["val"]`` holds shapes and dtypes.
+        tensors: parameters, buffers and lifted constants by placeholder node. Tied tensors share one name.
+        names: the canonical dotted name of each placeholder that is a parameter or buffer of the network.
+    """
+
+    graph: Graph
+    tensors: Mapping[Node, Tensor]
+    names: Mapping[Node, str]
+
+    @property
+    def outputs(self) -> list[Node]:
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        return list(output.all_input_nodes)
+
+
+def as_inputs(example_inputs: Inputs) -> tuple[Any, ...]:
+    """``example_inputs`` as the tuple of positional inputs that the network is called with."""
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+
+
+def tensor_names(model: nn.Module) -> dict[int, str]:
+    """The first dotted name of every parameter and buffer, by ``id``: tied tensors have one name."""
+    names: dict[int, str] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        names.setdefault(id(tensor), name)
+    return names
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside the block; each one's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+    """Export ``model`` in evaluation mode and name the tensors its graph reads.
+
+    Args:
+        model: any module that ``torch.export`` can trace; it is left as it was.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+
+    Raises:
+        ValueError: the model cannot be traced with these inputs; the message names what failed.
+    """
+    inputs = _few_examples(as_inputs(example_inputs))
+    with evaluation_mode(model), torch.no_grad():
+        try:
+            program = torch.export.export(model, inputs, strict=False)
+        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be traced with the example inputs {_shapes(inputs)}: {error}. "
+                "Pass example inputs that model(*example_inputs) accepts."
+            ) from error
+    names = tensor_names(model)
+    live = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    tensors, node_names = {}, {}
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or specs[node.name].kind == InputKind.USER_INPUT:
+            continue
+        target = specs[node.name].target
+        if target in live:
+            tensors[node] = live[target].detach()
+            node_names[node] = names[id(live[target])]
+        elif target in program.constants and isinstance(program.constants[target], Tensor):
+            tensors[node] = program.constants[target].detach()
+    return Trace(program.graph, tensors, node_names)
+
+
+def interpret(trace: Trace, placeholder: Callable[[Node], Any], call: Callable[[Node, tuple, dict], Any]) -> dict:
+    """Run the graph forwards on values of any kind: ``{node: value}``.
+
+    Args:
+        trace: the graph.
+        placeholder: the value of an input, parameter or buffer.
+        call: the value of an operator, given its node and its arguments as values.
+    """
+    values: dict[Node, Any] = {}
+    for node in trace.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = placeholder(node)
+        elif node.op == "call_function" and node.target is getitem:
+            values[node] = values[node.args[0]][node.args[1]]
+        elif node.op == "call_function":
+            args = map_arg(node.args, values.__getitem__)
+            kwargs = map_arg(node.kwargs, values.__getitem__)
+            values[node] = call(node, args, kwargs)
+        elif node.op == "get_attr":
+            values[node] = None
+    return values
+
+
+def layer_of(node: Node) -> str:
+    """The dotted name of the module that ran ``node``; empty for the network itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = list(stack.values())[-1][0] if stack else ""
+    return path.removeprefix("L['self'].").removeprefix("L['self']")
+
+
+def _few_examples(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    sizes = {value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()}
+    if len(sizes) != 1 or next(iter(sizes)) <= _EXAMPLES:
+        return inputs
+    return tuple(value[:_EXAMPLES] if isinstance(value, Tensor) and value.dim() else value for value in inputs)
+
+
+def _shapes(inputs: tuple[Any, ...]) -> str:
+    return ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in inputs)

@@ -1,0 +1,193 @@
+"""WRITE: the only code that replaces a parameter, a buffer or a module of a network.
+
+A :class:`Surgery` is a transaction. Inside its ``with`` block tensors are replaced by selected, merged or new ones and
+every optimizer is rebound in the same call: new parameters stand at the old position of the same parameter group,
+their moments are transformed like the parameter, step counts stay. No tensor is changed in place, so an exception
+inside the block puts the network and the optimizers back exactly as they were.
+"""
+
+from collections.abc import Callable, Iterable
+from copy import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.optim import Optimizer
+
+Transform = Callable[[Tensor], Tensor]
+
+# Which Python attributes of a module repeat the sizes of its tensors.
+_SIZES: list[tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = [
+    (nn.Linear, lambda m: {"out_features": m.weight.shape[0], "in_features": m.weight.shape[1]}),
+    (_ConvTransposeNd, lambda m: {"in_channels": m.weight.shape[0], "out_channels": m.weight.shape[1] * m.groups}),
+    (_ConvNd, lambda m: {"out_channels": m.weight.shape[0], "in_channels": m.weight.shape[1] * m.groups}),
+    (_NormBase, lambda m: {"num_features": _width(m)}),
+    (nn.LayerNorm, lambda m: {"normalized_shape": tuple(m.weight.shape)} if m.weight is not None else {}),
+    (nn.Embedding, lambda m: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
+    (nn.PReLU, lambda m: {"num_parameters": m.weight.shape[0]}),
+]
+
+
+class Surgery:
+    """Changes to one network and its optimizers that happen together or not at all.
+
+    Args:
+        model: the network, changed in place.
+        optimizers: every optimizer that trains it.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+        self.model = model
+        self.optimizers = list(optimizers)
+
+    def __enter__(self) -> "Surgery":
+        self._modules = [(module, _saved_module(module)) for module in self.model.modules()]
+        self._states = [
+            ([{**group, "params": list(group["params"])} for group in optimizer.param_groups], _saved_state(optimizer))
+            for optimizer in self.optimizers
+        ]
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is not None:
+            self._restore()
+
+    def tensor(self, name: str) -> Tensor:
+        """The parameter or buffer with this dotted name."""
+        path, _, leaf = name.rpartition(".")
+        return getattr(self.model.get_submodule(path), leaf)
+
+    def transform(self, name: str, change: Transform, moments: Transform | None = None) -> None:
+        """Replace the tensor ``name``, wherever it is tied, by ``change(tensor)``.
+
+        Args:
+            name: dotted name of a parameter or buffer.
+            change: the new value of the tensor, as a function of the old one.
+            moments: the same for optimizer state of the parameter's shape; ``change`` where not given.
+        """
+        old = self.tensor(name)
+        with torch.no_grad():
+            new = change(old.detach()).clone(memory_format=torch.preserve_format)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+            self._rebind(old, new, moments or change)
+        for module, leaf in self._owners(old):
+            table = module._parameters if isinstance(new, nn.Parameter) else module._buffers
+            table[leaf] = new  # pyright: ignore[reportArgumentType]
+            refresh_sizes(module)
+
+    def select(self, name: str, dim: int, keep: Tensor) -> None:
+        """Keep the indices ``keep`` of one dimension of the tensor ``name``."""
+        self.transform(name, lambda tensor: tensor.index_select(dim, keep.to(tensor.device)))
+
+    def select_grouped(self, name: str, rows: Tensor, columns: Tensor, groups: int) -> None:
+        """Keep output channels ``rows`` and input channels ``columns`` of a grouped convolution's weight.
+
+        Every group left must keep equally many rows and equally many columns.
+        """
+        old = self.tensor(name)
+        inner, outer = old.shape[1], old.shape[0] // groups
+        blocks = rows.div(outer, rounding_mode="floor").unique()
+        inside = columns.reshape(len(blocks), -1) - blocks[:, None] * inner
+        by_row = inside.repeat_interleave(len(rows) // len(blocks), 0)
+        self.transform(name, lambda weight: weight[rows[:, None].to(weight.device), by_row.to(weight.device)])
+        self.set_groups(name, len(blocks))
+
+    def set_groups(self, name: str, groups: int) -> None:
+        """Set the number of groups of the convolutions that own the weight ``name``."""
+        for module, _ in self._owners(self.tensor(name)):
+            module.groups = groups  # pyright: ignore[reportArgumentType]
+            refresh_sizes(module)
+
+    def create(self, name: str, value: Tensor, beside: str) -> None:
+        """Give a module the parameter ``name`` it does not have, trained in the group of the parameter ``beside``."""
+        path, _, leaf = name.rpartition(".")
+        module, neighbour = self.model.get_submodule(path), self.tensor(beside)
+        created = nn.Parameter(value.detach().clone(), requires_grad=neighbour.requires_grad)
+        setattr(module, leaf, created)
+        for group, position in self._positions(neighbour):
+            group["params"].insert(position + 1, created)
+
+    def replace_module(self, path: str, new: nn.Module) -> None:
+        """Put ``new`` in the place of the submodule ``path``; its parameters are trained in the old one's group."""
+        parent, _, leaf = path.rpartition(".")
+        old = self.model.get_submodule(path)
+        fresh = list(new.parameters())
+        kept = {id(parameter) for parameter in fresh}
+        for parameter in old.parameters():
+            for group, position in self._positions(parameter):
+                added = [] if fresh and any(p is fresh[0] for p in group["params"]) else fresh
+                group["params"][position : position + 1] = added
+            if id(parameter) not in kept:
+                for optimizer in self.optimizers:
+                    optimizer.state.pop(parameter, None)
+        self.model.get_submodule(parent)._modules[leaf] = new
+
+    def _owners(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:
+        return [
+            (module, leaf)
+            for module in self.model.modules()
+            for table in (module._parameters, module._buffers)
+            for leaf, value in table.items()
+            if value is tensor
+        ]
+
+    def _positions(self, parameter: Tensor) -> list[tuple[dict[str, Any], int]]:
+        return [
+            (group, position)
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for position, candidate in enumerate(group["params"])
+            if candidate is parameter
+        ]
+
+    def _rebind(self, old: nn.Parameter, new: nn.Parameter, change: Transform) -> None:
+        for group, position in self._positions(old):
+            group["params"][position] = new
+        for optimizer in self.optimizers:
+            if old in optimizer.state:
+                state = optimizer.state.pop(old)
+                optimizer.state[new] = {key: _moved(value, old, change) for key, value in state.items()}
+
+    def _restore(self) -> None:
+        for module, saved in self._modules:
+            module.__dict__.clear()
+            module.__dict__.update(saved)
+        for optimizer, (groups, state) in zip(self.optimizers, self._states, strict=True):
+            for group, saved in zip(optimizer.param_groups, groups, strict=True):
+                group.clear()
+                group.update(saved)
+            optimizer.state.clear()
+            optimizer.state.update(state)
+
+
+def refresh_sizes(module: nn.Module) -> None:
+    """Set the Python attributes of ``module`` that repeat the sizes of its tensors."""
+    for kind, sizes in _SIZES:
+        if isinstance(module, kind):
+            for attribute, value in sizes(module).items():
+                setattr(module, attribute, value)
+            return
+
+
+def _width(norm: _NormBase) -> int:
+    tensor = norm.weight if norm.weight is not None else norm.running_mean
+    return norm.num_features if tensor is None else tensor.shape[0]
+
+
+def _moved(value: Any, old: Tensor, change: Transform) -> Any:
+    if isinstance(value, Tensor) and value.shape == old.shape and value.dim() > 0:
+        with torch.no_grad():
+            return change(value).clone(memory_format=torch.preserve_format)
+    return value
+
+
+def _saved_module(module: nn.Module) -> dict[str, Any]:
+    tables = ("_parameters", "_buffers", "_modules")
+    return {key: copy(value) if key in tables else value for key, value in module.__dict__.items()}
+
+
+def _saved_state(optimizer: Optimizer) -> dict[Any, Any]:
+    return {parameter: dict(state) for parameter, state in optimizer.state.items()}

@@ -123,11 +123,19 @@ def _cluster(surgery: Surgery, group: ChannelGroup, clusters: int, seed: int) ->
     """(channels,) for each channel the first channel of its cluster."""
     parts = [channel_rows(surgery, member) for member in group.members if not member.tensor.endswith("running_mean")]
     scaled = [part / part.norm().clamp_min(torch.finfo(part.dtype).tiny) for part in parts]
-    features = torch.cat(scaled, dim=1).double().cpu().numpy()
+    features = _coordinates(torch.cat(scaled, dim=1).double().cpu()).numpy()
     distinct = len(np.unique(features, axis=0))
     labels = KMeans(min(clusters, distinct), n_init=3, random_state=seed).fit_predict(features)
     first = {label: index for index, label in reversed(list(enumerate(labels.tolist())))}
     return torch.tensor([first[label] for label in labels.tolist()])
+
+
+def _coordinates(features: Tensor) -> Tensor:
+    """The same points with the same distances in at most as many dimensions as there are points."""
+    if features.shape[1] <= features.shape[0]:
+        return features
+    energies, directions = torch.linalg.eigh(features @ features.T)
+    return directions * energies.clamp_min(0).sqrt()
 
 
 def _in_blocks(structure: Structure) -> Tensor:

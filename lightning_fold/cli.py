@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from rich.console import Console
 
 import lightning_fold.data
 import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
 from lightning_fold.config_errors import summarise
+from lightning_fold.summary import summarise_run
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
@@ -60,7 +62,12 @@ class FoldCLI(LightningCLI):
             self.parser.error(str(error), error)
 
     def after_fit(self) -> None:
-        """Run after ``fit``."""
+        """Measure the dense and the compressed network, write both, and say where everything lies."""
+        if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:
+            return
+        summary = summarise_run(self.trainer, self.model, self.datamodule)
+        if summary is not None:
+            Console().print(summary.table(), summary.places(), sep="\n")
 
 
 def main(args: ArgsType = None) -> None:

@@ -114,15 +114,14 @@ class Surgery:
         """Put ``new`` in the place of the submodule ``path``; its parameters are trained in the old one's group."""
         parent, _, leaf = path.rpartition(".")
         old = self.model.get_submodule(path)
-        fresh = list(new.parameters())
-        kept = {id(parameter) for parameter in fresh}
-        for parameter in old.parameters():
+        before, after = list(old.parameters()), list(new.parameters())
+        gone = [p for p in before if all(p is not other for other in after)]
+        fresh = [p for p in after if all(p is not other for other in before)]
+        for parameter in gone:
             for group, position in self._positions(parameter):
-                added = [] if fresh and any(p is fresh[0] for p in group["params"]) else fresh
-                group["params"][position : position + 1] = added
-            if id(parameter) not in kept:
-                for optimizer in self.optimizers:
-                    optimizer.state.pop(parameter, None)
+                group["params"][position : position + 1] = fresh if parameter is gone[0] else []
+            for optimizer in self.optimizers:
+                optimizer.state.pop(parameter, None)
         self.model.get_submodule(parent)._modules[leaf] = new
 
     def _owners(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:

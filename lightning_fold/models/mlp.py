@@ -14,15 +14,23 @@ class MLP(nn.Module):
         hidden: Width of each hidden layer, each at least 1; empty for a linear classifier.
         out_features: Values per example in the output (the number of classes); at least 1.
         activation: Name of a parameter-free class in ``torch.nn``, such as "ReLU", "GELU" or "Tanh".
+        input_dropout: Share of the input values set to zero in training, in [0, 1).
 
     Raises:
-        ValueError: A width is not a positive integer, or ``torch.nn`` has no such activation.
+        ValueError: A width is not a positive integer, input_dropout is out of range, or ``torch.nn`` has no such activation.
 
     Shape:
         ``(batch, ...)`` with ``in_features`` values per example -> ``(batch, out_features)``.
     """
 
-    def __init__(self, in_features: int, hidden: Sequence[int], out_features: int, activation: str = "ReLU"):
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        out_features: int,
+        activation: str = "ReLU",
+        input_dropout: float = 0.0,
+    ):
         widths = [in_features, *hidden, out_features]
         if not all(isinstance(width, int) and width >= 1 for width in widths):
             raise ValueError(
@@ -34,7 +42,9 @@ class MLP(nn.Module):
             raise ValueError(
                 f"MLP(activation={activation!r}): torch.nn has no such module; give a class name such as 'ReLU'"
             )
-        layers: list[nn.Module] = [nn.Flatten()]
+        if not 0 <= input_dropout < 1:
+            raise ValueError(f"MLP(input_dropout={input_dropout!r}): expected a share in [0, 1)")
+        layers: list[nn.Module] = [nn.Flatten(), *([nn.Dropout(input_dropout)] if input_dropout else [])]
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation_class()]
         super().__init__()

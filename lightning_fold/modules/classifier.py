@@ -4,18 +4,18 @@ import os
 from collections.abc import Mapping
 from typing import Any, cast
 
-import lightning
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_fold.checkpointing import Snapshot, StructureCheckpoint, follow
 from lightning_fold.models.factory import accepted_arguments, build_network, find_builder
 from lightning_fold.modules.hyperparameters import plain_arguments
 
 
-class Classifier(lightning.LightningModule):
+class Classifier(StructureCheckpoint):
     """Trains a network to tell classes apart, by cross-entropy.
 
     Batches are ``(inputs, targets)`` with ``(B,)`` int64 class indices; the network, kept as ``self.network``, maps
@@ -39,9 +39,12 @@ class Classifier(lightning.LightningModule):
         lr_scheduler: Function from an optimizer to a learning-rate schedule, stepped once per epoch; in YAML
             ``class_path`` and ``init_args``. ``ReduceLROnPlateau`` watches its ``monitor``, by default ``loss/val``.
         label_smoothing: Share of the target probability spread over all classes, in [0, 1).
+        distillation: Share of the training objective that compares with the outputs of the network before its first
+            rewrite, in [0, 1]; it counts from that rewrite on (Hinton et al. 2015, arXiv 1503.02531).
+        temperature: Divides the logits of both networks in that comparison, above 0.
 
     Raises:
-        ValueError: num_classes, label_smoothing or the network's name outside what is said above.
+        ValueError: num_classes, label_smoothing, distillation, temperature or the network's name outside what is said above.
         TypeError: network_args do not fit the network, or are given along with a module.
     """
 
@@ -53,15 +56,24 @@ class Classifier(lightning.LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         label_smoothing: float = 0.0,
+        distillation: float = 0.0,
+        temperature: float = 3.0,
     ):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"Classifier(num_classes={num_classes}): expected at least 2")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"Classifier(label_smoothing={label_smoothing}): expected a value in [0, 1)")
+        if not 0 <= distillation <= 1 or temperature <= 0:
+            raise ValueError(
+                f"Classifier(distillation={distillation}, temperature={temperature}): expected distillation in [0, 1] "
+                "and temperature above 0"
+            )
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         self.save_hyperparameters(plain_arguments(type(self), arguments))
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.distillation, self.temperature = distillation, temperature
+        self._teacher: tuple[Snapshot, nn.Module] | None = None
         self.optimizer, self.lr_scheduler = optimizer or torch.optim.AdamW, lr_scheduler
         self.network: nn.Module = _make_network(network, network_args or {}, num_classes)
         self.accuracy = nn.ModuleDict(
@@ -81,7 +93,24 @@ class Classifier(lightning.LightningModule):
                 f"{len(targets)} examples, expected {(len(targets), self.num_classes)}. "
                 "Set num_classes and network_args so that they agree."
             )
-        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing), logits
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        teacher = self.teacher() if self.training and self.distillation > 0 else None
+        if teacher is None:
+            return loss, logits
+        with torch.no_grad():
+            expected = teacher(inputs)
+        return torch.lerp(loss, distillation_loss(logits, expected, self.temperature), self.distillation), logits
+
+    def teacher(self) -> nn.Module | None:
+        """The network as it was before its first rewrite, in evaluation mode; None while there was none."""
+        dense = follow(self).dense
+        if dense is None:
+            return None
+        if self._teacher is None or self._teacher[0] is not dense:
+            network = dense.network_like(self.network).to(self.device).eval().requires_grad_(False)
+            object.__setattr__(self, "_teacher", (dense, network))  # a module that is no part of this one
+        assert self._teacher is not None
+        return self._teacher[1]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Reseed torch from (global seed, epoch) before an epoch's first batch, alike on all processes.
@@ -126,6 +155,18 @@ class Classifier(lightning.LightningModule):
         self.log(f"loss/{split}", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
         self.log(f"accuracy/{split}", accuracy, on_step=False, on_epoch=True, prog_bar=split == "val")
         return loss
+
+
+def distillation_loss(logits: Tensor, expected: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(expected / T), softmax(logits / T)), averaged over the batch.
+
+    Args:
+        logits: (B, classes) of the network that learns.
+        expected: (B, classes) of its teacher.
+        temperature: T, above 0.
+    """
+    student, teacher = (F.log_softmax(values / temperature, dim=1) for values in (logits, expected))
+    return temperature**2 * F.kl_div(student, teacher, log_target=True, reduction="batchmean")
 
 
 def _accuracy(num_classes: int) -> MulticlassAccuracy:

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from lightning_fold.report import Kept, RewriteReport
+from lightning_fold.rewrites.input_selection import select_read_features
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.structure.constants import is_padded
@@ -22,7 +23,13 @@ from lightning_fold.structure.trace import Inputs, layer_of
 from lightning_fold.surgery import Surgery
 
 
-def minimize(model: nn.Module, example_inputs: Inputs, *, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
+def minimize(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    select_inputs: bool = False,
+    optimizers: Iterable[Optimizer] = (),
+) -> RewriteReport:
     """Rewrite ``model`` in place into a smaller dense network that computes the same function.
 
     Channels that cannot reach the output are removed. Channels that do not depend on the input are removed after
@@ -35,6 +42,8 @@ def minimize(model: nn.Module, example_inputs: Inputs, *, optimizers: Iterable[O
     Args:
         model: any network that ``torch.export`` can trace, with exact zeros in its weights, however they were made.
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        select_inputs: also drop the input features that no Linear layer reads, behind a :class:`SelectFeatures` in
+            front of it.
         optimizers: optimizers of the network; they go on with the moments of what stays.
 
     Returns:
@@ -47,7 +56,14 @@ def minimize(model: nn.Module, example_inputs: Inputs, *, optimizers: Iterable[O
         RewriteError: the rewritten network does not run or is not exact; everything is as it was before.
     """
     structure = read_structure(model, example_inputs)
-    return rewrite("minimize", model, example_inputs, optimizers, lambda s: _minimize(s, structure), exact=True)
+
+    def change(surgery: Surgery) -> list[Kept]:
+        kept = _minimize(surgery, structure)
+        if select_inputs:
+            select_read_features(surgery, structure)
+        return kept
+
+    return rewrite("minimize", model, example_inputs, optimizers, change, exact=True)
 
 
 @dataclass(frozen=True)

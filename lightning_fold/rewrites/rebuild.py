@@ -1,20 +1,23 @@
 """rebuild: a freshly built network takes the structure of a compressed one, ready for its state dict."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from lightning_fold.layers import SelectFeatures
 from lightning_fold.structure.description import Structure, describe, type_name
 from lightning_fold.surgery import Surgery
 
 # Modules that a rewrite can put in the place of others, and how each is built from its described attributes.
 _BUILDERS: dict[str, type[nn.Module]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
-    for kind in (nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    for kind in (nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SelectFeatures)
 }
 
 
-def rebuild(model: nn.Module, structure: Structure) -> None:
+def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Optimizer] = ()) -> None:
     """Give ``model``, in place, the module types, tensor shapes and size attributes of ``structure``.
 
     Tensors whose shape changes are zero afterwards: load the state dict next.
@@ -22,11 +25,12 @@ def rebuild(model: nn.Module, structure: Structure) -> None:
     Args:
         model: the network as its class builds it.
         structure: what :func:`describe` returned for the compressed network.
+        optimizers: optimizers of the network; moments of tensors whose shape changes are zero afterwards.
 
     Raises:
         ValueError: ``structure`` is that of another network; ``model`` is as it was before.
     """
-    with Surgery(model) as surgery:
+    with Surgery(model, optimizers) as surgery:
         for path, entry in structure.items():
             _rebuild_module(surgery, path, entry)
         _check_same(model, structure)
@@ -74,6 +78,8 @@ def _build(kind: type[nn.Module], entry: dict[str, Any]) -> nn.Module:
     has_bias = "bias" in entry["shapes"]
     if kind in (nn.Sequential, nn.Identity):
         return kind()
+    if kind is SelectFeatures:
+        return SelectFeatures(entry["shapes"]["index"][0])
     if kind is nn.Linear:
         return nn.Linear(sizes["in_features"], sizes["out_features"], bias=has_bias)
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")

@@ -1,0 +1,126 @@
+"""CompressionMonitor: what became of the network, epoch by epoch, in the progress bar and the loggers."""
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from lightning_fold.callbacks.base import inputs_of
+from lightning_fold.checkpointing import follow, network_of
+from lightning_fold.complexity import count_flops, count_parameters
+from lightning_fold.figures import accuracy_figure, width_figure
+from lightning_fold.rewrites.sparsification import sparsity_of
+from lightning_fold.structure.trace import Inputs
+
+
+class CompressionMonitor(lightning.Callback):
+    """Logs the size of the network and its accuracy as it shrinks; it changes nothing.
+
+    After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (of the network
+    as it stands) and ``dense/accuracy`` (of the network before its first rewrite). Parameters and factor stand in the
+    progress bar. At the end of training TensorBoard gets two figures: the width of every layer over the epochs, and
+    accuracy against parameters. FLOPs are those of one example, 2 for each multiply-add.
+
+    Args:
+        module: dotted path of the network inside the LightningModule; empty finds it.
+        monitor: name of the logged validation metric that is shown as accuracy.
+    """
+
+    def __init__(self, module: str = "", monitor: str = "accuracy/val") -> None:
+        self.module = module
+        self.monitor = monitor
+        self.history: list[dict[str, Any]] = []
+        self._example: Inputs | None = None
+        self._flops: tuple[int, int] = (-1, 0)
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Find the network."""
+        follow(pl_module, self.module)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember one example, for counting operations."""
+        if self._example is None:
+            inputs = inputs_of(batch)
+            self._example = inputs[:1] if not isinstance(inputs, tuple) else inputs
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the size in the progress bar."""
+        if batch_idx == 0:
+            sizes = self._sizes(pl_module)
+            shown = {"params": sizes["compression/parameters"], "factor": sizes["compression/factor"]}
+            pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log the size of the network."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            sizes = self._sizes(pl_module)
+            if self._example is not None:
+                sizes["compression/flops"] = float(self._count_flops(network_of(pl_module)))
+            pl_module.log_dict(sizes)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log the accuracy at this size, and keep it for the figures."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        network, dense = network_of(pl_module), follow(pl_module).dense
+        accuracy = trainer.callback_metrics.get(self.monitor)
+        row = {"epoch": trainer.current_epoch, "parameters": count_parameters(network), "widths": layer_widths(network)}
+        metrics = {}
+        if accuracy is not None:
+            row["accuracy"] = metrics["compressed/accuracy"] = float(accuracy)
+        if dense is not None and self.monitor in dense.metrics:
+            metrics["dense/accuracy"] = dense.metrics[self.monitor]
+        self.history.append(row)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw the figures."""
+        if not self.history:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                step = trainer.global_step
+                logger.experiment.add_figure("compression/widths", width_figure(self.history), step)
+                if "accuracy" in self.history[-1]:
+                    logger.experiment.add_figure("compression/accuracy", accuracy_figure(self.history), step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history so far."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the history of an interrupted run."""
+        self.history = list(state_dict["history"])
+
+    def _sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:
+        network, dense = network_of(pl_module), follow(pl_module).dense
+        parameters = count_parameters(network)
+        before = dense.parameters if dense is not None else parameters
+        return {
+            "compression/parameters": float(parameters),
+            "compression/factor": before / max(parameters, 1),
+            "compression/sparsity": sparsity_of(network),
+        }
+
+    def _count_flops(self, network: nn.Module) -> int:
+        assert self._example is not None
+        parameters = count_parameters(network)
+        if self._flops[0] != parameters:
+            self._flops = (parameters, count_flops(network, self._example))
+        return self._flops[1]
+
+
+def layer_widths(network: nn.Module) -> dict[str, int]:
+    """The number of outputs of every linear layer and convolution, by dotted name."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return {
+        name or type(module).__name__: module.weight.shape[0]
+        for name, module in network.named_modules()
+        if isinstance(module, kinds)
+    }

@@ -1,0 +1,257 @@
+"""Squeeze-Release: cycles of prune, minimize and release between the epochs of a training."""
+
+from typing import Any, Literal
+
+import lightning
+import torch
+
+from lightning_fold.callbacks.base import RewriteCallback, check_share, rebuild_reducer, remember_dense
+from lightning_fold.checkpointing import Snapshot, follow, network_of
+from lightning_fold.regularizers import GroupSparsity
+from lightning_fold.rewrites.minimization import minimize
+from lightning_fold.rewrites.rebuild import rebuild
+from lightning_fold.rewrites.release import release
+from lightning_fold.rewrites.sparsification import sparsify
+from lightning_fold.structure.groups import channel_groups
+
+Phase = Literal["dense", "shrink", "masked", "final"]
+
+
+class SqueezeRelease(RewriteCallback):
+    """Shrinks a network in cycles while it trains; the function changes only where weights are pruned.
+
+    After ``dense_epochs`` of plain training each cycle trains with a group penalty, sets weights to zero (prune),
+    trains on with those held at zero, rewrites the network into a smaller dense one of the same function (minimize)
+    and, if another cycle follows, lets the zeros left over come back as small noise (release). The epochs after the
+    last cycle train the small network. Rewrites happen before the first batch of an epoch; optimizer moments of what
+    survives and the learning-rate schedule go on. Checkpoints hold the structure, and a run resumed from one ends as
+    the unbroken run.
+
+    Suggested: a dense network that is trained to its end, sparsity 0.5 to 0.9 per cycle, several short cycles rather
+    than few long ones, final epochs with a falling learning rate. A cycle is worth little unless whole channels become
+    empty: use the criterion "connected" and a group penalty. It does not help a network that is already as narrow as
+    its task allows. In training mode a BatchNorm normalises with batch statistics, so channels that are constant in
+    evaluation mode change slightly there.
+
+    Source: "Squeeze-Release: Iterative Pruning with Exact Structural Minimization" (arXiv 2606.14346).
+
+    Args:
+        dense_epochs: epochs before the first cycle, at least 1; the network at their end is the dense reference.
+        cycles: number of cycles, at least 1.
+        shrink_epochs: epochs of each cycle before pruning, at least 0.
+        masked_epochs: epochs of each cycle after pruning, with pruned weights held at zero, at least 0.
+        sparsity: share of weights at zero after pruning, in [0, 1), for each cycle; the last one repeats.
+        criterion: which weights go first: "magnitude", or "connected" (magnitude times the norms of row and column).
+        group_penalty: strength of the group penalty in the cycles, at least 0, for each cycle; the last one repeats.
+            After each optimizer step every channel's norm loses this times the learning rate.
+        release_amplitude: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
+        select_inputs: also drop input features that the first Linear layer no longer reads, behind a selection layer.
+        max_accuracy_drop: largest drop of the monitored metric below the dense network that a cycle may end with. More
+            ends the cycles and brings the last good network back.
+        seed: seed of the noise.
+        module: dotted path of the network inside the LightningModule; empty finds it.
+        monitor: name of the logged validation metric that the limit watches, higher is better.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        dense_epochs: int = 10,
+        cycles: int = 5,
+        shrink_epochs: int = 1,
+        masked_epochs: int = 1,
+        sparsity: list[float] = [0.9],  # noqa: B006  read only
+        criterion: Literal["magnitude", "connected"] = "connected",
+        group_penalty: list[float] = [0.0],  # noqa: B006  read only
+        release_amplitude: float = 0.01,
+        select_inputs: bool = False,
+        max_accuracy_drop: float = 1.0,
+        seed: int = 0,
+        module: str = "",
+        monitor: str = "accuracy/val",
+    ) -> None:
+        super().__init__(module, monitor)
+        self.dense_epochs, self.cycles = dense_epochs, cycles
+        self.shrink_epochs, self.masked_epochs = shrink_epochs, masked_epochs
+        self.sparsity, self.criterion, self.group_penalty = list(sparsity), criterion, list(group_penalty)
+        self.release_amplitude, self.select_inputs = release_amplitude, select_inputs
+        self.max_accuracy_drop, self.seed = max_accuracy_drop, seed
+        self._check()
+        self.masks: dict[str, torch.Tensor] = {}
+        self.good: Snapshot | None = None
+        self.stopped = False
+        self.minimized = 0
+        self._penalty: GroupSparsity | None = None
+        self._steps = -1
+
+    @property
+    def cycle_epochs(self) -> int:
+        """Epochs of one cycle."""
+        return self.shrink_epochs + self.masked_epochs
+
+    @property
+    def last_epoch(self) -> int:
+        """The first epoch after the last cycle."""
+        return self.dense_epochs + self.cycles * self.cycle_epochs
+
+    def phase(self, epoch: int) -> Phase:
+        """The phase that ``epoch`` belongs to, counted from 0."""
+        if epoch < self.dense_epochs:
+            return "dense"
+        if self.stopped or epoch >= self.last_epoch:
+            return "final"
+        return "shrink" if (epoch - self.dense_epochs) % self.cycle_epochs < self.shrink_epochs else "masked"
+
+    def cycle(self, epoch: int) -> int:
+        """The cycle that ``epoch`` belongs to, counted from 0."""
+        return (epoch - self.dense_epochs) // self.cycle_epochs
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Check that the cycles fit into the training."""
+        super().setup(trainer, pl_module, stage)
+        epochs = trainer.max_epochs or 0
+        if stage == "fit" and 0 <= epochs < self.last_epoch:
+            raise ValueError(
+                f"SqueezeRelease: dense_epochs={self.dense_epochs} and cycles={self.cycles} of {self.cycle_epochs} "
+                f"epochs need Trainer(max_epochs) of at least {self.last_epoch}; found {epochs}."
+            )
+
+    def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Before an epoch's first batch: minimize and release at a cycle's end, prune in its middle."""
+        epoch = trainer.current_epoch
+        done = min(max(epoch - self.dense_epochs, 0) // self.cycle_epochs, self.cycles)
+        if self.minimized < done and not self.stopped:
+            self._end_cycle(trainer, pl_module)
+        phase = self.phase(epoch)
+        if phase != "dense":
+            remember_dense(pl_module, self.metric, self.monitor)
+        if phase == "masked" and not self.masks:
+            self._prune(trainer, pl_module, self.cycle(epoch))
+        wanted = phase in ("shrink", "masked") and _at(self.group_penalty, self.cycle(epoch)) > 0
+        self._penalty = self._group_sparsity(pl_module) if wanted else None
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimizer step: shrink the channels, hold pruned weights at zero."""
+        stepped, self._steps = trainer.global_step != self._steps, trainer.global_step
+        if self._penalty is not None and stepped:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self._penalty.shrink(rate * _at(self.group_penalty, self.cycle(trainer.current_epoch)))
+        if self.masks:
+            parameters = dict(network_of(pl_module).named_parameters())
+            with torch.no_grad():
+                for name, mask in self.masks.items():
+                    parameters[name].mul_(mask.to(parameters[name].device))
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Minimize what is still masked; if the final network is worse than allowed, bring the last good one back."""
+        if self.masks:
+            self._end_cycle(trainer, pl_module)
+        if self._too_bad(pl_module) and self.good is not None:
+            self._revert(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, the last good network and how far the cycles have come."""
+        return super().state_dict() | {
+            "masks": self.masks,
+            "good": vars(self.good) if self.good is not None else None,
+            "stopped": self.stopped,
+            "minimized": self.minimized,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of an interrupted run."""
+        super().load_state_dict(state_dict)
+        self.masks, self.stopped = state_dict["masks"], state_dict["stopped"]
+        self.good = Snapshot(**state_dict["good"]) if state_dict["good"] is not None else None
+        self.minimized = state_dict["minimized"]
+
+    def _prune(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, cycle: int) -> None:
+        report = sparsify(
+            network_of(pl_module), _at(self.sparsity, cycle), criterion=self.criterion, optimizers=trainer.optimizers
+        )
+        rebuild_reducer(trainer, pl_module)
+        self.masks = report.masks
+
+    def _end_cycle(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.masks = {}
+        if self._too_bad(pl_module):
+            self.stopped = True
+            if self.good is not None:
+                self._revert(trainer, pl_module)
+            return
+        self.rewrite(
+            trainer,
+            pl_module,
+            "squeeze-release",
+            lambda network, inputs, optimizers: minimize(
+                network, inputs, select_inputs=self.select_inputs, optimizers=optimizers
+            ),
+        )
+        self.minimized += 1
+        self.good = Snapshot.take(network_of(pl_module), self._metrics())
+        if self.minimized < self.cycles:
+            self._release(trainer, pl_module)
+
+    def _release(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + trainer.current_epoch)
+        release(
+            network_of(pl_module),
+            max_drift=self.release_amplitude,
+            batch=self._example,
+            generator=generator,
+            optimizers=trainer.optimizers,
+        )
+        rebuild_reducer(trainer, pl_module)
+
+    def _too_bad(self, pl_module: lightning.LightningModule) -> bool:
+        dense = follow(pl_module).dense
+        if self.max_accuracy_drop >= 1 or dense is None:
+            return False
+        if self.metric is None or self.monitor not in dense.metrics:
+            raise ValueError(
+                f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}, monitor={self.monitor!r}): no such metric "
+                "was logged in validation. Log it in validation_step, or name another."
+            )
+        return dense.metrics[self.monitor] - self.metric > self.max_accuracy_drop
+
+    def _revert(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert self.good is not None
+        network = network_of(pl_module)
+        rebuild(network, self.good.structure, optimizers=trainer.optimizers)
+        network.load_state_dict(self.good.state_dict)
+        rebuild_reducer(trainer, pl_module)
+
+    def _metrics(self) -> dict[str, float]:
+        return {} if self.metric is None else {self.monitor: self.metric}
+
+    def _group_sparsity(self, pl_module: lightning.LightningModule) -> GroupSparsity:
+        assert self._example is not None
+        network = network_of(pl_module)
+        return GroupSparsity(network, channel_groups(network, self._example))
+
+    def _check(self) -> None:
+        for name, lowest in (("dense_epochs", 1), ("cycles", 1), ("shrink_epochs", 0), ("masked_epochs", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"SqueezeRelease({name}={getattr(self, name)}): expected at least {lowest}.")
+        if self.cycle_epochs < 1:
+            raise ValueError("SqueezeRelease(shrink_epochs=0, masked_epochs=0): expected at least one epoch per cycle.")
+        for share in self.sparsity:
+            check_share("SqueezeRelease", "sparsity", share)
+        check_share("SqueezeRelease", "release_amplitude", self.release_amplitude)
+        if not self.sparsity or not self.group_penalty or min(self.group_penalty) < 0:
+            raise ValueError(
+                f"SqueezeRelease(sparsity={self.sparsity}, group_penalty={self.group_penalty}): expected at least one "
+                "value each, penalties of at least 0."
+            )
+        if not 0 <= self.max_accuracy_drop <= 1:
+            raise ValueError(
+                f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}): expected a share in [0, 1]; 1 is no limit."
+            )
+
+
+def _at(values: list[float], cycle: int) -> float:
+    return values[min(max(cycle, 0), len(values) - 1)]

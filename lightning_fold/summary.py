@@ -1,0 +1,165 @@
+"""What a run ends with: dense against compressed, as files, a table and ``compression.json``."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from rich.table import Table
+from torch import nn
+
+from lightning_fold.callbacks.base import inputs_of
+from lightning_fold.checkpointing import follow, network_of
+from lightning_fold.complexity import count_flops, count_parameters, measure_latency
+from lightning_fold.serialization import load, save
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One network, measured: accuracies are shares of 1, the rest is for one example of the test set."""
+
+    test_accuracy: float
+    val_accuracy: float
+    parameters: int
+    flops: int
+    bytes: int
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Dense against compressed, and the files of the run."""
+
+    dense: Measurement
+    compressed: Measurement
+    methods: list[dict[str, Any]]
+    files: dict[str, str]
+
+    @property
+    def factor(self) -> float:
+        """Compression factor: parameters before divided by parameters after."""
+        return self.dense.parameters / self.compressed.parameters
+
+    def table(self) -> Table:
+        """The comparison, for the terminal."""
+        table = Table("", "dense", "compressed", "", title=f"{self.factor:.1f}x smaller", title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        dense, small = self.dense, self.compressed
+        for name, left, right in (
+            ("validation accuracy", dense.val_accuracy, small.val_accuracy),
+            ("test accuracy", dense.test_accuracy, small.test_accuracy),
+        ):
+            table.add_row(name, f"{left:.2%}", f"{right:.2%}", f"{100 * (right - left):+.2f} points")
+        for name, left, right in (
+            ("parameters", dense.parameters, small.parameters),
+            ("FLOPs per example", dense.flops, small.flops),
+            ("file size in bytes", dense.bytes, small.bytes),
+        ):
+            table.add_row(name, f"{left:,}", f"{right:,}", f"{left / max(right, 1):.1f}x")
+        row = (f"{dense.latency_ms:.3f}", f"{small.latency_ms:.3f}", f"{dense.latency_ms / small.latency_ms:.1f}x")
+        table.add_row("ms per example", *row)
+        return table
+
+    def places(self) -> str:
+        """Where the files lie."""
+        width = max(map(len, self.files))
+        return "\n".join(f"{name:<{width}}  {place}" for name, place in self.files.items())
+
+
+def summarise_run(
+    trainer: lightning.Trainer, module: lightning.LightningModule, datamodule: lightning.LightningDataModule | None
+) -> Summary | None:
+    """Write the dense and the compressed network of a finished ``fit`` and measure both as they load from their files.
+
+    Args:
+        trainer: the trainer after ``fit``.
+        module: the LightningModule that was trained; its hyper-parameters must name the network.
+        datamodule: the data, with a validation and a test loader.
+
+    Returns:
+        The summary, also written as ``compression.json``; ``None`` where the network has no name to load it by.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    name, arguments = module.hparams.get("network"), module.hparams.get("network_args")
+    if not isinstance(name, str) or datamodule is None:
+        return None
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    record, network = follow(module), network_of(module)
+    networks = {"dense": record.dense.network_like(network) if record.dense else network, "compressed": network}
+    files, measured = {}, {}
+    for kind, each in networks.items():
+        files[kind] = folder / f"{kind}.pt"
+        save(each, files[kind], network=name, network_args=_network_args(module, arguments))
+        measured[kind] = _measure(trainer, module, datamodule, files[kind])
+    checkpoint = folder / "checkpoints" / "compressed.ckpt"
+    trainer.save_checkpoint(checkpoint)
+    places = {
+        "compressed network": files["compressed"],
+        "dense network": files["dense"],
+        "checkpoint": checkpoint,
+        "summary": folder / "compression.json",
+        "TensorBoard logs": folder,
+    }
+    summary = Summary(**measured, methods=record.methods, files={key: str(place) for key, place in places.items()})
+    (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+    for logger in trainer.loggers:
+        metrics = {f"{kind}/accuracy_test": value.test_accuracy for kind, value in measured.items()}
+        logger.log_metrics(metrics | {"accuracy/test": summary.compressed.test_accuracy}, step=trainer.global_step)
+        logger.save()
+    return summary
+
+
+def _network_args(module: lightning.LightningModule, arguments: dict[str, Any] | None) -> dict[str, Any]:
+    from lightning_fold.models.factory import accepted_arguments, find_builder
+
+    takes_classes = "num_classes" in accepted_arguments(find_builder(module.hparams["network"]))
+    extra = {"num_classes": module.hparams["num_classes"]} if takes_classes else {}
+    return {**extra, **(arguments or {})}
+
+
+def _measure(
+    trainer: lightning.Trainer, module: lightning.LightningModule, datamodule: lightning.LightningDataModule, path: Path
+) -> Measurement:
+    network = load(path)
+    with _in_place(module, network):
+        quiet = lightning.Trainer(
+            accelerator="cpu" if module.device.type == "cpu" else module.device.type,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=trainer.limit_val_batches,
+            limit_test_batches=trainer.limit_test_batches,
+        )
+        (val,) = quiet.validate(module, datamodule=datamodule, verbose=False)
+        (test,) = quiet.test(module, datamodule=datamodule, verbose=False)
+    example = inputs_of(next(iter(datamodule.test_dataloader())))[:1]
+    network = network.cpu()
+    return Measurement(
+        test_accuracy=test["accuracy/test"],
+        val_accuracy=val["accuracy/val"],
+        parameters=count_parameters(network),
+        flops=count_flops(network, example),
+        bytes=path.stat().st_size,
+        latency_ms=1000 * measure_latency(network, example),
+    )
+
+
+class _in_place:
+    """The network of a LightningModule replaced by another inside a ``with`` block."""
+
+    def __init__(self, module: lightning.LightningModule, network: nn.Module) -> None:
+        parent, _, leaf = follow(module).network.rpartition(".")
+        self.owner, self.leaf, self.network = module.get_submodule(parent), leaf, network
+
+    def __enter__(self) -> None:
+        self.original = getattr(self.owner, self.leaf)
+        setattr(self.owner, self.leaf, self.network)
+
+    def __exit__(self, *error: Any) -> None:
+        setattr(self.owner, self.leaf, self.original)

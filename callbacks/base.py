@@ -78,9 +78,7 @@ class RewriteCallback(lightning.Callback):
         remember_dense(pl_module, self.metric, self.monitor)
         report = change(network, self._example, trainer.optimizers)
         record: CompressionRecord = follow(pl_module)
-        record.methods.append(
-            {"method": method, "epoch": trainer.current_epoch, "parameters": report.parameters_after}
-        )
+        record.methods.append({"method": method, "epoch": trainer.current_epoch, "parameters": report.parameters_after})
         rebuild_reducer(trainer, pl_module)
         return report
 

@@ -1,18 +1,27 @@
 """Squeeze-Release: cycles of prune, minimize and release between the epochs of a training."""
 
+from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any, Literal
 
 import lightning
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from lightning_fold.callbacks.base import RewriteCallback, check_share, rebuild_reducer, remember_dense
-from lightning_fold.checkpointing import Snapshot, follow, network_of
+from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
+from lightning_fold.complexity import count_parameters
 from lightning_fold.regularizers import GroupSparsity
+from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.rewrites.release import release
 from lightning_fold.rewrites.sparsification import sparsify
 from lightning_fold.structure.groups import channel_groups
+from lightning_fold.structure.trace import Inputs
+
+_BISECTIONS = 8
 
 Phase = Literal["dense", "shrink", "masked", "final"]
 
@@ -45,7 +54,8 @@ class SqueezeRelease(RewriteCallback):
         group_penalty: strength of the group penalty in the cycles, at least 0, for each cycle; the last one repeats.
             After each optimizer step every channel's norm loses this times the learning rate.
         release_amplitude: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
-        select_inputs: also drop input features that the first Linear layer no longer reads, behind a selection layer.
+        target_factor: compression factor at which the cycles stop, at least 1; the last pruning goes just that far.
+        select_inputs: also prune and drop input features that the first Linear layer no longer reads, behind a selection layer.
         max_accuracy_drop: largest drop of the monitored metric below the dense network that a cycle may end with. More
             ends the cycles and brings the last good network back.
         seed: seed of the noise.
@@ -66,6 +76,7 @@ class SqueezeRelease(RewriteCallback):
         criterion: Literal["magnitude", "connected"] = "connected",
         group_penalty: list[float] = [0.0],  # noqa: B006  read only
         release_amplitude: float = 0.01,
+        target_factor: float = 1000.0,
         select_inputs: bool = False,
         max_accuracy_drop: float = 1.0,
         seed: int = 0,
@@ -77,6 +88,7 @@ class SqueezeRelease(RewriteCallback):
         self.shrink_epochs, self.masked_epochs = shrink_epochs, masked_epochs
         self.sparsity, self.criterion, self.group_penalty = list(sparsity), criterion, list(group_penalty)
         self.release_amplitude, self.select_inputs = release_amplitude, select_inputs
+        self.target_factor = target_factor
         self.max_accuracy_drop, self.seed = max_accuracy_drop, seed
         self._check()
         self.masks: dict[str, torch.Tensor] = {}
@@ -170,11 +182,43 @@ class SqueezeRelease(RewriteCallback):
         self.minimized = state_dict["minimized"]
 
     def _prune(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, cycle: int) -> None:
-        report = sparsify(
-            network_of(pl_module), _at(self.sparsity, cycle), criterion=self.criterion, optimizers=trainer.optimizers
-        )
+        network = network_of(pl_module)
+        sparsity = self._within_target(network, follow(pl_module), _at(self.sparsity, cycle))
+        self.masks = self._sparsify(network, sparsity, trainer.optimizers).masks
         rebuild_reducer(trainer, pl_module)
-        self.masks = report.masks
+
+    def _sparsify(self, network: nn.Module, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
+        return sparsify(
+            network,
+            sparsity,
+            criterion=self.criterion,
+            example_inputs=self._example,
+            inputs=self.select_inputs,
+            optimizers=optimizers,
+        )
+
+    def _minimize(self, network: nn.Module, inputs: Inputs, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
+        return minimize(network, inputs, select_inputs=self.select_inputs, optimizers=optimizers)
+
+    def _within_target(self, network: nn.Module, record: CompressionRecord, sparsity: float) -> float:
+        """``sparsity``, or the smallest one found that already reaches the target factor."""
+        assert self._example is not None and record.dense is not None
+        before, inputs = record.dense.parameters, self._example
+
+        def factor(sparsity: float) -> float:
+            trial = deepcopy(network)
+            self._sparsify(trial, sparsity)
+            return before / self._minimize(trial, inputs).parameters_after
+
+        if before / count_parameters(network) * (1 / (1 - sparsity)) ** 2 < self.target_factor:
+            return sparsity  # cannot reach the target yet, whatever empties
+        low, high = 0.0, sparsity
+        if factor(high) <= self.target_factor:
+            return sparsity
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if factor(middle) >= self.target_factor else (middle, high)
+        return high
 
     def _end_cycle(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.masks = {}
@@ -183,17 +227,12 @@ class SqueezeRelease(RewriteCallback):
             if self.good is not None:
                 self._revert(trainer, pl_module)
             return
-        self.rewrite(
-            trainer,
-            pl_module,
-            "squeeze-release",
-            lambda network, inputs, optimizers: minimize(
-                network, inputs, select_inputs=self.select_inputs, optimizers=optimizers
-            ),
-        )
+        report = self.rewrite(trainer, pl_module, "squeeze-release", self._minimize)
         self.minimized += 1
         self.good = Snapshot.take(network_of(pl_module), self._metrics())
-        if self.minimized < self.cycles:
+        dense = follow(pl_module).dense
+        self.stopped = dense is not None and dense.parameters / report.parameters_after >= self.target_factor
+        if self.minimized < self.cycles and not self.stopped:
             self._release(trainer, pl_module)
 
     def _release(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -247,6 +286,8 @@ class SqueezeRelease(RewriteCallback):
                 f"SqueezeRelease(sparsity={self.sparsity}, group_penalty={self.group_penalty}): expected at least one "
                 "value each, penalties of at least 0."
             )
+        if self.target_factor < 1:
+            raise ValueError(f"SqueezeRelease(target_factor={self.target_factor}): expected at least 1.")
         if not 0 <= self.max_accuracy_drop <= 1:
             raise ValueError(
                 f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}): expected a share in [0, 1]; 1 is no limit."

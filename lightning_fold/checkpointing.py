@@ -158,4 +158,3 @@ def _find_network(module: lightning.LightningModule, path: str) -> str:
     if usual:
         return usual[0]
     return next(iter(children)) if len(children) == 1 and not own else ""
-

@@ -9,6 +9,8 @@ from torch.optim import Optimizer
 
 from lightning_fold.complexity import count_parameters
 from lightning_fold.report import RewriteReport
+from lightning_fold.structure.groups import ChannelGroup, channel_groups
+from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
 
 Criterion = Literal["magnitude", "connected"]
@@ -19,6 +21,8 @@ def sparsify(
     sparsity: float,
     *,
     criterion: Criterion = "magnitude",
+    example_inputs: Inputs | None = None,
+    inputs: bool = False,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
     """Set the least important weights of ``model`` to zero, in place.
@@ -29,8 +33,11 @@ def sparsify(
     Args:
         model: any network.
         sparsity: share of the weights that are zero afterwards, in [0, 1).
-        criterion: ``"magnitude"`` ranks by |w|. ``"connected"`` ranks by |w| times the norm of its row and of its
-            column, each as a share of its layer's mean, so that whole rows and columns empty first.
+        criterion: ``"magnitude"`` ranks by |w|. ``"connected"`` ranks by the weaker of the two channels that the weight
+            connects, so that whole rows and columns empty: a channel's strength is the geometric mean of the root
+            mean squares of what writes it and of what reads it, as a share of the mean over its layer.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first; needed by ``"connected"``.
+        inputs: let ``"connected"`` also empty columns of linear layers that read the network's inputs.
         optimizers: optimizers of the network; state of zeroed weights is set to zero.
 
     Returns:
@@ -47,7 +54,14 @@ def sparsify(
     weights = prunable_weights(model)
     if not weights:
         raise ValueError(f"sparsify({type(model).__name__}): expected a Linear or convolution weight; found none.")
-    scores = {name: _score(weight, criterion) for name, weight in weights.items()}
+    if criterion == "magnitude":
+        scores = {name: weight.abs() for name, weight in weights.items()}
+    elif example_inputs is None:
+        raise ValueError(
+            "sparsify(criterion='connected'): expected example_inputs, which tell what reads each channel."
+        )
+    else:
+        scores = _connected_scores(model, weights, example_inputs, inputs)
     masks = _largest(scores, sparsity)
     parameters = count_parameters(model)
     with Surgery(model, optimizers) as surgery:
@@ -72,14 +86,56 @@ def sparsity_of(model: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / max(sum(weight.numel() for weight in weights), 1)
 
 
-def _score(weight: Tensor, criterion: Criterion) -> Tensor:
-    score = weight.abs()
-    if criterion == "magnitude":
-        return score
-    rows = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.dim() - 1))
-    columns = weight.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.dim() - 2))
-    tiny = torch.finfo(weight.dtype).tiny
-    return score * (rows / rows.mean().clamp_min(tiny)) * (columns / columns.mean().clamp_min(tiny))
+def _connected_scores(
+    model: nn.Module, weights: dict[str, Tensor], example_inputs: Inputs, inputs: bool
+) -> dict[str, Tensor]:
+    """For each weight the strength of the weaker channel it connects; equal ones are told apart by magnitude."""
+    strengths: dict[tuple[str, int], Tensor] = {}
+    for group in channel_groups(model, example_inputs):
+        if group.pinned is None:
+            strength = _strength(dict(model.named_parameters()), group)
+            for member in group.members:
+                if member.dim < 2 and member.tensor in weights:
+                    size = weights[member.tensor].shape[member.dim]
+                    fresh = torch.full((size,), torch.inf, dtype=torch.float64)
+                    every = strengths.setdefault((member.tensor, member.dim), fresh)
+                    every[member.indices] = strength[:, None].expand(member.indices.shape)
+    scores = {}
+    for name, weight in weights.items():
+        rows = strengths.get((name, 0), torch.full((weight.shape[0],), torch.inf)).to(weight)
+        columns = strengths.get((name, 1))
+        if columns is None:
+            columns = _rms(weight, 1) if inputs and weight.dim() == 2 else torch.full((weight.shape[1],), torch.inf)
+            columns = columns / columns.mean()
+        weaker = torch.minimum(rows[:, None], columns.nan_to_num(torch.inf).to(weight)[None])
+        ranked = weaker.reshape(*weaker.shape, *[1] * (weight.dim() - 2)).expand_as(weight)
+        scores[name] = ranked * (1 + 1e-4 * weight.abs() / weight.abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
+    return scores
+
+
+def _strength(parameters: dict[str, Tensor], group: ChannelGroup) -> Tensor:
+    """(channels,) sqrt(rms(what writes) rms(what reads)) times the scale of a normalisation, over its mean."""
+    written, read, scale = [], [], []
+    for member in group.members:
+        if member.tensor not in parameters:
+            continue
+        tensor = parameters[member.tensor].detach()
+        rows = tensor.movedim(member.dim, 0)[member.indices.to(tensor.device)].flatten(1).cpu()
+        if tensor.dim() > 1:
+            (read if member.reads else written).append(rows)
+        elif member.tensor.endswith("weight"):
+            scale.append(rows)
+    strength = torch.ones(group.size, dtype=torch.float64)
+    for parts in (written, read):
+        if parts:
+            strength = strength * torch.cat(parts, 1).double().square().mean(1).sqrt().sqrt()
+    if scale:
+        strength = strength * torch.cat(scale, 1).double().square().mean(1).sqrt()
+    return strength / strength.mean().clamp_min(torch.finfo(strength.dtype).tiny)
+
+
+def _rms(weight: Tensor, dim: int) -> Tensor:
+    return weight.transpose(0, dim).flatten(1).square().mean(1).sqrt()
 
 
 def _largest(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ their moments are transformed like the parameter, step counts stay. No tensor is
 inside the block puts the network and the optimizers back exactly as they were.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
@@ -72,6 +73,7 @@ class Surgery:
             new = change(old.detach()).clone(memory_format=torch.preserve_format)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
+            new.__dict__.update(old.__dict__)  # marks that the user's code has put on it
             self._rebind(old, new, moments or change)
         for module, leaf in self._owners(old):
             table = module._parameters if isinstance(new, nn.Parameter) else module._buffers
@@ -111,18 +113,14 @@ class Surgery:
             group["params"].insert(position + 1, created)
 
     def replace_module(self, path: str, new: nn.Module) -> None:
-        """Put ``new`` in the place of the submodule ``path``; its parameters are trained in the old one's group."""
+        """Put ``new`` in the place of the submodule ``path``.
+
+        Parameters that both hold go on with their state; the new ones are trained in the group of the first that goes.
+        """
         parent, _, leaf = path.rpartition(".")
-        old = self.model.get_submodule(path)
-        fresh = list(new.parameters())
-        kept = {id(parameter) for parameter in fresh}
-        for parameter in old.parameters():
-            for group, position in self._positions(parameter):
-                added = [] if fresh and any(p is fresh[0] for p in group["params"]) else fresh
-                group["params"][position : position + 1] = added
-            if id(parameter) not in kept:
-                for optimizer in self.optimizers:
-                    optimizer.state.pop(parameter, None)
+        old = list(self.model.get_submodule(path).parameters())
+        for optimizer in self.optimizers:
+            _exchange(optimizer, old, list(new.parameters()))
         self.model.get_submodule(parent)._modules[leaf] = new
 
     def _owners(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:
@@ -148,8 +146,7 @@ class Surgery:
             group["params"][position] = new
         for optimizer in self.optimizers:
             if old in optimizer.state:
-                state = optimizer.state.pop(old)
-                optimizer.state[new] = {key: _moved(value, old, change) for key, value in state.items()}
+                optimizer.state[new] = _moved_state(optimizer, optimizer.state.pop(old), old.shape, change)
 
     def _restore(self) -> None:
         for module, saved in self._modules:
@@ -177,11 +174,49 @@ def _width(norm: _NormBase) -> int:
     return norm.num_features if tensor is None else tensor.shape[0]
 
 
-def _moved(value: Any, old: Tensor, change: Transform) -> Any:
-    if isinstance(value, Tensor) and value.shape == old.shape and value.dim() > 0:
-        with torch.no_grad():
-            return change(value).clone(memory_format=torch.preserve_format)
-    return value
+def _exchange(optimizer: Optimizer, old: list[nn.Parameter], new: list[nn.Parameter]) -> None:
+    """Put the parameters ``new`` in the place of ``old`` in ``optimizer``, each once; what is in both stays."""
+    fresh = [parameter for parameter in new if not any(parameter is other for other in old)]
+    gone = [parameter for parameter in old if not any(parameter is other for other in new)]
+    for group in optimizer.param_groups:
+        for parameter in gone:
+            positions = [i for i, candidate in enumerate(group["params"]) if candidate is parameter]
+            for position in positions:
+                group["params"][position : position + 1] = fresh
+                fresh = []
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
+
+
+def _moved_state(optimizer: Optimizer, state: dict[str, Any], shape: torch.Size, change: Transform) -> dict[str, Any]:
+    """The state of one parameter after ``change``: step counts stay, moments are transformed like the parameter.
+
+    A moment may be repeated along some dimensions (Adafactor keeps one for each row and one for each column). State of
+    another shape cannot be read: that parameter starts without state, and a warning says so.
+    """
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.numel() > 1}
+    foreign = [key for key, value in tensors.items() if not _repeats(value.shape, shape)]
+    if foreign:
+        warnings.warn(
+            f"{type(optimizer).__name__} keeps {foreign} for a parameter of shape {tuple(shape)} in another shape; the "
+            "rewritten parameter starts without optimizer state.",
+            stacklevel=2,
+        )
+        return {}
+    return state | {key: _moved(value, shape, change) for key, value in tensors.items()}
+
+
+def _repeats(shape: torch.Size, whole: torch.Size) -> bool:
+    return len(shape) == len(whole) and all(size in (1, full) for size, full in zip(shape, whole, strict=True))
+
+
+def _moved(value: Tensor, shape: torch.Size, change: Transform) -> Tensor:
+    with torch.no_grad():
+        moved = change(value.expand(shape))
+        for dim, size in enumerate(value.shape):
+            if size < shape[dim]:
+                moved = moved.narrow(dim, 0, 1)
+        return moved.clone(memory_format=torch.preserve_format)
 
 
 def _saved_module(module: nn.Module) -> dict[str, Any]:

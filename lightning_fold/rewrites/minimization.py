@@ -47,7 +47,16 @@ def minimize(model: nn.Module, example_inputs: Inputs, *, optimizers: Iterable[O
         RewriteError: the rewritten network does not run or is not exact; everything is as it was before.
     """
     structure = read_structure(model, example_inputs)
-    return rewrite("minimize", model, example_inputs, optimizers, lambda s: _minimize(s, structure), exact=True)
+
+    def change(surgery: Surgery) -> list[Kept]:
+        kept = _minimize(surgery, structure)
+        current = structure
+        while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
+            current = read_structure(model, example_inputs)
+            kept = _minimize(surgery, current)
+        return kept
+
+    return rewrite("minimize", model, example_inputs, optimizers, change, exact=True)
 
 
 @dataclass(frozen=True)
@@ -63,11 +72,7 @@ def _minimize(surgery: Surgery, structure: Structure) -> list[Kept]:
     contractions = structure.labels.contractions
     receivers = {c.node: _receiver(surgery, structure, c) for c in contractions}
     fixed = {node for node, receiver in receivers.items() if receiver is None}
-    live = live_groups(structure, fixed)
-    dead = ~live
-    dead[list(structure.pinned)] = False
-    carriers = _choose_carriers(structure, dead, live)
-    removal = complete(structure, dead)
+    live, carriers, removal = _decide(structure, fixed)
     for contraction in contractions:
         receiver = receivers[contraction.node]
         if receiver is not None:
@@ -76,26 +81,52 @@ def _minimize(surgery: Surgery, structure: Structure) -> list[Kept]:
     return _kept(structure, removal, ~live)
 
 
+def _decide(structure: Structure, fixed: set[Node]) -> tuple[Tensor, dict[Node, int], Removal]:
+    """Which groups are live, which carry constants through zero padding, and which go.
+
+    A dead group that stays (as carrier, or to keep a tensor rectangular) must stay the constant it is, so what it
+    reads through a convolution that cannot take constants stays too; that can keep further groups.
+    """
+    held = torch.zeros(structure.count, dtype=torch.bool)
+    while True:
+        live = live_groups(structure, fixed, held)
+        dead = ~live
+        dead[list(structure.pinned)] = False
+        carriers = _choose_carriers(structure, dead, live)
+        removal = complete(structure, dead)
+        staying = ~live & ~removal.removed
+        if not bool((staying & ~held).any()):
+            return live, carriers, removal
+        held |= staying
+
+
+def _became_dense(surgery: Surgery, structure: Structure) -> bool:
+    """Whether a grouped convolution has one group left."""
+    grouped = [structure.trace.names.get(c.weight) for c in structure.labels.contractions if c.groups > 1]
+    owners = [surgery.model.get_submodule(name.rpartition(".")[0]) for name in grouped if name is not None]
+    return any(getattr(owner, "groups", None) == 1 for owner in owners)
+
+
 def _receiver(surgery: Surgery, structure: Structure, contraction: Contraction) -> _Receiver | None:
     names, node = structure.trace.names, contraction.node
     weight = names.get(contraction.weight)
     if is_padded(node):
         single = weight is not None and _uses(structure, weight) == 1 and _shares_channels(structure, contraction)
-        return _Receiver(weight, 1) if single else None
+        return _Receiver(weight, 1) if weight is not None and single else None
     if contraction.bias is not None:
         bias = names.get(contraction.bias)
         return _Receiver(bias, 1) if bias is not None and _uses(structure, bias) == 1 else None
     following = list(node.users)
     if len(following) == 1 and operator_name(following[0]) == "batch_norm":
-        mean = names.get(following[0].args[3])  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if mean is not None and _uses(structure, mean) == 1:
-            return _Receiver(mean, -1)
+        mean = following[0].args[3]
+        if isinstance(mean, Node) and mean in names and _uses(structure, names[mean]) == 1:
+            return _Receiver(names[mean], -1)
     if weight is None or _uses(structure, weight) != 1:
         return None
     path = weight.rpartition(".")[0]
     owner = surgery.model.get_submodule(path)
-    if not isinstance(owner, (nn.Linear, _ConvNd)) or owner.bias is not None:
-        return None
+    if not isinstance(owner, (nn.Linear, _ConvNd)) or owner.bias is not None or layer_of(node) != path:
+        return None  # nobody would read the new bias
     return _Receiver(f"{path}.bias".removeprefix("."), 1, created_beside=weight)
 
 
@@ -175,6 +206,8 @@ def _move_constants(
         return
     matrix = _dense(weight, contraction.groups)[:, columns].double()
     constant = receiver.sign * (matrix @ given[columns].to(matrix)).to(weight)
+    if not bool(constant.any()):
+        return
     if receiver.created_beside is not None:
         rows = contraction.rows
         staying = slice(None) if rows is None else ~removal.removed[structure.group_of[rows]].to(constant.device)

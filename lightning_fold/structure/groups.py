@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -78,8 +79,9 @@ class Structure:
     group_of: Tensor
     pinned: dict[int, Pin | None]
 
-    @property
+    @cached_property
     def count(self) -> int:
+        """Number of groups."""
         return int(self.group_of.max()) + 1
 
     def groups(self, axis: Axis) -> Tensor:
@@ -139,7 +141,7 @@ def group_channels(structure: Structure) -> list[ChannelGroup]:
     result = []
     for (reason, parts), groups in collected.items():
         members = tuple(
-            Member(*key, torch.stack([owned[group][i][1] for group in groups]), key in reading)
+            Member(key[0], key[1], torch.stack([owned[group][i][1] for group in groups]), key in reading)
             for i, (key, _) in enumerate(parts)
         )
         writers_first = tuple(sorted(members, key=lambda member: member.reads))

@@ -70,7 +70,7 @@ class Surgery:
         """
         old = self.tensor(name)
         with torch.no_grad():
-            new = change(old.detach()).clone(memory_format=torch.preserve_format)
+            new = _copied(change(old.detach()), like=old)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
             new.__dict__.update(old.__dict__)  # marks that the user's code has put on it
@@ -194,7 +194,7 @@ def _moved_state(optimizer: Optimizer, state: dict[str, Any], shape: torch.Size,
     A moment may be repeated along some dimensions (Adafactor keeps one for each row and one for each column). State of
     another shape cannot be read: that parameter starts without state, and a warning says so.
     """
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.numel() > 1}
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.dim() > 0}
     foreign = [key for key, value in tensors.items() if not _repeats(value.shape, shape)]
     if foreign:
         warnings.warn(
@@ -216,7 +216,15 @@ def _moved(value: Tensor, shape: torch.Size, change: Transform) -> Tensor:
         for dim, size in enumerate(value.shape):
             if size < shape[dim]:
                 moved = moved.narrow(dim, 0, 1)
-        return moved.clone(memory_format=torch.preserve_format)
+        return _copied(moved, like=value)
+
+
+def _copied(value: Tensor, like: Tensor) -> Tensor:
+    """A copy of ``value`` in the memory format of ``like``."""
+    for rank, channels_last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.dim() == rank and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
+            return value.clone(memory_format=channels_last)
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _saved_module(module: nn.Module) -> dict[str, Any]:

@@ -243,7 +243,9 @@ def residual() -> nn.Module:
 
 
 def dense() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), DenseBlock(), nn.BatchNorm2d(21), nn.ReLU(), Head(21))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False), DenseBlock(), nn.BatchNorm2d(21), nn.ReLU(), Head(21)
+    )
 
 
 def separable(multiplier: int = 1) -> nn.Module:

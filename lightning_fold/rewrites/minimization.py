@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from lightning_fold.report import Kept, RewriteReport
+from lightning_fold.rewrites.pruning import kept_groups
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.structure.constants import is_padded
@@ -244,7 +245,7 @@ def _dense(weight: Tensor, groups: int) -> Tensor:
 
 
 def _kept(structure: Structure, removal: Removal, dead: Tensor) -> list[Kept]:
-    """The dead channels that stay, by the weight that writes or reads them and the reason."""
+    """The dead channels that stay, by the weight that writes or reads them, and all that meet an unruled operator."""
     seen = ~dead | removal.removed
     counts: Counter[tuple[str, str]] = Counter()
     for contraction in structure.labels.contractions:
@@ -254,7 +255,8 @@ def _kept(structure: Structure, removal: Removal, dead: Tensor) -> list[Kept]:
             for group in groups[~seen[groups]].tolist():
                 counts[name, _why_kept(structure, removal, group)] += 1
             seen[groups] = True
-    return [Kept(name, channels, reason) for (name, reason), channels in counts.items()]
+    unruled = [kept for kept in kept_groups(structure) if (kept.tensor, kept.reason) not in counts]
+    return [Kept(name, channels, reason) for (name, reason), channels in counts.items()] + unruled
 
 
 def _why_kept(structure: Structure, removal: Removal, group: int) -> str:

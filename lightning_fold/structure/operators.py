@@ -80,8 +80,10 @@ def is_view(node: Node) -> bool:
 
 
 def functional(node: Node) -> Callable[..., Any]:
-    """The operator of ``node`` as a function that changes none of its arguments: ``relu_`` runs as ``relu``."""
+    """The operator of ``node`` as a function of values of any strides: ``relu_`` runs as ``relu``, a view as a reshape."""
     target: Any = node.target
+    if operator_name(node) in ("view", "_unsafe_view") and target._overloadname == "default":
+        return torch.ops.aten.reshape.default
     packet = getattr(target, "_overloadpacket", None)
     if packet is None or not packet.__name__.endswith("_") or packet.__name__.endswith("__"):
         return target

@@ -34,10 +34,11 @@ def factorize(
     are this project's own.
 
     Args:
-        model: any network.
+        model: any network with at least one linear layer or convolution inside.
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
         keep_parameters: share of the network's parameters to keep, in (0, 1].
-        optimizers: optimizers of the network; factors start without moments in the parameter group of their layer.
+        optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
+            bias stays the same parameter.
 
     Raises:
         ValueError: ``keep_parameters`` is out of range, there is no layer to factorize, or the share cannot be reached.
@@ -75,7 +76,8 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, module)
         for name, module in model.named_modules()
-        if (type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1))
+        if name  # the network itself cannot be replaced in place
+        and (type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1))
         and id(module.weight) not in shared
     ]
 
@@ -151,9 +153,8 @@ def _pair(module: nn.Module, first: nn.Module, inner: Tensor, second: nn.Module,
     with torch.no_grad():
         pair[0].weight.copy_(inner)
         pair[1].weight.copy_(outer)
-        if module.bias is not None:
-            pair[1].bias.copy_(module.bias)
     pair.train(module.training).requires_grad_(weight.requires_grad)
+    pair[1].bias = module.bias  # the same parameter, so that an optimizer goes on with it
     return pair
 
 

@@ -72,7 +72,9 @@ BLOCKS = {
 }
 
 
-@settings(derandomize=True, max_examples=30, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate])
+@settings(
+    derandomize=True, max_examples=30, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate]
+)
 @given(
     st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4),
     st.sampled_from(PATTERNS),

@@ -220,6 +220,8 @@ class _Run:
             labels = labels.unique(dim=0) if len(varying) > 1 else labels[:1]
             for other in labels[1:]:
                 self._tie(labels[0], other)
+            if operator_name(node) in ("view", "reshape", "unflatten") and _in_ones(node, inner):
+                self._pin([labels[0]], node, "is cut into blocks of one channel, of which the code knows the number")
             if inner in fields:
                 self._tie(fields[inner], labels[0])
             fields[inner] = labels[0]
@@ -383,6 +385,13 @@ def _fields(values: Any) -> list[Tensor]:
 
 def _blank(node: Node) -> Any:
     return tree_map(lambda fake: Value(fake.shape) if isinstance(fake, Tensor) else fake, node.meta.get("val"))
+
+
+def _in_ones(node: Node, dim: int) -> bool:
+    """Whether a reshape put a dimension of size 1 behind ``dim`` and in front of others (a channel shuffle's blocks)."""
+    shape, before = node.meta["val"].shape, node.args[0].meta["val"].shape  # pyright: ignore
+    behind = shape[dim + 1 :]
+    return len(shape) > len(before) and len(behind) > 1 and behind[0] == 1 and behind.numel() > 1
 
 
 def _padding_of(node: Node, dim: int, rank: int) -> tuple[int, int]:

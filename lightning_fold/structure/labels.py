@@ -21,6 +21,7 @@ from lightning_fold.structure.operators import family, functional, operator_name
 from lightning_fold.structure.trace import Trace, interpret, layer_of
 
 PINNED = 0
+WINDOW = "is inside a convolution's window or group"  # positions of a weight that are not channels of the network
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,7 @@ class _Run:
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         channel, groups = contraction_channel(node), contraction_groups(node)
         columns, rows = value.fields.get(channel), weight.fields.get(0)
-        self._pin([labels for d, labels in weight.fields.items() if d > 1], node, "is a convolution's window")
+        self._pin([labels for d, labels in weight.fields.items() if d > 1], node, WINDOW)
         if groups == 1:
             self._tie_or_pin(columns, weight.fields.get(1), node, "reads an input of fixed size")
         elif node.args[1] not in self.trace.names:
@@ -337,7 +338,7 @@ class _Run:
             wide = columns.repeat_interleave(weight.shape[0] // groups) if columns is not None else None
             self._tie_or_pin(wide, rows, node, "is a depthwise convolution of an input of fixed size")
         else:
-            self._pin([weight.fields[1]], node, "is a position inside a convolution's group")
+            self._pin([weight.fields[1]], node, WINDOW)
             self._grouped(node, columns, rows, groups)
         if isinstance(bias, Value) and bias.fields:
             self._tie_or_pin(rows, bias.fields.get(0), node, "has rows of fixed size")

@@ -52,8 +52,9 @@ def load(path: str | Path) -> nn.Module:
     content = read_checkpoint(path)
     if content.get("lightning_fold") != _FORMAT or "network" not in content:
         raise ValueError(
-            f"lightning_fold.load({str(path)!r}): expected a compressed network written by lightning-fold, found a file "
-            f"with the keys {sorted(map(str, content))[:8]}. A Lightning checkpoint is loaded by load_from_checkpoint."
+            f"lightning_fold.load({str(path)!r}): expected a compressed network written by lightning-fold, found a "
+            f"file with the keys {sorted(map(str, content))[:8]}. A Lightning checkpoint is loaded by "
+            "load_from_checkpoint."
         )
     model = build_network(content["network"], content["network_args"])
     try:

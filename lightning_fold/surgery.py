@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.prune import BasePruningMethod
 from torch.optim import Optimizer
 
 Transform = Callable[[Tensor], Tensor]
@@ -73,7 +74,7 @@ class Surgery:
             new = _copied(change(old.detach()), like=old)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
-            new.__dict__.update(old.__dict__)  # marks that the user's code has put on it
+            vars(new).update(vars(old))  # marks that the user's code has put on it
             self._rebind(old, new, moments or change)
         for module, leaf in self._owners(old):
             table = module._parameters if isinstance(new, nn.Parameter) else module._buffers
@@ -122,6 +123,26 @@ class Surgery:
         for optimizer in self.optimizers:
             _exchange(optimizer, old, list(new.parameters()))
         self.model.get_submodule(parent)._modules[leaf] = new
+
+    def bake_masks(self) -> bool:
+        """Multiply the masks of ``torch.nn.utils.prune`` into their weights for good; whether there were any."""
+        baked = False
+        for module in self.model.modules():
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if isinstance(hook, BasePruningMethod):
+                    self._bake(module, hook._tensor_name)
+                    del module._forward_pre_hooks[key]
+                    baked = True
+        return baked
+
+    def _bake(self, module: nn.Module, leaf: str) -> None:
+        mask = module._buffers.pop(f"{leaf}_mask")
+        old = module._parameters.pop(f"{leaf}_orig")
+        assert old is not None and mask is not None
+        new = nn.Parameter(old.detach() * mask, requires_grad=old.requires_grad)
+        vars(module).pop(leaf, None)
+        module.register_parameter(leaf, new)
+        self._rebind(old, new, lambda moment: moment * mask)
 
     def _owners(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:
         return [
@@ -228,7 +249,7 @@ def _copied(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _saved_module(module: nn.Module) -> dict[str, Any]:
-    tables = ("_parameters", "_buffers", "_modules")
+    tables = ("_parameters", "_buffers", "_modules", "_forward_pre_hooks")
     return {key: copy(value) if key in tables else value for key, value in module.__dict__.items()}
 
 

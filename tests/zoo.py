@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -222,9 +223,7 @@ class Head(nn.Module):
 
 def mlp(bias: bool = True) -> nn.Module:
     widths = (9, 16, 14, 12)
-    layers = [
-        layer for i, o in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(i, o, bias=bias), nn.ReLU())
-    ]
+    layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o, bias=bias), nn.ReLU())]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 4, bias=bias))
 
 

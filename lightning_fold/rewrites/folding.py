@@ -1,7 +1,7 @@
 """fold: channels that do alike are merged into their cluster's mean; their consumers' columns are summed."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
 
 Repair = Literal["data-free", "none"]
+
+_STARTS: Any = 3  # scikit-learn annotates it as a string
 
 
 def fold(
@@ -125,7 +127,7 @@ def _cluster(surgery: Surgery, group: ChannelGroup, clusters: int, seed: int) ->
     scaled = [part / part.norm().clamp_min(torch.finfo(part.dtype).tiny) for part in parts]
     features = torch.cat(scaled, dim=1).double().cpu().numpy()
     distinct = len(np.unique(features, axis=0))
-    labels = KMeans(min(clusters, distinct), n_init=3, random_state=seed).fit_predict(features)
+    labels = KMeans(min(clusters, distinct), n_init=_STARTS, random_state=seed).fit_predict(features)
     first = {label: index for index, label in reversed(list(enumerate(labels.tolist())))}
     return torch.tensor([first[label] for label in labels.tolist()])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,15 +120,14 @@ def _linear_layer(path: str, module: nn.Linear) -> _Layer:
 
 def _conv_layers(path: str, module: nn.Conv2d) -> list[_Layer]:
     rows, columns, height, width = module.weight.shape
-    shared = {"padding_mode": module.padding_mode}
-    vertical = {"stride": (module.stride[0], 1), "dilation": (module.dilation[0], 1)}
-    horizontal = {"stride": (1, module.stride[1]), "dilation": (1, module.dilation[1])}
+    shared: dict[str, Any] = {"padding_mode": module.padding_mode}
+    window: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    vertical: dict[str, Any] = {"stride": (module.stride[0], 1), "dilation": (module.dilation[0], 1)}
+    horizontal: dict[str, Any] = {"stride": (1, module.stride[1]), "dilation": (1, module.dilation[1])}
     has_bias = module.bias is not None
 
     def whole_then_point(outer: Tensor, inner: Tensor) -> nn.Module:
-        first = nn.Conv2d(
-            columns, len(inner), (height, width), module.stride, module.padding, module.dilation, bias=False, **shared
-        )
+        first = nn.Conv2d(columns, len(inner), (height, width), bias=False, **window, **shared)
         second = nn.Conv2d(len(inner), rows, 1, bias=has_bias)
         return _pair(module, first, inner.reshape(first.weight.shape), second, outer.reshape(second.weight.shape))
 
@@ -146,15 +146,20 @@ def _conv_layers(path: str, module: nn.Conv2d) -> list[_Layer]:
     return layers
 
 
-def _pair(module: nn.Module, first: nn.Module, inner: Tensor, second: nn.Module, outer: Tensor) -> nn.Sequential:
+def _pair(
+    module: nn.Linear | nn.Conv2d,
+    first: nn.Linear | nn.Conv2d,
+    inner: Tensor,
+    second: nn.Linear | nn.Conv2d,
+    outer: Tensor,
+) -> nn.Sequential:
     weight = module.weight
-    assert isinstance(weight, Tensor)
     pair = nn.Sequential(first, second).to(device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
-        pair[0].weight.copy_(inner)
-        pair[1].weight.copy_(outer)
+        first.weight.copy_(inner)
+        second.weight.copy_(outer)
     pair.train(module.training).requires_grad_(weight.requires_grad)
-    pair[1].bias = module.bias  # the same parameter, so that an optimizer goes on with it
+    second.register_parameter("bias", module._parameters["bias"])  # the same one: an optimizer goes on with it
     return pair
 
 

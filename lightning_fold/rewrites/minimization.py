@@ -28,7 +28,8 @@ def minimize(model: nn.Module, example_inputs: Inputs, *, optimizers: Iterable[O
 
     Channels that cannot reach the output are removed. Channels that do not depend on the input are removed after
     their constant has moved into the consumers' biases (or into the running mean of a BatchNorm that follows, or,
-    where zeros are padded around the constant, into one channel that carries it for all).
+    where zeros are padded around the constant, into one channel that carries it for all). Masks of
+    ``torch.nn.utils.prune`` are multiplied into their weights first.
 
     Source: "Squeeze-Release: Iterative Pruning with Exact Structural Minimization" (arXiv 2606.14346); the rules for
     constants, padding and grouped convolutions are this project's own derivation.
@@ -50,8 +51,8 @@ def minimize(model: nn.Module, example_inputs: Inputs, *, optimizers: Iterable[O
     structure = read_structure(model, example_inputs)
 
     def change(surgery: Surgery) -> list[Kept]:
-        kept = _minimize(surgery, structure)
-        current = structure
+        current = read_structure(model, example_inputs) if surgery.bake_masks() else structure
+        kept = _minimize(surgery, current)
         while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
             current = read_structure(model, example_inputs)
             kept = _minimize(surgery, current)

@@ -48,8 +48,8 @@ def rewrite(
         error = relative_error(found, expected) if exact else None
         if error is not None and not error <= TOLERANCES.get(expected[0].dtype, 1e-4):
             raise RewriteError(
-                f"{method} would change the outputs of {type(model).__name__} by {error:.2g} of their size; expected at "
-                f"most {TOLERANCES.get(expected[0].dtype, 1e-4):.0e}. The network is as it was before. Try it in "
+                f"{method} would change the outputs of {type(model).__name__} by {error:.2g} of their size; expected "
+                f"at most {TOLERANCES.get(expected[0].dtype, 1e-4):.0e}. The network is as it was before. Try it in "
                 "float64: model.double(), with example inputs of the same type."
             )
     return RewriteReport(

@@ -155,8 +155,8 @@ def _reduce(node: Node, args: tuple, kwargs: dict) -> Any:
     # a sum depends on the size of the image.
     if operator_name(node) not in ("mean", "amax", "amin"):
         return unknown(node)
-    dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
-    first = args[0]
+    first, *rest = args
+    dims = rest[0] if rest else kwargs.get("dim", ())
     for dim in [dims] if isinstance(dims, int) else dims or range(first.dim()):
         start = first.narrow(dim, 0, 1)
         first = torch.where((first == start).all(dim, keepdim=True), start, torch.nan)
@@ -223,7 +223,8 @@ def is_padded(node: Node) -> bool:
         return False
     padding = _conv_argument(node, 4, "padding", 0)
     if isinstance(padding, str):
-        return padding != "valid" and node.args[1].meta["val"].shape[2:].numel() > 1
+        weight: Any = node.args[1]
+        return padding != "valid" and weight.meta["val"].shape[2:].numel() > 1
     return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
 
 

@@ -272,7 +272,7 @@ class _Run:
         for dim, labels in value.fields.items():
             before, after = _padding_of(node, dim, len(value.shape))
             filled = len(args) < 3 or args[2] == "constant" or not isinstance(args[2], str)
-            if min(before, after) < 0 or (before or after) and not filled:
+            if min(before, after) < 0 or ((before or after) and not filled):
                 return self._unknown(node, args, kwargs)
             fields[dim] = torch.full((fake.shape[dim],), PINNED)
             fields[dim][before : before + len(labels)] = labels
@@ -348,13 +348,14 @@ class _Run:
         return Value(node.meta["val"].shape, passed | ({channel: rows} if rows is not None else {}))
 
     def _grouped(self, node: Node, columns: Tensor | None, rows: Tensor | None, groups: int) -> None:
+        weight: Any = node.args[1]
         # The weight's second dimension is a position inside the group, not a channel: surgery selects it per group.
         if columns is None or rows is None:
             sides = [side for side in (columns, rows) if side is not None]
             self._pin(sides, node, "is in a grouped convolution with an input of fixed size")
             return
         for other in self.labels.contractions:  # a weight used twice has one set of columns, which has no axis here
-            if self.trace.names.get(other.weight) == self.trace.names[node.args[1]] and other.columns is not None:
+            if self.trace.names.get(other.weight) == self.trace.names[weight] and other.columns is not None:
                 self._tie(columns, other.columns)
         sides = (columns.reshape(groups, -1), rows.reshape(groups, -1))
         self.labels.blocks.append(Blocks(sides, layer_of(node), "is in a grouped convolution"))
@@ -389,8 +390,8 @@ def _blank(node: Node) -> Any:
 
 
 def _in_ones(node: Node, dim: int) -> bool:
-    """Whether a reshape put a dimension of size 1 behind ``dim`` and in front of others (a channel shuffle's blocks)."""
-    shape, before = node.meta["val"].shape, node.args[0].meta["val"].shape  # pyright: ignore
+    """Whether a reshape put a dimension of size 1 behind ``dim`` and before others (blocks of a channel shuffle)."""
+    shape, before = node.meta["val"].shape, node.all_input_nodes[0].meta["val"].shape
     behind = shape[dim + 1 :]
     return len(shape) > len(before) and len(behind) > 1 and behind[0] == 1 and behind.numel() > 1
 

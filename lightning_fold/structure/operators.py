@@ -80,7 +80,7 @@ def is_view(node: Node) -> bool:
 
 
 def functional(node: Node) -> Callable[..., Any]:
-    """The operator of ``node`` as a function of values of any strides: ``relu_`` runs as ``relu``, a view as a reshape."""
+    """The operator of ``node``, for any strides and changing none: ``relu_`` runs as ``relu``, a view as a reshape."""
     target: Any = node.target
     if operator_name(node) in ("view", "_unsafe_view") and target._overloadname == "default":
         return torch.ops.aten.reshape.default

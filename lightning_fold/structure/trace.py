@@ -101,7 +101,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         if target in live:
             tensors[node] = live[target].detach()
             node_names[node] = names[id(live[target])]
-        elif isinstance(lifted := program.constants.get(target), Tensor):
+        elif isinstance(lifted := program.constants.get(str(target)), Tensor):
             tensors[node] = lifted.detach()
     return Trace(program.graph, tensors, node_names)
 

@@ -40,7 +40,7 @@ def test_convolution_of_low_rank_keeps_its_function(options: dict, separable: bo
     expected, parameters = model(x), sum(p.numel() for p in model.parameters())
     report = lf.factorize(model, x, keep_parameters=0.6)
     assert report.parameters_after <= 0.6 * parameters
-    first, second = model[0]
+    _, second = model[0]
     assert (second.kernel_size == (1, 1)) != separable
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
     other = torch.randn(1, 8, 17, 15, dtype=torch.float64)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import lightning_fold as lf
 from tests.zoo import PATTERNS, ZOO, Head, build, error_of, flat, randomise, restore_statistics, run
@@ -390,6 +390,38 @@ def test_computed_weights() -> None:
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_masks_of_torch_prune_are_baked_in(fails: bool) -> None:
+    model, inputs = build("residual"), ZOO["residual"].inputs()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    _step(model, optimizer, inputs)
+    for module in (model[1].conv1, model[2].conv1):
+        moment = optimizer.state[module.weight]["exp_avg"].clone()
+        prune.ln_structured(module, "weight", 0.5, n=2, dim=0)
+        assert optimizer.state[module.weight_orig]["exp_avg"].equal(moment)
+        with torch.no_grad():
+            module.weight_orig += 1.0  # hidden by the mask
+    if fails:  # two rows of the mask make the network's code fail
+        model[1].bn1.register_forward_pre_hook(_eight_channels)
+    expected, keys = run(model, inputs), list(model.state_dict())
+    if fails:
+        with pytest.raises(lf.RewriteError):
+            lf.minimize(model, inputs, optimizers=[optimizer])
+        assert list(model.state_dict()) == keys and prune.is_pruned(model)
+        assert error_of(run(model, inputs), expected) == 0
+        return
+    report = lf.minimize(model, inputs, optimizers=[optimizer])
+    assert report.factor > 1.2 and not prune.is_pruned(model) and not any("mask" in key for key in model.state_dict())
+    assert error_of(run(model, inputs), expected) <= 1e-12
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()} and model[1].conv1.weight in optimizer.state
+
+
+def _eight_channels(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    if args[0].shape[1] != 8:
+        raise ValueError("expected 8 channels")
+
+
 def test_training_flags_and_inputs_stay() -> None:
     model = build("residual", "rows").train()
     model[1].bn1.eval()
@@ -404,7 +436,7 @@ def test_bad_inputs_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Sequential cannot be traced with the example inputs \(2, 7\)"):
         lf.minimize(model, torch.randn(2, 7, dtype=torch.float64))
     model[0].weight.data[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="0.weight holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"0\.weight holds NaN or infinity"):
         lf.minimize(model, ZOO["mlp"].inputs())
 
 

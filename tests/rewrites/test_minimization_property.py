@@ -73,7 +73,7 @@ BLOCKS = {
 
 
 @settings(
-    derandomize=True, max_examples=30, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate]
+    derandomize=True, max_examples=20, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate]
 )
 @given(
     st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4),

@@ -71,7 +71,7 @@ def family(node: Node) -> str:
 def is_in_place(node: Node) -> bool:
     """Whether ``node``'s operator changes its first operand."""
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
+    return schema is not None and schema.is_mutable and family(node) != "identity"
 
 
 def is_view(node: Node) -> bool:

@@ -306,6 +306,19 @@ def test_traps(kind: str, pattern: str) -> None:
     assert lf.minimize(model, x).changes == ()
 
 
+def test_dropout_in_place_behind_a_flatten_holds_nothing_fast() -> None:
+    """In evaluation mode it writes nothing, although its schema says that it may write into a view."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5, inplace=True), nn.Linear(32, 4)
+    )
+    with torch.no_grad():
+        model[0].weight[[1, 5]] = 0
+    model.double().eval()
+    report = lf.minimize(model, torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert model[0].out_channels == 6 and report.kept == ()
+
+
 @pytest.mark.parametrize("width", [1, 2])
 def test_widths_of_one(width: int) -> None:
     torch.manual_seed(0)

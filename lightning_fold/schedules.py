@@ -32,8 +32,8 @@ class PhasedCosine(LRScheduler):
         in_range = all(0 <= share <= 1 for share in (*starts, *ends)) and all(length >= 1 for length in epochs)
         if not epochs or not len(epochs) == len(starts) == len(ends) or not in_range:
             raise ValueError(
-                f"PhasedCosine(epochs={list(epochs)}, starts={list(starts)}, ends={list(ends)}): expected three lists of "
-                "one length, epochs of at least 1, starts and ends in [0, 1]."
+                f"PhasedCosine(epochs={list(epochs)}, starts={list(starts)}, ends={list(ends)}): expected three "
+                "lists of one length, epochs of at least 1, starts and ends in [0, 1]."
             )
         self.epochs, self.starts, self.ends = list(epochs), list(starts), list(ends)
         super().__init__(optimizer, last_epoch)

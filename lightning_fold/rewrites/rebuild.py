@@ -67,6 +67,8 @@ def _replace(surgery: Surgery, path: str, entry: dict[str, Any]) -> None:
         )
     parent, _, leaf = path.rpartition(".")
     new = _build(_BUILDERS[entry["type"]], entry)
+    like = next((p for p in surgery.model.parameters() if p.is_floating_point()), None)
+    new = new if like is None else new.to(device=like.device, dtype=like.dtype)
     if _find(surgery.model, path) is None:
         surgery.model.get_submodule(parent).add_module(leaf, new)
     else:

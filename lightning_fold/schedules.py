@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -38,9 +39,10 @@ class PhasedCosine(LRScheduler):
         self.epochs, self.starts, self.ends = list(epochs), list(starts), list(ends)
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each parameter group in the epoch to come."""
-        return [base * self._share(self.last_epoch) for base in self.base_lrs]
+        share = self._share(self.last_epoch)
+        return [share * base for base in self.base_lrs]
 
     def _share(self, epoch: int) -> float:
         for length, start, end in zip(self.epochs, self.starts, self.ends, strict=True):

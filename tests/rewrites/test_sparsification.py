@@ -43,19 +43,32 @@ def test_zeros_grow_nested() -> None:
         zeros = now
 
 
-def test_connected_empties_rows_and_columns() -> None:
-    """Against numpy, and: far more rows and columns are empty than by magnitude."""
-    rng = np.random.default_rng(0)
-    weight = rng.normal(size=(40, 30)) * rng.gamma(1.0, size=(40, 1)) * rng.gamma(1.0, size=(1, 30))
-    model = nn.Sequential(nn.Linear(30, 40, bias=False))
-    with torch.no_grad():
-        model[0].weight.copy_(torch.from_numpy(weight))
-    model.double()
-    weight = model[0].weight.detach().numpy().copy()
-    score = np.abs(weight) * np.linalg.norm(weight, axis=1)[:, None] * np.linalg.norm(weight, axis=0)[None]
-    lf.sparsify(model, 0.9, criterion="connected")
-    kept = score >= np.sort(score.ravel())[round(0.9 * score.size)]
-    assert np.array_equal(model[0].weight.detach().numpy() != 0, kept)
+def test_connected_empties_the_weakest_channels() -> None:
+    """Against numpy: a weight is as strong as the weaker of the two channels it connects."""
+    model = nn.Sequential(nn.Linear(12, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 4)).double()
+    first, second, third = (model[i].weight.detach().numpy().copy() for i in (0, 2, 4))
+
+    def strength(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        product = np.sqrt((rows**2).mean(1)) * np.sqrt((columns**2).mean(0))
+        return np.sqrt(product) / np.sqrt(product).mean()
+
+    one, two = strength(first, second), strength(second, third)
+    scores = [
+        np.broadcast_to(one[:, None], first.shape),
+        np.minimum(two[:, None], one[None]),
+        np.broadcast_to(two[None], third.shape),
+    ]
+    threshold = np.quantile(np.concatenate([score.ravel() for score in scores]), 0.6)
+    masks = lf.sparsify(model, 0.6, criterion="connected", example_inputs=torch.zeros(2, 12).double()).masks
+    for index, score in zip((0, 2, 4), scores, strict=True):
+        kept = masks[f"{index}.weight"].numpy()
+        assert kept[score > threshold * 1.001].all()
+        assert not kept[score < threshold * 0.999].any()
+
+
+def test_connected_needs_inputs() -> None:
+    with pytest.raises(ValueError, match="expected example_inputs"):
+        lf.sparsify(build("mlp"), 0.5, criterion="connected")
 
 
 def test_state_of_zeroed_weights_is_zero() -> None:
@@ -72,8 +85,11 @@ def test_state_of_zeroed_weights_is_zero() -> None:
 
 def test_then_minimize_is_exact() -> None:
     model = build("conv_norm")
-    lf.sparsify(model, 0.97, criterion="connected")
-    assert (lf.minimize(model, ZOO["conv_norm"].inputs()).max_relative_error or 0) <= 1e-12
+    inputs = ZOO["conv_norm"].inputs()
+    lf.sparsify(model, 0.9, criterion="connected", example_inputs=inputs)
+    report = lf.minimize(model, inputs)
+    assert report.parameters_after < report.parameters_before / 4
+    assert (report.max_relative_error or 0) <= 1e-12
 
 
 def test_bad_arguments() -> None:

@@ -26,7 +26,7 @@ _SIZES: list[tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = [
     (_ConvTransposeNd, lambda m: {"in_channels": m.weight.shape[0], "out_channels": m.weight.shape[1] * m.groups}),
     (_ConvNd, lambda m: {"out_channels": m.weight.shape[0], "in_channels": m.weight.shape[1] * m.groups}),
     (_NormBase, lambda m: {"num_features": _width(m)}),
-    (nn.LayerNorm, lambda m: {"normalized_shape": tuple(m.weight.shape)} if m.weight is not None else {}),
+    (nn.GroupNorm, lambda m: {"num_channels": m.weight.shape[0]} if m.weight is not None else {}),
     (nn.Embedding, lambda m: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
     (nn.PReLU, lambda m: {"num_parameters": m.weight.shape[0]}),
 ]
@@ -103,6 +103,11 @@ class Surgery:
         for module, _ in self._owners(self.tensor(name)):
             module.groups = groups  # pyright: ignore[reportArgumentType]
             refresh_sizes(module)
+
+    def set_norm_groups(self, path: str, groups: int, channels: int) -> None:
+        """Set the number of groups and channels of the GroupNorm ``path``."""
+        module: Any = self.model.get_submodule(path)
+        module.num_groups, module.num_channels = groups, channels
 
     def create(self, name: str, value: Tensor, beside: str) -> None:
         """Give a module the parameter ``name`` it does not have, trained in the group of the parameter ``beside``."""
@@ -188,6 +193,9 @@ def refresh_sizes(module: nn.Module) -> None:
             for attribute, value in sizes(module).items():
                 setattr(module, attribute, value)
             return
+    weight: Any = getattr(module, "weight", None)
+    if hasattr(module, "normalized_shape") and weight is not None:  # LayerNorm, RMSNorm and others like them
+        vars(module)["normalized_shape"] = tuple(weight.shape)
 
 
 def _width(norm: _NormBase) -> int:

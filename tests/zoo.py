@@ -183,7 +183,7 @@ class Pools(nn.Module):
 
 
 class Unruled(nn.Module):
-    """cumsum over the channels has no rule, LayerNorm and attention neither (yet): their channels stay."""
+    """cumsum over the channels has no rule: its channels stay."""
 
     def __init__(self):
         super().__init__()
@@ -195,6 +195,137 @@ class Unruled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.free(F.relu(self.first(x))).relu()
         return self.last(torch.cumsum(self.second(x), dim=1))
+
+
+class Stream(nn.Module):
+    """A residual stream of tokens through norms: class token, positions, layer scale, MLPs (ViT without attention)."""
+
+    def __init__(self, norm: Callable[[int], nn.Module] = nn.LayerNorm, width: int = 12, hidden: int = 16):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.positions = nn.Parameter(torch.randn(1, 5, width))
+        self.norms = nn.ModuleList(norm(width) for _ in range(3))
+        self.ups = nn.ModuleList(nn.Linear(width, hidden) for _ in range(2))
+        self.downs = nn.ModuleList(nn.Linear(hidden, width) for _ in range(2))
+        self.scales = nn.ParameterList(torch.rand(width) for _ in range(2))
+        self.mix = nn.Linear(5, 5)
+        self.head = nn.Linear(2 * width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        for norm, up, down, scale in zip(self.norms[:2], self.ups, self.downs, self.scales, strict=True):
+            x = x + down(F.gelu(up(norm(x)))) * scale
+            x = x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+        x = self.norms[2](x)
+        return self.head(torch.cat([x[:, 0], x.mean(1)], 1))
+
+
+class ConvStream(nn.Module):
+    """ConvNeXt in small: norms over the channels of images, depthwise convolutions, a strided one between stages."""
+
+    def __init__(self, width: int = 10):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, width, 2, 2), ChannelNorm(width)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 14), nn.Linear(14, width)
+        self.scale = nn.Parameter(torch.rand(width))
+        self.between, self.reduce = ChannelNorm(width), nn.Conv2d(width, 8, 2, 2)
+        self.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_norm(self.stem(x))
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        x = x + (self.down(F.gelu(self.up(y))) * self.scale).permute(0, 3, 1, 2)
+        return self.head(self.reduce(self.between(x)).mean((2, 3)))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over dimension 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Gate(nn.Module):
+    """RMSNorm and a gated MLP in a residual stream, as in LLaMA."""
+
+    def __init__(self, width: int = 9):
+        super().__init__()
+        self.embed = nn.Linear(9, width)
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.gate, self.up, self.down = nn.Linear(width, 13), nn.Linear(width, 13), nn.Linear(13, width)
+        self.head = nn.Linear(width, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = self.norms[0](x)
+        return self.head(self.norms[1](x + self.down(F.silu(self.gate(y)) * self.up(y))))
+
+
+class Words(nn.Module):
+    """A table of embeddings, read at positions made of the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm, self.up, self.head = (
+            nn.Embedding(7, 12),
+            nn.LayerNorm(12),
+            nn.Linear(12, 9),
+            nn.Linear(9, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = (x.abs() * 5).long() % 7
+        return self.head(F.relu(self.up(self.norm(self.table(words)))).mean(1))
+
+
+class Transposed(nn.Module):
+    """Transposed convolutions in one, two and three dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 7, 4, 2, 1)
+        self.line, self.cube = nn.ConvTranspose1d(7, 6, 3, 2), nn.ConvTranspose3d(6, 5, 1)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.up(F.relu(self.down(x))))
+        x = F.relu(self.line(x.mean(3)))
+        return self.head(F.relu(self.cube(x[..., None, None])).mean((2, 3, 4)))
+
+
+class Products(nn.Module):
+    """Matrix products with a parameter as second operand, written by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(9, 12)
+        self.one, self.two, self.three = (nn.Parameter(torch.randn(i, o)) for i, o in ((12, 11), (11, 10), (10, 4)))
+        self.bias = nn.Parameter(torch.randn(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.relu(self.first(x)) @ self.one)
+        return torch.mm(F.relu(torch.addmm(self.bias, x, self.two)), self.three)
+
+
+class InPlace(nn.Module):
+    """A view that is written to: the graph is read after functionalisation, where BatchNorm is another operator."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.last = (
+            nn.Conv2d(3, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 7, 3, bias=False),
+        )
+        self.last_norm, self.head = nn.BatchNorm2d(7), Head(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        x.view(x.shape).mul_(0.5)
+        return self.head(F.relu(self.last_norm(self.last(x))))
 
 
 class Flatten(nn.Module):
@@ -283,6 +414,13 @@ def gated() -> nn.Module:
     return nn.Sequential(Gated(3, 8), Gated(8, 7), nn.Conv2d(7, 6, 3), nn.ReLU(), Head(6))
 
 
+def normed(norm: Callable[[int], nn.Module]) -> nn.Module:
+    layers: list[nn.Module] = []
+    for i, o in ((3, 8), (8, 12), (12, 8)):
+        layers += [nn.Conv2d(i, o, 3, padding=1), norm(o), nn.ReLU()]
+    return nn.Sequential(*layers, Head(8))
+
+
 @dataclass(frozen=True)
 class Entry:
     """A network of the zoo: how it is built, the shapes of its inputs, and whether it takes images of other sizes."""
@@ -320,6 +458,17 @@ ZOO: dict[str, Entry] = {
     "two_outputs": Entry(TwoOutputs, ((9,),), any_size=False),
     "option_a": Entry(lambda: CifarResNet(8, num_classes=4, widths=(6, 8, 11))),
     "pools": Entry(Pools),
+    "group_norm": Entry(lambda: normed(lambda width: nn.GroupNorm(4, width))),
+    "one_group": Entry(lambda: normed(lambda width: nn.GroupNorm(1, width))),
+    "instance_norm": Entry(lambda: normed(lambda width: nn.InstanceNorm2d(width, affine=True))),
+    "stream": Entry(Stream, any_size=False),
+    "stream_rms": Entry(lambda: Stream(nn.RMSNorm), any_size=False),
+    "conv_stream": Entry(ConvStream, any_size=False),
+    "gate": Entry(Gate, ((9,),), any_size=False),
+    "words": Entry(Words, ((9,),), any_size=False),
+    "transposed": Entry(Transposed),
+    "products": Entry(Products, ((9,),), any_size=False),
+    "in_place": Entry(InPlace),
     "unruled": Entry(Unruled, ((9,),), any_size=False),
 }
 
@@ -343,6 +492,9 @@ def randomise(model: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and module.affine:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.5)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm2d)):
+            for name, parameter in module.named_parameters():
+                nn.init.uniform_(parameter, 0.5, 1.5) if name == "weight" else nn.init.normal_(parameter, std=0.5)
         elif isinstance(module, (nn.Linear, _ConvNd)) and module.bias is not None:
             nn.init.normal_(module.bias, std=0.5)
 
@@ -365,7 +517,7 @@ def mask(model: nn.Module, pattern: str) -> None:
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
     """The weights of linear layers and convolutions."""
-    return [m.weight for m in model.modules() if isinstance(m, (nn.Linear, _ConvNd))]
+    return [m.weight for m in model.modules() if isinstance(m, (nn.Linear, _ConvNd, nn.Embedding))]
 
 
 def restore_statistics(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.pruning import channel_rows, channels_left, kept_groups, shrinkable_groups
 from lightning_fold.rewrites.transaction import rewrite
-from lightning_fold.structure.groups import ChannelGroup, Structure
+from lightning_fold.structure.groups import ChannelGroup, Structure, reading_axes
 from lightning_fold.structure.labels import Axis, Blocks
-from lightning_fold.structure.operators import operator_name
+from lightning_fold.structure.operators import batch_norm_eps, family, oriented
 from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
 
@@ -74,12 +74,12 @@ def fold(
 
 def merge(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
     """Merge channels: ``cluster_of`` (groups,) names, for every group, the group that stands for its cluster."""
-    reading = {structure.trace.names.get(c.weight) for c in structure.labels.contractions if c.groups == 1}
+    reading = reading_axes(structure)
     for (name, dim), axis in structure.labels.axes.items():
         matrix = membership(structure, axis, cluster_of)
         if matrix.shape[0] < matrix.shape[1]:
             average = matrix / matrix.sum(1, keepdim=True)
-            combine = matrix if dim == 1 and name in reading else average
+            combine = matrix if (name, dim) in reading else average
             surgery.transform(name, _along(combine, dim), moments=_along(average, dim))
     for contraction in structure.labels.contractions:
         name = structure.trace.names.get(contraction.weight)
@@ -161,7 +161,7 @@ def _batch_norm_scales(surgery: Surgery, structure: Structure, cluster_of: Tenso
     names = structure.trace.names
     scales = {}
     for node in structure.trace.graph.nodes:
-        if node.op != "call_function" or operator_name(node) != "batch_norm" or node.args[0] not in contractions:
+        if node.op != "call_function" or family(node) != "batch_norm" or node.args[0] not in contractions:
             continue
         weight, gamma, variance = (
             names.get(n) for n in (contractions[node.args[0]].weight, node.args[1], node.args[4])
@@ -170,8 +170,8 @@ def _batch_norm_scales(surgery: Surgery, structure: Structure, cluster_of: Tenso
             continue
         matrix = membership(structure, structure.labels.axes[gamma, 0], cluster_of)
         if matrix.shape[0] < matrix.shape[1]:
-            rows = surgery.tensor(weight).detach().flatten(1).double().cpu()
-            scale = (surgery.tensor(gamma) * torch.rsqrt(surgery.tensor(variance) + node.args[7])).detach()
+            rows = oriented(node.args[0], surgery.tensor(weight).detach()).flatten(1).double().cpu()
+            scale = (surgery.tensor(gamma) * torch.rsqrt(surgery.tensor(variance) + batch_norm_eps(node))).detach()
             scales[gamma] = fold_ar_scale(rows * scale.double().cpu()[:, None], matrix).to(scale)
     return scales
 

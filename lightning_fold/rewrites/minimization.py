@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from lightning_fold.report import Kept, RewriteReport
+from lightning_fold.rewrites.compensation import compensable, compensate
 from lightning_fold.rewrites.input_selection import select_read_features
 from lightning_fold.rewrites.pruning import kept_groups
 from lightning_fold.rewrites.removal import Removal, complete, remove
@@ -19,7 +20,7 @@ from lightning_fold.structure.constants import is_padded
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
 from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.liveness import input_constants, live_groups, used_columns
-from lightning_fold.structure.operators import operator_name
+from lightning_fold.structure.operators import family, oriented
 from lightning_fold.structure.trace import Inputs, layer_of
 from lightning_fold.surgery import Surgery
 
@@ -85,12 +86,16 @@ def _minimize(surgery: Surgery, structure: Structure) -> list[Kept]:
     contractions = structure.labels.contractions
     receivers = {c.node: _receiver(surgery, structure, c) for c in contractions}
     fixed = {node for node, receiver in receivers.items() if receiver is None}
+    norms = [norm for norm in structure.labels.norms if compensable(structure, norm)]
+    fixed |= {norm.node for norm in structure.labels.norms if norm not in norms}
     live, carriers, removal = _decide(structure, fixed)
     for contraction in contractions:
         receiver = receivers[contraction.node]
         if receiver is not None:
             _move_constants(surgery, structure, contraction, receiver, removal, carriers)
     remove(surgery, structure, removal)
+    for norm in norms:
+        compensate(surgery, structure, norm, removal)
     return _kept(structure, removal, ~live)
 
 
@@ -106,7 +111,7 @@ def _decide(structure: Structure, fixed: set[Node]) -> tuple[Tensor, dict[Node, 
         dead = ~live
         dead[list(structure.pinned)] = False
         carriers = _choose_carriers(structure, dead, live)
-        removal = complete(structure, dead)
+        removal = complete(structure, dead, exact=True)
         staying = ~live & ~removal.removed
         if not bool((staying & ~held).any()):
             return live, carriers, removal
@@ -130,7 +135,7 @@ def _receiver(surgery: Surgery, structure: Structure, contraction: Contraction) 
         bias = names.get(contraction.bias)
         return _Receiver(bias, 1) if bias is not None and _uses(structure, bias) == 1 else None
     following = list(node.users)
-    if len(following) == 1 and operator_name(following[0]) == "batch_norm":
+    if len(following) == 1 and family(following[0]) == "batch_norm":
         mean = following[0].args[3]
         if isinstance(mean, Node) and mean in names and _uses(structure, names[mean]) == 1:
             return _Receiver(names[mean], -1)
@@ -211,7 +216,7 @@ def _move_constants(
     columns = torch.nonzero(leaving & (given != 0) & ~given.isnan()).flatten()
     if not len(columns):
         return
-    weight = structure.known[contraction.weight]
+    weight = oriented(contraction.node, structure.known[contraction.weight])
     if is_padded(contraction.node):
         if contraction.node in carriers:
             carrier = _column(structure, contraction, carriers[contraction.node])
@@ -242,9 +247,9 @@ def _load_carrier(
 
     def change(weight: Tensor) -> Tensor:
         view = (1, -1) + (1,) * (weight.dim() - 2)
-        moved = (weight[:, columns.to(weight.device)] * scale.to(weight).reshape(view)).sum(1)
         loaded = weight.clone()
-        loaded[:, carrier] += moved
+        rows = oriented(contraction.node, loaded)
+        rows[:, carrier] += (rows[:, columns.to(weight.device)] * scale.to(weight).reshape(view)).sum(1)
         return loaded
 
     surgery.transform(name, change, moments=lambda moment: moment)

@@ -6,14 +6,17 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_fold.layers import SelectFeatures
+from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, SelectFeatures
 from lightning_fold.structure.description import Structure, describe, type_name
 from lightning_fold.surgery import Surgery
 
 # Modules that a rewrite can put in the place of others, and how each is built from its described attributes.
 _BUILDERS: dict[str, type[nn.Module]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
-    for kind in (nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SelectFeatures)
+    for kind in (
+        *(nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        *(SelectFeatures, CompensatedLayerNorm, CompensatedRMSNorm),
+    )
 }
 
 
@@ -82,6 +85,9 @@ def _build(kind: type[nn.Module], entry: dict[str, Any]) -> nn.Module:
         return kind()
     if kind is SelectFeatures:
         return SelectFeatures(entry["shapes"]["index"][0])
+    if issubclass(kind, CompensatedNorm):
+        width = entry["shapes"]["weight"][0]
+        return kind(width, sizes["removed"], eps=sizes["eps"], dim=sizes["dim"], bias=has_bias)
     if kind is nn.Linear:
         return nn.Linear(sizes["in_features"], sizes["out_features"], bias=has_bias)
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")

@@ -18,12 +18,17 @@ class Removal:
     reasons: dict[int, str] = field(default_factory=dict)
 
 
-def complete(structure: Structure, removed: Tensor) -> Removal:
-    """Take groups back from ``removed`` until every tensor is rectangular and none is empty."""
+def complete(structure: Structure, removed: Tensor, *, exact: bool = False) -> Removal:
+    """Take groups back from ``removed`` until every tensor is rectangular and none is empty.
+
+    With ``exact``, channels that share statistics leave together or not at all.
+    """
     removal = Removal(removed.clone())
     changed = True
     while changed:
-        changed = any([_keep_one(structure, removal), *(_even(structure, b, removal) for b in structure.labels.blocks)])
+        changed = any(
+            [_keep_one(structure, removal), *(_even(structure, b, removal, exact) for b in structure.labels.blocks)]
+        )
     return removal
 
 
@@ -40,6 +45,10 @@ def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
         columns = _staying(removal, structure.group_of[contraction.columns])
         if len(columns) < len(contraction.columns) or len(rows) < len(contraction.rows):
             surgery.select_grouped(name, rows, columns, contraction.groups)
+    for blocks in structure.labels.blocks:
+        if blocks.whole:
+            staying = ~removal.removed[structure.group_of[blocks.sides[0]]]
+            surgery.set_norm_groups(blocks.layer, int(staying.any(1).sum()), int(staying.sum()))
 
 
 def _staying(removal: Removal, groups: Tensor) -> Tensor:
@@ -61,7 +70,7 @@ def _keep_one(structure: Structure, removal: Removal) -> bool:
     return changed
 
 
-def _even(structure: Structure, blocks: Blocks, removal: Removal) -> bool:
+def _even(structure: Structure, blocks: Blocks, removal: Removal, exact: bool) -> bool:
     """Take back until all blocks that stay keep equally many on every side, and leave on all sides or on none."""
     sides = [structure.group_of[side] for side in blocks.sides]
     before = int(removal.removed.sum())
@@ -69,6 +78,8 @@ def _even(structure: Structure, blocks: Blocks, removal: Removal) -> bool:
         kept = torch.stack([(~removal.removed[side]).sum(1) for side in sides])
         staying = kept.any(0) | blocks.counted
         goal = kept.max(1).values
+        if blocks.whole and exact:
+            goal = goal.clamp_min(sides[0].shape[1] if bool(staying.any()) else 0)
         if bool((kept[:, staying] == goal[:, None]).all()):
             break
         for side, have, want in zip(sides, kept, goal.tolist(), strict=True):

@@ -13,7 +13,19 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.structure.operators import compact, family, functional, operator_name, restride
+from lightning_fold.structure.operators import (
+    argument,
+    batch_norm_eps,
+    compact,
+    family,
+    functional,
+    norm_affine,
+    normalised_dims,
+    operands,
+    operator_name,
+    oriented,
+    restride,
+)
 from lightning_fold.structure.trace import Trace, interpret
 
 Values = dict[Node, Any]
@@ -80,7 +92,8 @@ def _compute(node: Node, args: tuple, kwargs: dict) -> Any:
 
 
 def _is_lost(node: Node, args: tuple, kwargs: dict) -> bool:
-    return family(node) not in _RULES or _has_unknown(args, kwargs)
+    read = args[:1] if family(node) == "embedding" else args  # of its indices nothing needs to be known
+    return family(node) not in _RULES or _has_unknown(read, kwargs)
 
 
 def _has_unknown(args: tuple, kwargs: dict) -> bool:
@@ -163,11 +176,19 @@ def _reduce(node: Node, args: tuple, kwargs: dict) -> Any:
     return restride(first.reshape(node.meta["val"].shape))
 
 
+def is_contraction(node: Node, weight: Any) -> bool:
+    """Whether ``node`` contracts the last dimension, or the channels, of a value with the known matrix ``weight``."""
+    if family(node) == "contraction":
+        return not operator_name(node).startswith("conv_transpose") or contraction_groups(node) == 1
+    plain = operator_name(node) != "addmm" or (node.args[0].meta["val"].dim() == 1 and not node.kwargs)  # pyright: ignore
+    return family(node) == "matmul" and plain and weight.dim() == 2 and not depends(weight)
+
+
 def _contraction(node: Node, args: tuple, kwargs: dict) -> Any:
-    value, weight = args[:2]
-    bias = args[2] if len(args) > 2 else kwargs.get("bias")
-    if depends(weight) or depends(bias):
+    value, weight, bias = operands(node, args, kwargs)
+    if depends(weight) or depends(bias) or not is_contraction(node, weight):
         return unknown(node)
+    weight = oriented(node, weight)
     channel = contraction_channel(node)
     matrix = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
     nonzero = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
@@ -189,14 +210,66 @@ def _contraction(node: Node, args: tuple, kwargs: dict) -> Any:
 def _batch_norm(node: Node, args: tuple, kwargs: dict) -> Tensor:
     value, gamma, beta, mean, variance = args[:5]
     given = channel_constants(value, 1)
-    if given is None or mean is None or args[5]:  # args[5]: normalises with the batch's own statistics
-        return unknown(node)
-    scaled = (given - mean) * torch.rsqrt(variance + args[7])
+    native = operator_name(node) != "batch_norm"
+    if given is None or mean is None or (args[5] and not native):  # args[5]: normalises with the batch's statistics
+        return _native(native, unknown(node))
+    scaled = (given - mean) * torch.rsqrt(variance + batch_norm_eps(node))
+    return _native(native, along(_affine(scaled, gamma, beta), 1, value.shape))
+
+
+def _native(native: bool, value: Any) -> Any:
+    return (value[0] if isinstance(value, (list, tuple)) else value, UNKNOWN, UNKNOWN) if native else value
+
+
+def _affine(scaled: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """What a normalisation makes of ``scaled``; where gamma is zero, whatever that is."""
     if gamma is not None:
         scaled = torch.where(gamma == 0, 0, scaled * gamma)
-    if beta is not None:
-        scaled = scaled + beta
-    return along(scaled, 1, value.shape)
+    return scaled if beta is None else scaled + beta
+
+
+def _instance_norm(node: Node, args: tuple, kwargs: dict) -> Any:
+    value, gamma, beta, mean, variance, own_statistics = args[:6]
+    given = channel_constants(value, 1)
+    if given is None:
+        return unknown(node)
+    scaled = (
+        torch.where(given.isnan(), given, 0.0) if own_statistics else (given - mean) * torch.rsqrt(variance + args[7])
+    )
+    return along(_affine(scaled, gamma, beta), 1, value.shape)
+
+
+def _group_norm(node: Node, args: tuple, kwargs: dict) -> Any:
+    # A norm group of constants is constant, whatever they are: its mean and variance do not depend on the input.
+    value, groups = args[:2]
+    given = channel_constants(value, 1)
+    if given is None:
+        return unknown(node)
+    blocks = given.reshape(groups, -1)
+    centred = blocks - blocks.mean(1, keepdim=True)
+    variance = centred.square().mean(1, keepdim=True)
+    scaled = (centred * torch.rsqrt(variance + argument(node, 4, "eps", 1e-5))).flatten()
+    gamma, beta = (args[i] if len(args) > i else kwargs.get(key) for i, key in ((2, "weight"), (3, "bias")))
+    return along(_affine(scaled, gamma, beta), 1, value.shape)
+
+
+def _layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
+    """Where gamma is zero the output is beta; all else depends on the statistics."""
+    shape = node.meta["val"].shape
+    given = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
+    values = {id(argument): value for argument, value in given}
+    gamma, beta = (None if tensor is None else values[id(tensor)] for tensor in norm_affine(node))
+    if gamma is None or depends(gamma):
+        return unknown(node)
+    known = torch.where(gamma == 0, torch.zeros_like(gamma) if beta is None else beta, torch.nan)
+    dims = normalised_dims(node)
+    return restride(known.reshape(*known.shape, *[1] * (len(shape) - 1 - dims[-1])).expand(shape))
+
+
+def _embedding(node: Node, args: tuple, kwargs: dict) -> Any:
+    shape = node.meta["val"].shape
+    columns = channel_constants(args[0], 1)
+    return unknown(node) if columns is None else along(columns, len(shape) - 1, shape)
 
 
 def along(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:
@@ -209,29 +282,25 @@ def along(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:
 def contraction_channel(node: Node) -> int:
     """The dimension of a linear or convolution's input and output that holds the channels."""
     rank = node.meta["val"].dim()
-    return rank - 1 if operator_name(node) == "linear" else rank - 1 - int(operator_name(node)[-2])
+    return rank - 1 - (int(operator_name(node)[-2]) if "conv" in operator_name(node) else 0)
 
 
 def contraction_groups(node: Node) -> int:
     """The number of groups of a convolution; 1 for a linear layer."""
-    return 1 if operator_name(node) == "linear" else int(_conv_argument(node, 6, "groups", 1))
+    return int(argument(node, 6, "groups", 1)) if "conv" in operator_name(node) else 1
 
 
 def is_padded(node: Node) -> bool:
     """Whether zeros stand around the input, so that a constant channel is not constant near the border."""
-    if operator_name(node) == "linear":
+    if "conv" not in operator_name(node):
         return False
-    padding = _conv_argument(node, 4, "padding", 0)
+    if operator_name(node).startswith("conv_transpose"):
+        return True  # strides leave gaps and borders, to which fewer weights contribute
+    padding = argument(node, 4, "padding", 0)
     if isinstance(padding, str):
         weight: Any = node.args[1]
         return padding != "valid" and weight.meta["val"].shape[2:].numel() > 1
     return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
-
-
-def _conv_argument(node: Node, position: int, name: str, default: Any) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
 
 
 _RULES = {
@@ -247,5 +316,10 @@ _RULES = {
     "pointwise": _pointwise,
     "product": _product,
     "contraction": _contraction,
+    "matmul": _contraction,
     "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm,
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    "embedding": _embedding,
 }

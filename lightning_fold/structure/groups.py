@@ -140,7 +140,7 @@ def group_channels(structure: Structure) -> list[ChannelGroup]:
         reason = why_pinned(pin) if group in structure.pinned else None
         signature = (reason, tuple((key, len(indices)) for key, indices in parts))
         collected.setdefault(signature, []).append(group)
-    reading = _reading_axes(structure)
+    reading = reading_axes(structure)
     result = []
     for (reason, parts), groups in collected.items():
         members = tuple(
@@ -152,10 +152,10 @@ def group_channels(structure: Structure) -> list[ChannelGroup]:
     return result
 
 
-def _reading_axes(structure: Structure) -> set[tuple[str, int]]:
+def reading_axes(structure: Structure) -> set[tuple[str, int]]:
     """The dimensions that are a contraction's columns."""
-    weights = {structure.trace.names.get(c.weight) for c in structure.labels.contractions if c.groups == 1}
-    return {(name, 1) for name in weights if name is not None}
+    contractions = [c for c in structure.labels.contractions if c.groups == 1 and c.weight in structure.trace.names]
+    return {(structure.trace.names[c.weight], c.column_dim) for c in contractions}
 
 
 def why_pinned(pin: Pin | None) -> str:

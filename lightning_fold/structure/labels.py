@@ -11,13 +11,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.structure.constants import UNKNOWN, Values, along, contraction_channel, contraction_groups, depends
-from lightning_fold.structure.operators import family, functional, operator_name, restride
+from lightning_fold.layers import CompensatedNorm
+from lightning_fold.structure.constants import (
+    UNKNOWN,
+    Values,
+    along,
+    contraction_channel,
+    contraction_groups,
+    depends,
+    is_contraction,
+)
+from lightning_fold.structure.operators import (
+    family,
+    functional,
+    is_transposed,
+    norm_affine,
+    normalised_dims,
+    operands,
+    operator_name,
+    restride,
+)
 from lightning_fold.structure.trace import Trace, interpret, layer_of
 
 PINNED = 0
@@ -72,18 +90,23 @@ class Contraction:
     @property
     def value(self) -> Node:
         """The node whose channels are read."""
-        return self.node.all_input_nodes[0]
+        return operands(self.node, self.node.args, self.node.kwargs)[0]
 
     @property
     def weight(self) -> Node:
         """The node of the weight."""
-        return self.node.args[1]  # pyright: ignore[reportReturnType]
+        return operands(self.node, self.node.args, self.node.kwargs)[1]
 
     @property
     def bias(self) -> Node | None:
         """The node of the bias, if there is one."""
-        bias = self.node.args[2] if len(self.node.args) > 2 else self.node.kwargs.get("bias")
+        bias = operands(self.node, self.node.args, self.node.kwargs)[2]
         return bias if isinstance(bias, Node) else None
+
+    @property
+    def column_dim(self) -> int:
+        """The dimension of the weight that holds the columns."""
+        return 0 if is_transposed(self.node) else 1
 
     @property
     def groups(self) -> int:
@@ -96,13 +119,27 @@ class Blocks:
     """Channels in blocks that must keep equally many, ``(blocks, channels of a block)`` each.
 
     A grouped convolution has two sides, its inputs and its outputs; a block leaves on both sides or on none. With
-    ``counted`` the network's code counts the blocks, so none can leave.
+    ``counted`` the network's code counts the blocks, so none can leave. With ``whole`` the channels of a block share
+    statistics: an exact rewrite removes all of them or none, and ``layer`` is the GroupNorm that counts its blocks.
     """
 
     sides: tuple[Tensor, ...]
     layer: str
     reason: str
     counted: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation over channels: (blocks, channels of a block) labels that share statistics, and their dimension.
+
+    ``channels`` is ``None`` where it normalises over several dimensions, or over channels that have no labels.
+    """
+
+    node: Node
+    channels: Tensor | None
+    dim: int
 
 
 @dataclass
@@ -115,6 +152,7 @@ class Labels:
     pins: list[Pin] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     blocks: list[Blocks] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
     count: int = 1
 
 
@@ -321,16 +359,65 @@ class _Run:
         for other in args[1:5]:
             if isinstance(other, Value):
                 self._tie_or_pin(value.fields.get(1), other.fields.get(0), node, "is normalised with a fixed input")
-        return value
+        rest = _blank(node)
+        return [value, *rest[1:]] if isinstance(rest, (list, tuple)) else value
+
+    def _group_norm(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        value: Value = args[0]
+        channels, layer = value.fields.get(1), layer_of(node)
+        self._pin([f for d, f in value.fields.items() if d > 1], node, "is normalised over")
+        for tensor in norm_affine(node):
+            if tensor is not None:
+                other = _argument_value(node, args, kwargs, tensor).fields.get(0)
+                self._tie_or_pin(channels, other, node, "is normalised with a fixed input")
+        if channels is not None:
+            blocks = channels.reshape(int(args[1]), -1)
+            self.labels.norms.append(Norm(node, blocks, 1))
+            if isinstance(self.trace.modules.get(layer), nn.GroupNorm):
+                self.labels.blocks.append(Blocks((blocks,), layer, "shares its statistics with others", whole=True))
+            else:
+                self._pin([channels], node, "is normalised in groups of which the code knows the number")
+        return Value(value.shape, {1: channels} if channels is not None else {})
+
+    def _layer_norm(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        value: Value = args[0]
+        dims = normalised_dims(node)
+        for tensor in norm_affine(node):
+            fields = _argument_value(node, args, kwargs, tensor).fields if tensor is not None else {}
+            for dim, labels in fields.items():
+                self._tie_or_pin(value.fields.get(dims[dim]), labels, node, "is normalised with a fixed input")
+        inside = [labels for dim, labels in value.fields.items() if dim in dims]
+        alone = len(dims) == 1 and len(inside) == 1
+        self.labels.norms.append(Norm(node, inside[0][None] if alone else None, dims[-1]))
+        if not alone or not self._follows(node):
+            self._pin(inside, node, "is normalised over a size that the code knows")
+        return Value(value.shape, value.fields)
+
+    def _follows(self, node: Node) -> bool:
+        """Whether the module that runs a LayerNorm or RMSNorm takes its width from its own weight."""
+        module = self.trace.modules.get(layer_of(node))
+        weight, owner = norm_affine(node)[0], layer_of(node)
+        named = self.trace.names.get(weight, "") if weight is not None else ""
+        return named.rpartition(".")[0] == owner and (
+            isinstance(module, CompensatedNorm) or (bool(named) and hasattr(module, "normalized_shape"))
+        )
+
+    def _embedding(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        weight: Value = args[0]
+        shape = node.meta["val"].shape
+        self._pin([labels for dim, labels in weight.fields.items() if dim == 0], node, "is a row that inputs name")
+        return Value(shape, {len(shape) - 1: weight.fields[1]} if 1 in weight.fields else {})
 
     def _contraction(self, node: Node, args: tuple, kwargs: dict) -> Any:
-        value, weight = args[:2]
-        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        value, weight, bias = operands(node, args, kwargs)
+        if not is_contraction(node, self.known[operands(node, node.args, node.kwargs)[1]]):
+            return self._unknown(node, args, kwargs)
         channel, groups = contraction_channel(node), contraction_groups(node)
-        columns, rows = value.fields.get(channel), weight.fields.get(0)
+        row_dim = int(is_transposed(node))
+        columns, rows = value.fields.get(channel), weight.fields.get(row_dim)
         self._pin([labels for d, labels in weight.fields.items() if d > 1], node, WINDOW)
         if groups == 1:
-            self._tie_or_pin(columns, weight.fields.get(1), node, "reads an input of fixed size")
+            self._tie_or_pin(columns, weight.fields.get(1 - row_dim), node, "reads an input of fixed size")
         elif node.args[1] not in self.trace.names:
             sides = [side for side in (columns, rows) if side is not None]
             self._pin(sides, node, "is in a grouped convolution whose weight is computed")
@@ -342,7 +429,7 @@ class _Run:
             self._grouped(node, columns, rows, groups)
         if isinstance(bias, Value) and bias.fields:
             self._tie_or_pin(rows, bias.fields.get(0), node, "has rows of fixed size")
-        passed = {d: f for d, f in value.fields.items() if d != channel and operator_name(node) == "linear"}
+        passed = {d: f for d, f in value.fields.items() if d != channel and "conv" not in operator_name(node)}
         self._pin([f for d, f in value.fields.items() if d != channel and d not in passed], node, "is convolved over")
         self.labels.contractions.append(Contraction(node, rows, columns))
         return Value(node.meta["val"].shape, passed | ({channel: rows} if rows is not None else {}))
@@ -375,7 +462,12 @@ _RULES: dict[str, Callable[[_Run, Node, tuple, dict], Any]] = {
     "pooling": _Run._resample,
     "reduction": _Run._reduce,
     "softmax": _Run._softmax,
+    "matmul": _Run._contraction,
     "batch_norm": _Run._batch_norm,
+    "instance_norm": _Run._batch_norm,
+    "group_norm": _Run._group_norm,
+    "layer_norm": _Run._layer_norm,
+    "embedding": _Run._embedding,
     "contraction": _Run._contraction,
 }
 
@@ -387,6 +479,12 @@ def _fields(values: Any) -> list[Tensor]:
 
 def _blank(node: Node) -> Any:
     return tree_map(lambda fake: Value(fake.shape) if isinstance(fake, Tensor) else fake, node.meta.get("val"))
+
+
+def _argument_value(node: Node, args: tuple, kwargs: dict, argument: Node) -> Value:
+    """The value that an operator got for its argument ``argument``."""
+    pairs = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
+    return next(value for given, value in pairs if given is argument)
 
 
 def _in_ones(node: Node, dim: int) -> bool:

@@ -10,23 +10,26 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_fold.structure.constants import channel_constants, contraction_channel, depends
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.labels import Contraction, Value
+from lightning_fold.structure.labels import Contraction, Norm, Value
+from lightning_fold.structure.operators import oriented
 
 
 def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor | None = None) -> Tensor:
     """(groups,) whether anything that reaches the output reads the group.
 
     A contraction's column is not a reading where the channel is a known constant, since the constant moves into the
-    consumer; for the contractions in ``fixed``, which cannot take a constant, only where it is zero. What an operator
-    takes and does not hand on counts as read.
+    consumer; for the contractions in ``fixed``, which cannot take a constant, only where it is zero. A normalisation
+    reads all channels that share statistics; known constants it can do without unless it is in ``fixed``. What an
+    operator takes and does not hand on counts as read.
 
     Args:
         structure: the network.
-        fixed: contractions that cannot take a constant in place of a column.
+        fixed: contractions that cannot take a constant in place of a column, and norms that cannot be compensated.
         held: (groups,) channels that stay although nothing reads them: what they are must not change.
     """
     held = torch.zeros(structure.count, dtype=torch.bool) if held is None else held
     contractions = {contraction.node: contraction for contraction in structure.labels.contractions}
+    norms = {norm.node: norm for norm in structure.labels.norms}
     carried = {node: _carried(structure, value) for node, value in structure.labels.values.items()}
     alive: dict[Node, Tensor] = {}
     live = torch.zeros(structure.count, dtype=torch.bool)
@@ -46,6 +49,8 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
                 needed |= _reading(structure, contractions[node], out)
                 if node in fixed:
                     needed |= _constants_read(structure, contractions[node], out | held)
+            elif node in norms and source is node.all_input_nodes[0]:
+                needed |= _normalised(structure, norms[node], out, node in fixed)
             elif node in contractions:
                 if not depends(structure.known[source]):
                     continue  # its channels are the contraction's own rows and columns
@@ -57,7 +62,7 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
 
 def used_columns(structure: Structure, contraction: Contraction) -> Tensor:
     """(rows, columns) whether the weight from column to row is not zero, for every channel the contraction reads."""
-    weight = structure.known[contraction.weight]
+    weight = oriented(contraction.node, structure.known[contraction.weight])
     nonzero = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
     if contraction.groups == 1:
         return nonzero.cpu()
@@ -69,6 +74,24 @@ def input_constants(structure: Structure, contraction: Contraction) -> Tensor | 
     """(columns,) the constant that each channel read by ``contraction`` is, NaN where it depends on the input."""
     given = channel_constants(structure.known[contraction.value], contraction_channel(contraction.node))
     return None if given is None else given.cpu()
+
+
+def norm_constants(structure: Structure, norm: Norm) -> Tensor:
+    """(channels,) the constant that each channel read by ``norm`` is, NaN where it depends on the input."""
+    assert norm.channels is not None
+    given = channel_constants(structure.known[norm.node.all_input_nodes[0]], norm.dim)
+    return torch.full((norm.channels.numel(),), torch.nan) if given is None else given.cpu()
+
+
+def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> Tensor:
+    """(groups,) what enters the statistics of the channels in ``out``."""
+    if norm.channels is None:
+        return torch.ones_like(out)
+    blocks = structure.group_of[norm.channels]
+    read = out[blocks].any(1, keepdim=True).expand_as(blocks)
+    if not fixed:
+        read = read & norm_constants(structure, norm).isnan().reshape(blocks.shape)
+    return _mask(structure, blocks[read])
 
 
 def _reading(structure: Structure, contraction: Contraction, out: Tensor) -> Tensor:

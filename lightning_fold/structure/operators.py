@@ -4,7 +4,7 @@ Data-movement operators are executed as they are on symbolic values, so they are
 Operators that compute each output element from one element of each input carry ATen's own ``pointwise`` tag.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import getitem
 from typing import Any
 
@@ -44,7 +44,14 @@ FAMILIES: dict[str, str] = {
     "conv1d": "contraction",
     "conv2d": "contraction",
     "conv3d": "contraction",
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "contraction"),
+    **dict.fromkeys(("matmul", "mm", "addmm"), "matmul"),
     "batch_norm": "batch_norm",
+    "_native_batch_norm_legit_no_training": "batch_norm",
+    "instance_norm": "instance_norm",
+    "group_norm": "group_norm",
+    **dict.fromkeys(("layer_norm", "rms_norm", "compensated_norm"), "layer_norm"),
+    "embedding": "embedding",
     "softmax": "softmax",
     "log_softmax": "softmax",
     "mul": "product",
@@ -56,7 +63,7 @@ FAMILIES: dict[str, str] = {
 def operator_name(node: Node) -> str:
     """The operator's name without namespace, overload and the underscore of in-place variants: ``relu``."""
     packet = getattr(node.target, "_overloadpacket", None)
-    return packet.__name__.removesuffix("_") if packet is not None else str(node.target)
+    return packet.__name__.removesuffix("_") if packet is not None else getattr(node.target, "__name__", "")
 
 
 def family(node: Node) -> str:
@@ -66,6 +73,57 @@ def family(node: Node) -> str:
         return FAMILIES[name]
     tags = getattr(node.target, "tags", ())
     return "pointwise" if torch.Tag.pointwise in tags else "unknown"
+
+
+def compensated_norm(value: Tensor, weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
+    """Stands in a graph for all that one compensated norm computes; it is read and never run."""
+    raise NotImplementedError
+
+
+def normalised_dims(node: Node) -> tuple[int, ...]:
+    """The dimensions that a LayerNorm or RMSNorm takes its statistics over."""
+    rank = node.meta["val"].dim()
+    if operator_name(node) == "compensated_norm":
+        dim: Any = node.args[3]
+        return (dim % rank,)
+    shape: Any = node.args[1]
+    return tuple(range(rank - len(shape), rank))
+
+
+def norm_affine(node: Node) -> tuple[Any, Any]:
+    """The weight and the bias of a normalisation: nodes, or ``None``."""
+    name = operator_name(node)
+    start = 2 if name in ("layer_norm", "rms_norm", "group_norm") else 1
+    weight, bias = (argument(node, start + i, key, None) for i, key in enumerate(("weight", "bias")))
+    return weight, None if name == "rms_norm" else bias
+
+
+def batch_norm_eps(node: Node) -> float:
+    """The number that a BatchNorm adds to the variance."""
+    eps: Any = node.args[7 if operator_name(node) == "batch_norm" else 6]
+    return eps
+
+
+def argument(node: Node, position: int, name: str, default: Any) -> Any:
+    """An argument of ``node``, however it was passed."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def operands(node: Node, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """The value, the weight and the bias of a contraction, out of its arguments (nodes or values)."""
+    if operator_name(node) == "addmm":
+        return args[1], args[2], args[0]
+    return args[0], args[1], args[2] if len(args) > 2 else kwargs.get("bias")
+
+
+def is_transposed(node: Node) -> bool:
+    """Whether a contraction's weight is (columns, rows, ...) and not (rows, columns, ...)."""
+    return family(node) == "matmul" or operator_name(node).startswith("conv_transpose")
+
+
+def oriented(node: Node, weight: Tensor) -> Tensor:
+    """The weight of a contraction as (rows, columns, ...)."""
+    return weight.transpose(0, 1) if is_transposed(node) else weight
 
 
 def is_in_place(node: Node) -> bool:

@@ -12,7 +12,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from lightning_fold.structure.operators import is_in_place, is_view
+from lightning_fold.layers import CompensatedNorm
+from lightning_fold.structure.operators import compensated_norm, is_in_place, is_view
 
 Inputs = Tensor | tuple[Any, ...]
 
@@ -28,11 +29,13 @@ class Trace:
         graph: ATen operators; ``node.meta["val"]`` holds shapes and dtypes.
         tensors: parameters, buffers and lifted constants by placeholder node. Tied tensors share one name.
         names: the canonical dotted name of each placeholder that is a parameter or buffer of the network.
+        modules: the modules of the network by dotted name.
     """
 
     graph: Graph
     tensors: Mapping[Node, Tensor]
     names: Mapping[Node, str]
+    modules: Mapping[str, nn.Module]
 
     @property
     def outputs(self) -> list[Node]:
@@ -103,7 +106,9 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             node_names[node] = names[id(live[target])]
         elif isinstance(lifted := program.constants.get(str(target)), Tensor):
             tensors[node] = lifted.detach()
-    return Trace(program.graph, tensors, node_names)
+    modules = dict(model.named_modules())
+    _join_compensated(program.graph, modules)
+    return Trace(program.graph, tensors, node_names, modules)
 
 
 def interpret(trace: Trace, placeholder: Callable[[Node], Any], call: Callable[[Node, tuple, dict], Any]) -> dict:
@@ -134,6 +139,31 @@ def layer_of(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return path.removeprefix("L['self'].").removeprefix("L['self']")
+
+
+def _join_compensated(graph: Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Put one ``compensated_norm`` in the place of all that a compensated norm computes."""
+    runs: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(modules.get(layer_of(node)), CompensatedNorm):
+            runs.setdefault(layer_of(node), []).append(node)
+    for path, nodes in runs.items():
+        module = modules[path]
+        assert isinstance(module, CompensatedNorm)
+        inputs = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in nodes)
+        by_shape = [source for source in inputs if source.meta["val"].shape == nodes[-1].meta["val"].shape]
+        left = [node for node in nodes if any(user not in nodes for user in node.users)]
+        if left != nodes[-1:] or len(by_shape) != 1:
+            continue  # called more than once: read as the operators that it is
+        affine = [source for source in inputs if source.op == "placeholder" and source.meta["val"].dim() == 1]
+        with graph.inserting_after(nodes[-1]):
+            joined = graph.call_function(
+                compensated_norm, (by_shape[0], *affine[:2], *[None] * (2 - len(affine)), module.dim)
+            )
+        joined.meta = dict(nodes[-1].meta)
+        nodes[-1].replace_all_uses_with(joined)
+        for node in reversed(nodes):
+            graph.erase_node(node)
 
 
 def _writes_views(graph: Graph) -> bool:

@@ -19,7 +19,9 @@ REWRITES: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("rewrite", REWRITES)
-@pytest.mark.parametrize("name", ["mlp_no_bias", "residual", "grouped", "multiplier", "shared_linear", "option_a"])
+@pytest.mark.parametrize(
+    "name", ["mlp_no_bias", "residual", "grouped", "multiplier", "shared_linear", "option_a", "conv_stream"]
+)
 def test_round_trip_loads_strictly(name: str, rewrite: str) -> None:
     model, inputs = build(name, "rows"), ZOO[name].inputs()
     REWRITES[rewrite](model, inputs)

@@ -104,10 +104,9 @@ class Surgery:
             module.groups = groups  # pyright: ignore[reportArgumentType]
             refresh_sizes(module)
 
-    def set_norm_groups(self, path: str, groups: int, channels: int) -> None:
-        """Set the number of groups and channels of the GroupNorm ``path``."""
-        module: Any = self.model.get_submodule(path)
-        module.num_groups, module.num_channels = groups, channels
+    def set_attribute(self, path: str, name: str, value: int) -> None:
+        """Set a Python attribute of the module ``path`` that counts channels."""
+        setattr(self.model.get_submodule(path), name, value)
 
     def create(self, name: str, value: Tensor, beside: str) -> None:
         """Give a module the parameter ``name`` it does not have, trained in the group of the parameter ``beside``."""

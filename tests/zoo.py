@@ -222,6 +222,109 @@ class Stream(nn.Module):
         return self.head(torch.cat([x[:, 0], x.mean(1)], 1))
 
 
+class Attention(nn.Module):
+    """Self-attention, written in one of the ways in use; every one cuts channels into heads.
+
+    ``fused`` projects queries, keys and values together and asks its own attributes for sizes, ``chunked`` cuts them
+    into chunks, ``apart`` has three projections, ``by_hand`` multiplies and normalises itself, ``single`` has one head.
+    """
+
+    def __init__(self, kind: str, width: int, heads: int = 2, head_dim: int = 6):
+        super().__init__()
+        self.kind, self.heads, self.head_dim, self.attn_dim = kind, heads, head_dim, heads * head_dim
+        self.scale = head_dim**-0.5
+        if kind in ("apart", "single"):
+            self.q, self.k, self.v = (nn.Linear(width, self.attn_dim) for _ in range(3))
+        else:
+            self.qkv = nn.Linear(width, 3 * self.attn_dim)
+        self.proj = nn.Linear(self.attn_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(getattr(self, self.kind)(x))
+
+    def fused(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, self.attn_dim)
+
+    def chunked(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
+
+    def apart(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1)
+
+    def by_hand(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0] * self.scale, qkv[1], qkv[2]
+        weights = (q @ k.transpose(-2, -1)).softmax(-1)
+        return (weights @ v).transpose(1, 2).reshape(b, n, -1)
+
+    def single(self, x: Tensor) -> Tensor:
+        weights = torch.softmax(self.q(x) @ self.k(x).mT * self.scale, dim=-1)
+        return torch.bmm(weights, self.v(x))
+
+
+class Fixed(nn.Module):
+    """The code names the size of a head: nothing can leave."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 36), nn.Linear(12, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, 2, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, 12))
+
+
+class Multihead(nn.Module):
+    """``nn.MultiheadAttention`` as self-attention."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class Transformer(nn.Module):
+    """Two blocks of attention and MLP between patches and a mean over tokens."""
+
+    def __init__(self, attention: Callable[[int], nn.Module], width: int = 8):
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 2, 2)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+        self.attentions = nn.ModuleList(attention(width) for _ in range(2))
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 12), nn.GELU(), nn.Linear(12, width)) for _ in range(2)
+        )
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for i, (attention, mlp) in enumerate(zip(self.attentions, self.mlps, strict=True)):
+            x = x + attention(self.norms[2 * i](x))
+            x = x + mlp(self.norms[2 * i + 1](x))
+        return self.head(x.mean(1))
+
+
+class Encoder(nn.Module):
+    """``nn.TransformerEncoder``."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(9, 3, 14, batch_first=True, norm_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
 class ConvStream(nn.Module):
     """ConvNeXt in small: norms over the channels of images, depthwise convolutions, a strided one between stages."""
 
@@ -469,6 +572,13 @@ ZOO: dict[str, Entry] = {
     "transposed": Entry(Transposed),
     "products": Entry(Products, ((9,),), any_size=False),
     "in_place": Entry(InPlace),
+    **{
+        f"attention_{kind}": Entry(lambda kind=kind: Transformer(lambda width: Attention(kind, width)))
+        for kind in ("fused", "chunked", "apart", "by_hand", "single")
+    },
+    "attention_fixed": Entry(lambda: Transformer(Fixed)),
+    "multihead": Entry(lambda: Transformer(Multihead)),
+    "encoder": Entry(Encoder, ((5, 9),), any_size=False),
     "unruled": Entry(Unruled, ((9,),), any_size=False),
 }
 

@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from lightning_fold.report import Kept, RewriteReport
+from lightning_fold.report import Kept, RewriteError, RewriteReport
 from lightning_fold.rewrites.compensation import compensable, compensate
 from lightning_fold.rewrites.input_selection import select_read_features
 from lightning_fold.rewrites.pruning import kept_groups
@@ -58,13 +58,33 @@ def minimize(
         ValueError: the network cannot be traced, or holds NaN.
         RewriteError: the rewritten network does not run or is not exact; everything is as it was before.
     """
-    structure = read_structure(model, example_inputs)
+    optimizers = list(optimizers)
+    try:
+        return _rewritten(model, example_inputs, select_inputs, optimizers, ask_attributes=True)
+    except RewriteError:
+        if not read_structure(model, example_inputs).labels.sizes:
+            raise  # else the code may not ask the attributes that repeat the size of its attention heads
+        return _rewritten(model, example_inputs, select_inputs, optimizers, ask_attributes=False)
+
+
+def _rewritten(
+    model: nn.Module,
+    example_inputs: Inputs,
+    select_inputs: bool,
+    optimizers: list[Optimizer],
+    *,
+    ask_attributes: bool,
+) -> RewriteReport:
+    def read() -> Structure:
+        return read_structure(model, example_inputs, ask_attributes=ask_attributes)
+
+    structure = read()
 
     def change(surgery: Surgery) -> list[Kept]:
-        current = read_structure(model, example_inputs) if surgery.bake_masks() else structure
+        current = read() if surgery.bake_masks() else structure
         kept = _minimize(surgery, current)
         while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
-            current = read_structure(model, example_inputs)
+            current = read()
             kept = _minimize(surgery, current)
         if select_inputs:
             select_read_features(surgery, current)

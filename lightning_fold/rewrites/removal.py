@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_fold.structure.constants import along
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.labels import Blocks
+from lightning_fold.structure.labels import Blocks, Product
 from lightning_fold.surgery import Surgery
 
 
@@ -34,6 +35,8 @@ def complete(structure: Structure, removed: Tensor, *, exact: bool = False) -> R
 
 def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
     """Cut the removed groups out of every tensor they live in."""
+    for product in structure.labels.products:
+        _keep_scale(surgery, structure, product, removal)
     contractions = structure.labels.contractions
     grouped = {structure.trace.names[c.weight]: c for c in contractions if c.groups > 1 and c.columns is not None}
     for (name, dim), axis in structure.labels.axes.items():
@@ -48,7 +51,30 @@ def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
     for blocks in structure.labels.blocks:
         if blocks.whole:
             staying = ~removal.removed[structure.group_of[blocks.sides[0]]]
-            surgery.set_norm_groups(blocks.layer, int(staying.any(1).sum()), int(staying.sum()))
+            surgery.set_attribute(blocks.layer, "num_groups", int(staying.any(1).sum()))
+            surgery.set_attribute(blocks.layer, "num_channels", int(staying.sum()))
+    for size in structure.labels.sizes:
+        staying = ~removal.removed[structure.group_of[size.labels]]
+        surgery.set_attribute(
+            size.layer, size.attribute, int(staying.sum() if size.total else staying[0].sum()) // size.share
+        )
+
+
+def _keep_scale(surgery: Surgery, structure: Structure, product: Product, removal: Removal) -> None:
+    """Scale the queries where attention divides by the root of their number, which gets smaller."""
+    labels, writer = product.channels, product.writer
+    staying = ~removal.removed[structure.group_of[labels]].reshape(-1, labels.shape[-1])
+    left = int(staying[0].sum())
+    if writer is None or writer.rows is None or left == labels.shape[-1]:
+        return
+    queries = torch.isin(writer.rows, labels)
+    scale = torch.where(queries, (left / labels.shape[-1]) ** 0.5, torch.ones((), dtype=torch.float64))
+    for node in (writer.weight, writer.bias):
+        if node is not None:
+            row_dim = 1 - writer.column_dim if node is writer.weight else 0
+            name, shape = structure.trace.names[node], node.meta["val"].shape
+            view = along(scale, row_dim, shape)
+            surgery.transform(name, lambda t, v=view: t * v.to(t), moments=lambda moment: moment)
 
 
 def _staying(removal: Removal, groups: Tensor) -> Tensor:
@@ -85,7 +111,8 @@ def _even(structure: Structure, blocks: Blocks, removal: Removal, exact: bool) -
         for side, have, want in zip(sides, kept, goal.tolist(), strict=True):
             for block in torch.nonzero(staying & (have < want)).flatten().tolist():
                 lost = [g for g in side[block].tolist() if removal.removed[g]]
-                for group in lost[: want - int(have[block])]:
+                short = want - (side.shape[1] - len(lost))  # what another block took back counts here too
+                for group in lost[: max(short, 0)]:
                     _take_back(removal, group, blocks.reason)
     return int(removal.removed.sum()) != before
 

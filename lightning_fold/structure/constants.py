@@ -25,6 +25,7 @@ from lightning_fold.structure.operators import (
     operator_name,
     oriented,
     restride,
+    softmax_over,
 )
 from lightning_fold.structure.trace import Trace, interpret
 
@@ -207,6 +208,33 @@ def _contraction(node: Node, args: tuple, kwargs: dict) -> Any:
     return along(result, channel, node.meta["val"].shape)
 
 
+def _matmul(node: Node, args: tuple, kwargs: dict) -> Any:
+    if is_contraction(node, operands(node, args, kwargs)[1]):
+        return _contraction(node, args, kwargs)
+    return (
+        _mixed(node, args[1])
+        if operator_name(node) in ("matmul", "bmm") and softmax_over(node.args[0])
+        else unknown(node)
+    )
+
+
+def _attention(node: Node, args: tuple, kwargs: dict) -> Any:
+    """Every row of weights sums to 1, unless a mask hides all tokens from it: known finite masks cannot."""
+    value: Tensor = args[2]
+    mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+    masked = mask is not None and not (mask.is_floating_point() and bool(compact(mask).isfinite().all()))
+    return unknown(node) if masked or kwargs.get("enable_gqa") else _mixed(node, value)
+
+
+def _mixed(node: Node, value: Tensor) -> Tensor:
+    """The mean of ``value`` (..., tokens, channels) with weights that sum to 1: known where all tokens are alike."""
+    shape = node.meta["val"].shape
+    value = compact(value)
+    first = value.narrow(-2, 0, 1)
+    same = torch.where((value == first).all(-2, keepdim=True), first, torch.nan)
+    return restride(same.expand(shape)) if same.dim() == len(shape) else unknown(node)
+
+
 def _batch_norm(node: Node, args: tuple, kwargs: dict) -> Tensor:
     value, gamma, beta, mean, variance = args[:5]
     given = channel_constants(value, 1)
@@ -316,7 +344,8 @@ _RULES = {
     "pointwise": _pointwise,
     "product": _product,
     "contraction": _contraction,
-    "matmul": _contraction,
+    "matmul": _matmul,
+    "attention": _attention,
     "batch_norm": _batch_norm,
     "instance_norm": _instance_norm,
     "group_norm": _group_norm,

@@ -89,15 +89,20 @@ class Structure:
         return self.group_of[axis.start : axis.start + axis.size]
 
 
-def read_structure(model: nn.Module, example_inputs: Inputs) -> Structure:
+def read_structure(model: nn.Module, example_inputs: Inputs, *, ask_attributes: bool = True) -> Structure:
     """Trace ``model`` and find its constants and its channel groups. The model is left as it was.
+
+    Args:
+        model: any network that ``torch.export`` can trace.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        ask_attributes: whether Python attributes that repeat the size of an attention head are what the code reads.
 
     Raises:
         ValueError: the model cannot be traced with ``example_inputs``.
     """
     graph = trace(model, example_inputs)
     known = constants(graph)
-    labels = label_channels(graph, known)
+    labels = label_channels(graph, known, ask_attributes=ask_attributes)
     group_of = _components(labels)
     pinned: dict[int, Pin | None] = {int(group_of[PINNED]): None}
     for pin in labels.pins:

@@ -8,6 +8,7 @@ executed on the labels as it is. What an operator without a rule reads is pinned
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import getitem
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from lightning_fold.structure.constants import (
     is_contraction,
 )
 from lightning_fold.structure.operators import (
+    compact,
     family,
     functional,
     is_transposed,
@@ -37,6 +39,15 @@ from lightning_fold.structure.operators import (
     restride,
 )
 from lightning_fold.structure.trace import Trace, interpret, layer_of
+
+# Python attributes that repeat the size of one attention head, and of all.
+HEAD_SIZES = ("head_dim", "attention_head_size", "dim_head")
+HEAD_TOTALS = ("attn_dim", "all_head_size", "inner_dim")
+
+_RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten", "flatten")
+# Families that read labels over heads, and those that may stand between attention and the contractions around it.
+_READ_HEADS = {"movement", "positions", "identity", "cast", "pointwise", "product", "attention", "matmul"}
+_AROUND = _READ_HEADS - {"attention", "matmul"} | {"layer_norm"}
 
 PINNED = 0
 WINDOW = "is inside a convolution's window or group"  # positions of a weight that are not channels of the network
@@ -59,10 +70,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph: its shape, and the labels along each dimension that holds channels."""
+    """A tensor of the graph: its shape, and the labels along each dimension that holds channels.
+
+    ``wide`` holds the labels of channels that stand in several dimensions, as (head, channel of the head): each has
+    as many dimensions as the value and size 1 where it does not vary.
+    """
 
     shape: torch.Size
     fields: dict[int, Tensor] = field(default_factory=dict)
+    wide: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +158,35 @@ class Norm:
     dim: int
 
 
+@dataclass(frozen=True)
+class Product:
+    """A product of two values summed over channels, as of queries and keys.
+
+    Attributes:
+        node: the operator: attention, or a matrix product.
+        channels: labels of the channels summed over, in the layout of the first operand, size 1 where not varying.
+        writer: the contraction that writes the queries, where the operator scales by their number; else ``None``.
+    """
+
+    node: Node
+    channels: Tensor
+    writer: Contraction | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Python attribute of the module ``layer`` that counts the channels ``labels``, (blocks, channels of a block).
+
+    It is the number of channels of each block, or of all blocks with ``total``, divided by ``share``.
+    """
+
+    layer: str
+    attribute: str
+    labels: Tensor
+    total: bool
+    share: int
+
+
 @dataclass
 class Labels:
     """What the run over the graph recorded."""
@@ -153,21 +198,25 @@ class Labels:
     contractions: list[Contraction] = field(default_factory=list)
     blocks: list[Blocks] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
     count: int = 1
 
 
-def label_channels(trace: Trace, known: Values) -> Labels:
+def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True) -> Labels:
     """Run ``trace`` on labels. ``known`` gives the index tensors that data movement reads."""
-    return _Run(trace, known).labels
+    return _Run(trace, known, ask_attributes).labels
 
 
 class _Run:
     """The state of one run: the labels so far, and the values of the graph known to be constant."""
 
-    def __init__(self, trace: Trace, known: Values) -> None:
+    def __init__(self, trace: Trace, known: Values, ask_attributes: bool) -> None:
         self.labels = Labels()
+        self.ask_attributes = ask_attributes
         self.trace = trace
         self.known = known
+        self.around = _around_attention(trace, known)
         self.labels.values = interpret(trace, self._placeholder, self._call)
         for node in trace.outputs:
             self._pin(_fields(self.labels.values[node]), node, "is an output of the network")
@@ -190,6 +239,8 @@ class _Run:
 
     def _call(self, node: Node, args: tuple, kwargs: dict) -> Any:
         rule = _RULES.get(family(node), _Run._unknown)
+        if family(node) not in _READ_HEADS:
+            args, kwargs = self._without_heads(args, kwargs)
         return rule(self, node, args, kwargs)
 
     # ---- what a rule records
@@ -230,27 +281,70 @@ class _Run:
             merged[dim + len(shape)] = labels[0]
             if any(label is None and v.shape[dim] > 1 for v, label in present):
                 self._pin(labels[:1], node, "is combined element by element with a tensor of fixed size")
-        return Value(shape, merged)
+        return Value(shape, merged, self._merged_heads(node, operands, shape))
+
+    def _merged_heads(self, node: Node, operands: list[Value], shape: torch.Size) -> tuple[Tensor, ...]:
+        """The labels over heads of an element-wise operator's result."""
+        lifted = [wide.reshape((1,) * (len(shape) - wide.dim()) + wide.shape) for v in operands for wide in v.wide]
+        if not lifted:
+            return ()
+        first, *others = lifted
+        for value in operands:
+            sizes = (1,) * (len(shape) - len(value.shape)) + tuple(value.shape)
+            if not value.wide and any(size > 1 and first.shape[dim] > 1 for dim, size in enumerate(sizes)):
+                others.append(torch.zeros(()))  # of fixed size
+        if all(other.shape == first.shape for other in others):
+            for other in others:
+                self._tie(first, other)
+        else:
+            self._pin(lifted, node, "is combined element by element with a tensor of fixed size")
+        return (first,)
+
+    def _without_heads(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments of an operator that knows nothing of heads: channels in the same place of all are tied."""
+
+        def collapse(value: Any) -> Any:
+            if not isinstance(value, Value) or not value.wide:
+                return value
+            fields = dict(value.fields)
+            for wide in value.wide:
+                inner = max(dim for dim in range(wide.dim()) if wide.shape[dim] > 1)
+                rows = wide.movedim(inner, -1).reshape(-1, wide.shape[inner])
+                for other in rows[1:]:
+                    self._tie(rows[0], other)
+                fields[inner] = rows[0]
+            return Value(value.shape, fields)
+
+        return tree_map(collapse, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
 
     def _move(self, node: Node, args: tuple, kwargs: dict) -> Any:
         value: Value = args[0]
-        if not isinstance(value, Value) or not value.fields:
+        if not isinstance(value, Value) or not (value.fields or value.wide):
             return _blank(node)
+        if node not in self.around:
+            (value,), _ = self._without_heads((value,), {})
         rest = map_arg(node.args[1:], self.known.__getitem__)
         if any(leaf is UNKNOWN or depends(leaf) for leaf in tree_leaves(rest)):
             return self._unknown(node, args, kwargs)
-        results = [functional(node)(along(labels, dim, value.shape), *rest) for dim, labels in value.fields.items()]
+        given = [along(labels, dim, value.shape) for dim, labels in value.fields.items()]
+        given += [wide.expand(value.shape) for wide in value.wide]
+        results = [functional(node)(labels, *rest) for labels in given]
         fake = node.meta["val"]
         if isinstance(fake, Tensor):
-            return self._gather(node, results, fake)
+            return self._gather(node, results, fake, heads=bool(value.wide))
         self._split(node, value)
         return [self._gather(node, [result[i] for result in results], part) for i, part in enumerate(fake)]
 
-    def _gather(self, node: Node, results: list[Tensor], fake: Tensor) -> Value:
+    def _gather(self, node: Node, results: list[Tensor], fake: Tensor, *, heads: bool = False) -> Value:
         """The labels of a moved value; where one dimension became two, what stands in line is tied together."""
         fields: dict[int, Tensor] = {}
+        wide: list[Tensor] = []
         for result in map(restride, results):
             varying = [dim for dim in range(result.dim()) if result.stride(dim) != 0 and result.shape[dim] > 1]
+            if len(varying) > 1 and node in self.around:
+                wide.append(compact(result))
+                self._heads(node, result, varying[-1])
+                continue
             if not varying:
                 self._pin([result.flatten()[:1]], node, "is used alone, outside its group")
                 continue
@@ -264,15 +358,50 @@ class _Run:
             if inner in fields:
                 self._tie(fields[inner], labels[0])
             fields[inner] = labels[0]
-        return Value(fake.shape, fields)
+            if heads and operator_name(node) in _RESHAPES:
+                self._size(node, labels[:1], inner, total=True)
+        return Value(fake.shape, fields, tuple(wide))
+
+    def _heads(self, node: Node, result: Tensor, inner: int) -> None:
+        """Channels cut into heads: every head keeps equally many, and the code must follow."""
+        if operator_name(node) not in _RESHAPES:
+            return
+        compacted = compact(result)
+        blocks = compacted.movedim(inner, -1).reshape(-1, compacted.shape[inner])
+        self.labels.blocks.append(Blocks((blocks,), layer_of(node), "is cut into heads of equal size", counted=True))
+        self._size(node, blocks, inner, total=False)
+
+    def _size(self, node: Node, labels: Tensor, inner: int, *, total: bool) -> None:
+        """Record which attribute gives the size that a reshape names; where none does, the size is fixed."""
+        if operator_name(node) == "flatten":
+            return
+        sizes: Any = node.args[2 if operator_name(node) == "unflatten" else 1]
+        named = sizes[inner - node.meta["val"].dim() + len(sizes) if operator_name(node) == "unflatten" else inner]
+        if named == -1:
+            return
+        layer = layer_of(node)
+        module = self.trace.modules.get(layer)
+        attributes = HEAD_TOTALS if total else HEAD_SIZES
+        found = {name: named // size for name in attributes if _divides(size := getattr(module, name, None), named)}
+        if not found or not self.ask_attributes or isinstance(module, nn.MultiheadAttention):
+            self._pin([labels], node, "is cut into heads of a size that the code knows")
+            return
+        self.labels.sizes += [Size(layer, name, labels, total, share) for name, share in found.items()]
 
     def _split(self, node: Node, value: Value) -> None:
         """A channel dimension cut into parts: sizes written in the network's code cannot follow a removal."""
         parts = node.meta["val"]
         cut = [d for d in value.fields if parts[0].dim() == len(value.shape) and parts[0].shape[d] != value.shape[d]]
-        for labels in (value.fields[dim] for dim in cut):
+        wide = [w for w in value.wide if parts[0].dim() == w.dim()]
+        over = [
+            (w, dim)
+            for w in wide
+            for dim in range(w.dim())
+            if w.shape[dim] > 1 and parts[0].shape[dim] != value.shape[dim]
+        ]
+        for labels in [value.fields[dim] for dim in cut] + [w.movedim(dim, -1) for w, dim in over]:
             if operator_name(node) == "chunk" and len({tuple(part.shape) for part in parts}) == 1:
-                sides = (labels.reshape(len(parts), -1),)
+                sides = (labels.reshape(-1, labels.shape[-1] // len(parts)),)
                 self.labels.blocks.append(Blocks(sides, layer_of(node), "is cut into equal chunks", counted=True))
             else:
                 self._pin([labels], node, "is split at positions written in the network's code")
@@ -281,7 +410,9 @@ class _Run:
         value, fake = args[0], node.meta["val"]
         whole = operator_name(node) in ("slice", "narrow") and fake.shape == value.shape
         dims = set() if whole else _dims_with_positions(node, len(value.shape))
-        self._pin([f for d, f in value.fields.items() if d in dims], node, "is read at positions the code names")
+        named = [f for d, f in value.fields.items() if d in dims]
+        named += [wide for wide in value.wide if len(value.shape) - 1 in dims and wide.shape[-1] > 1]
+        self._pin(named, node, "is read at positions the code names")
         return self._move(node, args, kwargs)
 
     def _cast(self, node: Node, args: tuple, kwargs: dict) -> Any:
@@ -402,6 +533,80 @@ class _Run:
             isinstance(module, CompensatedNorm) or (bool(named) and hasattr(module, "normalized_shape"))
         )
 
+    def _attention(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        query, key, value, *rest = args
+        if kwargs.get("enable_gqa") or not len(query.shape) == len(key.shape) == len(value.shape):
+            return self._unknown(node, *self._without_heads(args, kwargs))
+        self._pin(_fields((rest, kwargs)), node, "is a mask over tokens")
+        passed = [self._last(node, operand) for operand in (query, key, value)]
+        scaled = kwargs.get("scale") is None
+        self._product(node, passed[0], passed[1], scaled=scaled)
+        return _with_last(node.meta["val"].shape, passed[2])
+
+    def _matmul(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        weight = self.known[operands(node, node.args, node.kwargs)[1]]
+        left, right = operands(node, args, kwargs)[:2]
+        if is_contraction(node, weight) or len(left.shape) != len(right.shape) or len(left.shape) < 3:
+            return self._contraction(node, *self._without_heads(args, kwargs))
+        rank = len(left.shape)
+        rows = left.fields.get(rank - 2)
+        self._pin([rows] if rows is not None else [], node, "is multiplied with another value")
+        flipped = Value(
+            torch.Size((*right.shape[:-2], right.shape[-1], right.shape[-2])),
+            {2 * rank - 3 - d if d >= rank - 2 else d: f for d, f in right.fields.items()},
+            tuple(wide.transpose(-1, -2) for wide in right.wide),
+        )
+        columns = self._last(node, right, contracted=rank - 2)
+        self._product(node, self._last(node, left), self._last(node, flipped, contracted=rank - 2))
+        return _with_last(node.meta["val"].shape, columns)
+
+    def _last(self, node: Node, value: Value, contracted: int = -1) -> Tensor | None:
+        """The labels along the last dimension of ``value``; what other dimensions hold is pinned.
+
+        Args:
+            node: the operator that reads ``value``.
+            value: the operand.
+            contracted: a dimension that is read apart.
+        """
+        rank = len(value.shape)
+        plain = [value.fields[rank - 1].reshape(*[1] * (rank - 1), -1)] if rank - 1 in value.fields else []
+        last = plain + [wide for wide in value.wide if wide.shape[-1] > 1]
+        apart = [wide for wide in value.wide if contracted >= 0 and wide.shape[-1] == 1 and wide.shape[contracted] > 1]
+        used = {id(wide) for wide in last + apart}
+        rest = [f for d, f in value.fields.items() if d not in (rank - 1, contracted)]
+        rest += [wide for wide in value.wide if id(wide) not in used]
+        self._pin(rest, node, "is multiplied with another value")
+        for other in last[1:]:
+            self._pin([last[0], other], node, "is multiplied with another value")
+        return last[0] if last else None
+
+    def _product(self, node: Node, left: Tensor | None, right: Tensor | None, *, scaled: bool = False) -> None:
+        """Two values multiplied and summed over their last dimension."""
+        if left is None or right is None or left.shape != right.shape:
+            self._pin([side for side in (left, right) if side is not None], node, "is multiplied with a fixed size")
+            return
+        self._tie(left, right)
+        writer = self._writer(node.args[0], left) if scaled else None
+        if scaled and (writer is None or bool(torch.isin(left, right).any())):
+            self._pin([left], node, "is divided by the root of its size")
+        self.labels.products.append(Product(node, left, writer))
+
+    def _writer(self, node: Any, labels: Tensor) -> Contraction | None:
+        """The contraction whose rows ``labels`` are, if nothing but movement and numbers stands between."""
+        while isinstance(node, Node) and node.op == "call_function" and family(node) not in ("contraction", "matmul"):
+            numbers = family(node) in ("pointwise", "product") and len(node.all_input_nodes) == 1
+            if not numbers and node.target is not getitem and family(node) not in ("movement", "positions", "identity"):
+                return None
+            if family(node) == "pointwise" and operator_name(node) != "div":
+                return None
+            node = node.args[0]
+        found = next((c for c in self.labels.contractions if c.node is node), None)
+        names = self.trace.names
+        if found is None or found.rows is None or not bool(torch.isin(labels, found.rows).all()):
+            return None
+        tensors = [found.weight] + ([found.bias] if found.bias is not None else [])
+        return found if all(tensor in names and len(tensor.users) == 1 for tensor in tensors) else None
+
     def _embedding(self, node: Node, args: tuple, kwargs: dict) -> Any:
         weight: Value = args[0]
         shape = node.meta["val"].shape
@@ -429,6 +634,9 @@ class _Run:
             self._grouped(node, columns, rows, groups)
         if isinstance(bias, Value) and bias.fields:
             self._tie_or_pin(rows, bias.fields.get(0), node, "has rows of fixed size")
+        if isinstance(self.trace.modules.get(layer_of(node)), nn.MultiheadAttention):
+            sides = [side for side in (columns, rows) if side is not None]
+            self._pin(sides, node, "has the width of its nn.MultiheadAttention, which its heads share")
         passed = {d: f for d, f in value.fields.items() if d != channel and "conv" not in operator_name(node)}
         self._pin([f for d, f in value.fields.items() if d != channel and d not in passed], node, "is convolved over")
         self.labels.contractions.append(Contraction(node, rows, columns))
@@ -462,7 +670,8 @@ _RULES: dict[str, Callable[[_Run, Node, tuple, dict], Any]] = {
     "pooling": _Run._resample,
     "reduction": _Run._reduce,
     "softmax": _Run._softmax,
-    "matmul": _Run._contraction,
+    "matmul": _Run._matmul,
+    "attention": _Run._attention,
     "batch_norm": _Run._batch_norm,
     "instance_norm": _Run._batch_norm,
     "group_norm": _Run._group_norm,
@@ -472,9 +681,45 @@ _RULES: dict[str, Callable[[_Run, Node, tuple, dict], Any]] = {
 }
 
 
+def _divides(size: Any, named: int) -> bool:
+    return isinstance(size, int) and size > 1 and named % size == 0
+
+
 def _fields(values: Any) -> list[Tensor]:
     leaves = tree_leaves(values, is_leaf=lambda leaf: isinstance(leaf, Value))
-    return [labels for leaf in leaves if isinstance(leaf, Value) for labels in leaf.fields.values()]
+    return [labels for leaf in leaves if isinstance(leaf, Value) for labels in (*leaf.fields.values(), *leaf.wide)]
+
+
+def _with_last(shape: torch.Size, labels: Tensor | None) -> Value:
+    """A value with ``labels`` along its last dimension, and perhaps over heads."""
+    if labels is None:
+        return Value(shape)
+    if labels.numel() == labels.shape[-1]:
+        return Value(shape, {len(shape) - 1: labels.flatten()})
+    return Value(shape, {}, (labels,))
+
+
+def _around_attention(trace: Trace, known: Values) -> set[Node]:
+    """The nodes that only move or scale what attention reads or gives: there, channels may stand in heads."""
+    found: set[Node] = set()
+    for node in trace.graph.nodes:
+        if node.op != "call_function" or family(node) not in ("attention", "matmul"):
+            continue
+        if family(node) == "attention" or not is_contraction(node, known[operands(node, node.args, node.kwargs)[1]]):
+            _spread(node, found, lambda n: list(n.all_input_nodes))
+            _spread(node, found, lambda n: list(n.users))
+    return found
+
+
+def _spread(start: Node, found: set[Node], neighbours: Callable[[Node], list[Node]]) -> None:
+    open_nodes, seen = neighbours(start), set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if node in seen or node.op != "call_function" or not (node.target is getitem or family(node) in _AROUND):
+            continue
+        seen.add(node)
+        open_nodes += neighbours(node)
+    found |= seen
 
 
 def _blank(node: Node) -> Any:

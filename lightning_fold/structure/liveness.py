@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from operator import getitem
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_fold.structure.constants import channel_constants, contraction_channel, depends
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.labels import Contraction, Norm, Value
-from lightning_fold.structure.operators import oriented
+from lightning_fold.structure.labels import Contraction, Norm, Product, Value
+from lightning_fold.structure.operators import compact, family, feeds_softmax, operator_name, oriented
 
 
 def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor | None = None) -> Tensor:
@@ -30,6 +31,7 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
     held = torch.zeros(structure.count, dtype=torch.bool) if held is None else held
     contractions = {contraction.node: contraction for contraction in structure.labels.contractions}
     norms = {norm.node: norm for norm in structure.labels.norms}
+    products = {product.node: product for product in structure.labels.products}
     carried = {node: _carried(structure, value) for node, value in structure.labels.values.items()}
     alive: dict[Node, Tensor] = {}
     live = torch.zeros(structure.count, dtype=torch.bool)
@@ -41,7 +43,8 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
             continue
         live |= out & _mask(structure, carried[node])
         for source in node.all_input_nodes:
-            needed = out if node.target is getitem else out | ~_mask(structure, carried[node])
+            passes = node.target is getitem or _selects_heads(structure, node)
+            needed = out if passes else out | ~_mask(structure, carried[node])
             if node in contractions and source is contractions[node].value:
                 columns = contractions[node].columns
                 if columns is not None:
@@ -51,6 +54,8 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
                     needed |= _constants_read(structure, contractions[node], out | held)
             elif node in norms and source is node.all_input_nodes[0]:
                 needed |= _normalised(structure, norms[node], out, node in fixed)
+            elif node in products and source in node.args[:2]:
+                needed = _multiplied(structure, products[node], needed)
             elif node in contractions:
                 if not depends(structure.known[source]):
                     continue  # its channels are the contraction's own rows and columns
@@ -94,6 +99,38 @@ def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> T
     return _mask(structure, blocks[read])
 
 
+def _multiplied(structure: Structure, product: Product, needed: Tensor) -> Tensor:
+    """``needed`` without the channels that add nothing to a product, or the same to a whole row before a softmax."""
+    node, labels = product.node, product.channels
+    operands: Any = node.args[:2]
+    left, right = (structure.known[source] for source in operands)
+    attends = operator_name(node) == "scaled_dot_product_attention"
+    right = right if attends else right.transpose(-1, -2)
+    unused = _everywhere(compact(left) == 0, labels) | _everywhere(compact(right) == 0, labels)
+    if attends or feeds_softmax(node):
+        unused |= _everywhere(compact(right) == compact(right).narrow(-2, 0, 1), labels)
+    groups = structure.group_of[labels]
+    read = needed | _mask(structure, groups[~unused])
+    read[groups[unused]] = False
+    return read | _mask(structure, groups[~unused])
+
+
+def _selects_heads(structure: Structure, node: Node) -> bool:
+    """Whether ``node`` picks some of the blocks that channels stand in; the others are read elsewhere or not at all."""
+    if family(node) != "positions":
+        return False
+    values = [structure.labels.values.get(each) for each in (node, node.all_input_nodes[0])]
+    return all(isinstance(value, Value) and bool(value.wide) and not value.fields for value in values)
+
+
+def _everywhere(condition: Tensor, labels: Tensor) -> Tensor:
+    """``condition`` where it holds for all that one label stands for, in the shape of ``labels``."""
+    dims = [dim for dim in range(condition.dim()) if labels.shape[dim] == 1 and condition.shape[dim] > 1]
+    for dim in dims:
+        condition = condition.all(dim, keepdim=True)
+    return condition.expand(labels.shape).cpu()
+
+
 def _reading(structure: Structure, contraction: Contraction, out: Tensor) -> Tensor:
     """(groups,) what the rows in ``out`` read that depends on the input."""
     given = input_constants(structure, contraction)
@@ -120,7 +157,8 @@ def _columns_read(structure: Structure, contraction: Contraction, out: Tensor, w
 
 def _carried(structure: Structure, value: object) -> Tensor:
     leaves = tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Value))
-    labels = [field for leaf in leaves if isinstance(leaf, Value) for field in leaf.fields.values()]
+    values = [leaf for leaf in leaves if isinstance(leaf, Value)]
+    labels = [labels.flatten() for leaf in values for labels in (*leaf.fields.values(), *leaf.wide)]
     return structure.group_of[torch.cat(labels)].unique() if labels else torch.zeros(0, dtype=torch.int64)
 
 

@@ -22,6 +22,7 @@ _POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slic
 # Element by element, although ATen does not say so.
 _POINTWISE = {"hardswish", "log_sigmoid", "rsub", "type_as", "zeros_like", "ones_like", "full_like"}  # fmt: skip
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "lift_fresh"}
+_SAME = {"alias", "clone", "contiguous", "detach", "expand"}
 _POOLING = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
@@ -45,7 +46,8 @@ FAMILIES: dict[str, str] = {
     "conv2d": "contraction",
     "conv3d": "contraction",
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "contraction"),
-    **dict.fromkeys(("matmul", "mm", "addmm"), "matmul"),
+    **dict.fromkeys(("matmul", "mm", "addmm", "bmm"), "matmul"),
+    "scaled_dot_product_attention": "attention",
     "batch_norm": "batch_norm",
     "_native_batch_norm_legit_no_training": "batch_norm",
     "instance_norm": "instance_norm",
@@ -102,6 +104,32 @@ def batch_norm_eps(node: Node) -> float:
     """The number that a BatchNorm adds to the variance."""
     eps: Any = node.args[7 if operator_name(node) == "batch_norm" else 6]
     return eps
+
+
+def softmax_over(node: Any) -> bool:
+    """Whether the value of ``node`` is a softmax over its last dimension, so that its rows sum to 1."""
+    while isinstance(node, Node) and (family(node) == "identity" or operator_name(node) in _SAME):
+        node = node.args[0]
+    return isinstance(node, Node) and operator_name(node) in ("softmax", "_softmax") and _is_last(node)
+
+
+def feeds_softmax(node: Node) -> bool:
+    """Whether nothing but softmaxes over the last dimension reads ``node``, so that rows may move by a constant."""
+    for user in node.users:
+        name = operator_name(user)
+        if name == "softmax" and _is_last(user):
+            continue
+        scaled = name in ("mul", "div") and not isinstance(user.args[1], Node)
+        added = name == "add" and user.kwargs.get("alpha", 1) == 1
+        moved = name in ("view", "reshape", *_SAME) and user.meta["val"].shape[-1] == node.meta["val"].shape[-1]
+        if not (scaled or added or moved or family(user) == "identity") or not feeds_softmax(user):
+            return False
+    return bool(node.users)
+
+
+def _is_last(node: Node) -> bool:
+    dim: Any = argument(node, 1, "dim", None)
+    return dim % node.meta["val"].dim() == node.meta["val"].dim() - 1
 
 
 def argument(node: Node, position: int, name: str, default: Any) -> Any:

@@ -83,7 +83,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         ValueError: the model cannot be traced with these inputs; the message names what failed.
     """
     inputs = _few_examples(as_inputs(example_inputs))
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad(), _written_out():
         try:
             program = torch.export.export(model, inputs, strict=False)
             if _writes_views(program.graph):
@@ -139,6 +139,17 @@ def layer_of(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return path.removeprefix("L['self'].").removeprefix("L['self']")
+
+
+@contextmanager
+def _written_out() -> Iterator[None]:
+    """Attention layers as the operators that they are, not as one for a whole encoder layer."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _join_compensated(graph: Graph, modules: Mapping[str, nn.Module]) -> None:

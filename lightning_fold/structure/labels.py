@@ -358,8 +358,8 @@ class _Run:
             if inner in fields:
                 self._tie(fields[inner], labels[0])
             fields[inner] = labels[0]
-            if heads and operator_name(node) in _RESHAPES:
-                self._size(node, labels[:1], inner, total=True)
+            if node in self.around and operator_name(node) in _RESHAPES:  # of all heads together, or of a single one
+                self._size(node, labels[:1], inner, HEAD_TOTALS if heads else HEAD_SIZES + HEAD_TOTALS, total=True)
         return Value(fake.shape, fields, tuple(wide))
 
     def _heads(self, node: Node, result: Tensor, inner: int) -> None:
@@ -369,19 +369,22 @@ class _Run:
         compacted = compact(result)
         blocks = compacted.movedim(inner, -1).reshape(-1, compacted.shape[inner])
         self.labels.blocks.append(Blocks((blocks,), layer_of(node), "is cut into heads of equal size", counted=True))
-        self._size(node, blocks, inner, total=False)
+        self._size(node, blocks, inner, HEAD_SIZES, total=False)
 
-    def _size(self, node: Node, labels: Tensor, inner: int, *, total: bool) -> None:
+    def _size(self, node: Node, labels: Tensor, inner: int, attributes: tuple[str, ...], *, total: bool) -> None:
         """Record which attribute gives the size that a reshape names; where none does, the size is fixed."""
         if operator_name(node) == "flatten":
             return
-        sizes: Any = node.args[2 if operator_name(node) == "unflatten" else 1]
-        named = sizes[inner - node.meta["val"].dim() + len(sizes) if operator_name(node) == "unflatten" else inner]
+        unflattened = operator_name(node) == "unflatten"
+        sizes: Any = node.args[2 if unflattened else 1]
+        position = inner - _dim_of(node) if unflattened else inner
+        if not 0 <= position < len(sizes):
+            return
+        named = sizes[position]
         if named == -1:
             return
         layer = layer_of(node)
         module = self.trace.modules.get(layer)
-        attributes = HEAD_TOTALS if total else HEAD_SIZES
         found = {name: named // size for name in attributes if _divides(size := getattr(module, name, None), named)}
         if not found or not self.ask_attributes or isinstance(module, nn.MultiheadAttention):
             self._pin([labels], node, "is cut into heads of a size that the code knows")
@@ -679,6 +682,12 @@ _RULES: dict[str, Callable[[_Run, Node, tuple, dict], Any]] = {
     "embedding": _Run._embedding,
     "contraction": _Run._contraction,
 }
+
+
+def _dim_of(node: Node) -> int:
+    """The dimension that an unflatten cuts."""
+    dim: Any = node.args[1]
+    return dim % node.all_input_nodes[0].meta["val"].dim()
 
 
 def _divides(size: Any, named: int) -> bool:

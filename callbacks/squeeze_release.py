@@ -11,17 +11,16 @@ from torch.optim import Optimizer
 
 from lightning_fold.callbacks.base import RewriteCallback, check_share, rebuild_reducer, remember_dense
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
-from lightning_fold.complexity import count_parameters
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.rewrites.release import release
-from lightning_fold.rewrites.sparsification import sparsify
+from lightning_fold.rewrites.sparsification import prunable_weights, sparsify
 from lightning_fold.structure.groups import channel_groups
 from lightning_fold.structure.trace import Inputs
 
-_BISECTIONS = 8
+_BISECTIONS = 12
 
 Phase = Literal["dense", "shrink", "masked", "final"]
 
@@ -48,7 +47,7 @@ class SqueezeRelease(RewriteCallback):
         dense_epochs: epochs before the first cycle, at least 1; the network at their end is the dense reference.
         cycles: number of cycles, at least 1.
         shrink_epochs: epochs of each cycle before pruning, at least 0.
-        masked_epochs: epochs of each cycle after pruning, with pruned weights held at zero, at least 0.
+        masked_epochs: epochs of each cycle after pruning, with pruned weights held at zero, at least 1.
         sparsity: share of weights at zero after pruning, in [0, 1), for each cycle; the last one repeats.
         criterion: which weights go first: "magnitude", or "connected" (magnitude times the norms of row and column).
         group_penalty: strength of the group penalty in the cycles, at least 0, for each cycle; the last one repeats.
@@ -124,18 +123,31 @@ class SqueezeRelease(RewriteCallback):
         """Check that the cycles fit into the training."""
         super().setup(trainer, pl_module, stage)
         epochs = trainer.max_epochs or 0
-        if stage == "fit" and 0 <= epochs < self.last_epoch:
+        if stage == "fit" and 0 <= epochs < self.last_epoch and not trainer.fast_dev_run:
             raise ValueError(
                 f"SqueezeRelease: dense_epochs={self.dense_epochs} and cycles={self.cycles} of {self.cycle_epochs} "
                 f"epochs need Trainer(max_epochs) of at least {self.last_epoch}; found {epochs}."
             )
+        network = network_of(pl_module)
+        if not prunable_weights(network):
+            raise ValueError(
+                f"SqueezeRelease: {type(network).__name__} has no Linear or convolution weight; expected a network "
+                "with layers that can be pruned."
+            )
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Keep the validation metric; say so at once if the limit has none to watch."""
+        super().on_validation_end(trainer, pl_module)
+        if self.max_accuracy_drop < 1 and trainer.state.fn == "fit" and self.monitor not in trainer.callback_metrics:
+            raise self._no_metric()
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Before an epoch's first batch: minimize and release at a cycle's end, prune in its middle."""
-        epoch = trainer.current_epoch
+        epoch, self._steps = trainer.current_epoch, trainer.global_step
         done = min(max(epoch - self.dense_epochs, 0) // self.cycle_epochs, self.cycles)
         if self.minimized < done and not self.stopped:
             self._end_cycle(trainer, pl_module)
+        self.masks = {name: mask.to(pl_module.device) for name, mask in self.masks.items()}
         phase = self.phase(epoch)
         if phase != "dense":
             remember_dense(pl_module, self.metric, self.monitor)
@@ -156,13 +168,13 @@ class SqueezeRelease(RewriteCallback):
             parameters = dict(network_of(pl_module).named_parameters())
             with torch.no_grad():
                 for name, mask in self.masks.items():
-                    parameters[name].mul_(mask.to(parameters[name].device))
+                    parameters[name].mul_(mask)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Minimize what is still masked; if the final network is worse than allowed, bring the last good one back."""
         if self.masks:
-            self._end_cycle(trainer, pl_module)
-        if self._too_bad(pl_module) and self.good is not None:
+            self._end_cycle(trainer, pl_module, last=True)
+        elif self._too_bad(pl_module):
             self._revert(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,6 +197,7 @@ class SqueezeRelease(RewriteCallback):
         network = network_of(pl_module)
         sparsity = self._within_target(network, follow(pl_module), _at(self.sparsity, cycle))
         self.masks = self._sparsify(network, sparsity, trainer.optimizers).masks
+        self.metric = None  # it was measured before the pruning
         rebuild_reducer(trainer, pl_module)
 
     def _sparsify(self, network: nn.Module, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
@@ -210,8 +223,6 @@ class SqueezeRelease(RewriteCallback):
             self._sparsify(trial, sparsity)
             return before / self._minimize(trial, inputs).parameters_after
 
-        if before / count_parameters(network) * (1 / (1 - sparsity)) ** 2 < self.target_factor:
-            return sparsity  # cannot reach the target yet, whatever empties
         low, high = 0.0, sparsity
         if factor(high) <= self.target_factor:
             return sparsity
@@ -220,19 +231,20 @@ class SqueezeRelease(RewriteCallback):
             low, high = (low, middle) if factor(middle) >= self.target_factor else (middle, high)
         return high
 
-    def _end_cycle(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _end_cycle(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *, last: bool = False
+    ) -> None:
         self.masks = {}
         if self._too_bad(pl_module):
             self.stopped = True
-            if self.good is not None:
-                self._revert(trainer, pl_module)
+            self._revert(trainer, pl_module)
             return
         report = self.rewrite(trainer, pl_module, "squeeze-release", self._minimize)
         self.minimized += 1
         self.good = Snapshot.take(network_of(pl_module), self._metrics())
         dense = follow(pl_module).dense
         self.stopped = dense is not None and dense.parameters / report.parameters_after >= self.target_factor
-        if self.minimized < self.cycles and not self.stopped:
+        if self.minimized < self.cycles and not self.stopped and not last:
             self._release(trainer, pl_module)
 
     def _release(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -251,17 +263,23 @@ class SqueezeRelease(RewriteCallback):
         if self.max_accuracy_drop >= 1 or dense is None:
             return False
         if self.metric is None or self.monitor not in dense.metrics:
-            raise ValueError(
-                f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}, monitor={self.monitor!r}): no such metric "
-                "was logged in validation. Log it in validation_step, or name another."
-            )
+            raise self._no_metric()
         return dense.metrics[self.monitor] - self.metric > self.max_accuracy_drop
 
+    def _no_metric(self) -> ValueError:
+        return ValueError(
+            f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}, monitor={self.monitor!r}): no such metric was "
+            "logged in the validation after each epoch. Log it in validation_step, or name another."
+        )
+
     def _revert(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert self.good is not None
+        """Bring the last network back that was good enough: that of the last good cycle, or else the dense one."""
+        good = self.good or follow(pl_module).dense
+        assert good is not None, "only a cycle makes a network worse than the dense one"
         network = network_of(pl_module)
-        rebuild(network, self.good.structure, optimizers=trainer.optimizers)
-        network.load_state_dict(self.good.state_dict)
+        rebuild(network, good.structure, optimizers=trainer.optimizers)
+        network.load_state_dict(good.state_dict)
+        self.metric = good.metrics.get(self.monitor)
         rebuild_reducer(trainer, pl_module)
 
     def _metrics(self) -> dict[str, float]:
@@ -273,11 +291,9 @@ class SqueezeRelease(RewriteCallback):
         return GroupSparsity(network, channel_groups(network, self._example))
 
     def _check(self) -> None:
-        for name, lowest in (("dense_epochs", 1), ("cycles", 1), ("shrink_epochs", 0), ("masked_epochs", 0)):
+        for name, lowest in (("dense_epochs", 1), ("cycles", 1), ("shrink_epochs", 0), ("masked_epochs", 1)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"SqueezeRelease({name}={getattr(self, name)}): expected at least {lowest}.")
-        if self.cycle_epochs < 1:
-            raise ValueError("SqueezeRelease(shrink_epochs=0, masked_epochs=0): expected at least one epoch per cycle.")
         for share in self.sparsity:
             check_share("SqueezeRelease", "sparsity", share)
         check_share("SqueezeRelease", "release_amplitude", self.release_amplitude)

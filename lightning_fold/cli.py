@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 import warnings
 from typing import Any, NoReturn
 
@@ -63,10 +64,10 @@ class FoldCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Measure the dense and the compressed network, write both, and say where everything lies."""
-        if self.trainer.fast_dev_run or self.trainer.interrupted or not self.trainer.is_global_zero:
+        if self.trainer.fast_dev_run or self.trainer.interrupted:
             return
         summary = summarise_run(self.trainer, self.model, self.datamodule)
-        if summary is not None:
+        if summary is not None and self.trainer.is_global_zero:
             Console().print(summary.table(), summary.places(), sep="\n")
 
 
@@ -92,8 +93,26 @@ def main(args: ArgsType = None) -> None:
             parser_class=Parser,
             args=args,
         )
-    except FileNotFoundError as error:
-        _fail(str(error), "check the paths in the configuration and on the command line")
+    except OSError as error:
+        _fail(str(error), "check the paths in the configuration and on the command line, and the space on the disk")
+    except (ValueError, TypeError, RuntimeError) as error:
+        if not _is_explained(error):
+            raise
+        _fail(_one_line(error), "'lightning-fold fit --print_config' shows the whole configuration")
+
+
+def _is_explained(error: Exception) -> bool:
+    """Whether this package raised ``error``, whose message then says what to do, or torch refused a state dict."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get("__name__", "")
+    return module.startswith("lightning_fold.") or "loading state_dict" in str(error)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    if "loading state_dict" not in lines[0]:
+        return " ".join(lines)
+    return f"the checkpoint is that of another network: {' '.join(lines[1:2])} ({len(lines) - 1} such differences)"
 
 
 def _silence() -> None:

@@ -32,14 +32,14 @@ def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Opti
     """
     with Surgery(model, optimizers) as surgery:
         for path, entry in structure.items():
-            _rebuild_module(surgery, path, entry)
+            _rebuild_module(surgery, path, structure)
         _check_same(model, structure)
 
 
-def _rebuild_module(surgery: Surgery, path: str, entry: dict[str, Any]) -> None:
-    module = _find(surgery.model, path)
+def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
+    module, entry = _find(surgery.model, path), structure[path]
     if module is None or type_name(module) != entry["type"]:
-        _replace(surgery, path, entry)
+        _replace(surgery, path, structure)
         return
     for name, shape in entry["shapes"].items():
         dotted = f"{path}.{name}".removeprefix(".")
@@ -58,15 +58,21 @@ def _create(surgery: Surgery, module: nn.Module, path: str, name: str, shape: li
     surgery.create(f"{path}.{name}".removeprefix("."), like.new_zeros(shape), f"{path}.{neighbour}".removeprefix("."))
 
 
-def _replace(surgery: Surgery, path: str, entry: dict[str, Any]) -> None:
-    if entry["type"] not in _BUILDERS or not path:
+def _replace(surgery: Surgery, path: str, structure: Structure) -> None:
+    """Build the module at ``path`` with all that it contains, and put it in the place of what is there."""
+    kind = structure[path]["type"]
+    if kind not in _BUILDERS or not path:
         raise ValueError(
-            f"rebuild: the structure has a {entry['type']} at {path or 'its top'!r}, which "
+            f"rebuild: the structure has a {kind} at {path or 'its top'!r}, which "
             f"{type_name(surgery.model)} has not; expected the structure of the same network. "
             "Build the network with the class and arguments it was trained with."
         )
     parent, _, leaf = path.rpartition(".")
-    new = _build(_BUILDERS[entry["type"]], entry)
+    new = _build(_BUILDERS[kind], structure[path])
+    for inner, entry in structure.items():
+        if inner.startswith(f"{path}.") and entry["type"] in _BUILDERS:
+            owner, _, name = inner.removeprefix(f"{path}.").rpartition(".")
+            new.get_submodule(owner).add_module(name, _build(_BUILDERS[entry["type"]], entry))
     if _find(surgery.model, path) is None:
         surgery.model.get_submodule(parent).add_module(leaf, new)
     else:

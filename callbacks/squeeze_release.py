@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning
 import torch
@@ -16,7 +16,7 @@ from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.rewrites.release import release
-from lightning_fold.rewrites.sparsification import prunable_weights, sparsify
+from lightning_fold.rewrites.sparsification import Criterion, prunable_weights, sparsify
 from lightning_fold.structure.groups import channel_groups
 from lightning_fold.structure.trace import Inputs
 
@@ -72,7 +72,7 @@ class SqueezeRelease(RewriteCallback):
         shrink_epochs: int = 1,
         masked_epochs: int = 1,
         sparsity: list[float] = [0.9],  # noqa: B006  read only
-        criterion: Literal["magnitude", "connected"] = "connected",
+        criterion: Criterion = "connected",
         group_penalty: list[float] = [0.0],  # noqa: B006  read only
         release_amplitude: float = 0.01,
         target_factor: float = 1000.0,
@@ -138,7 +138,8 @@ class SqueezeRelease(RewriteCallback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keep the validation metric; say so at once if the limit has none to watch."""
         super().on_validation_end(trainer, pl_module)
-        if self.max_accuracy_drop < 1 and trainer.state.fn == "fit" and self.monitor not in trainer.callback_metrics:
+        trained = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if self.max_accuracy_drop < 1 and trained and self.monitor not in trainer.callback_metrics:
             raise self._no_metric()
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -302,6 +303,8 @@ class SqueezeRelease(RewriteCallback):
                 f"SqueezeRelease(sparsity={self.sparsity}, group_penalty={self.group_penalty}): expected at least one "
                 "value each, penalties of at least 0."
             )
+        if self.criterion not in get_args(Criterion):
+            raise ValueError(f"SqueezeRelease(criterion={self.criterion!r}): expected one of {get_args(Criterion)}.")
         if self.target_factor < 1:
             raise ValueError(f"SqueezeRelease(target_factor={self.target_factor}): expected at least 1.")
         if not 0 <= self.max_accuracy_drop <= 1:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -68,11 +69,12 @@ def _replace(surgery: Surgery, path: str, structure: Structure) -> None:
             "Build the network with the class and arguments it was trained with."
         )
     parent, _, leaf = path.rpartition(".")
-    new = _build(_BUILDERS[kind], structure[path])
-    for inner, entry in structure.items():
-        if inner.startswith(f"{path}.") and entry["type"] in _BUILDERS:
-            owner, _, name = inner.removeprefix(f"{path}.").rpartition(".")
-            new.get_submodule(owner).add_module(name, _build(_BUILDERS[entry["type"]], entry))
+    with torch.random.fork_rng(devices=[]):  # new layers draw random weights that nobody uses
+        new = _build(_BUILDERS[kind], structure[path])
+        for inner, entry in structure.items():
+            if inner.startswith(f"{path}.") and entry["type"] in _BUILDERS:
+                owner, _, name = inner.removeprefix(f"{path}.").rpartition(".")
+                new.get_submodule(owner).add_module(name, _build(_BUILDERS[entry["type"]], entry))
     if _find(surgery.model, path) is None:
         surgery.model.get_submodule(parent).add_module(leaf, new)
     else:

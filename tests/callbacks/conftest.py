@@ -73,12 +73,14 @@ NETWORKS = {
 }
 
 
-@pytest.fixture
-def seed(monkeypatch):
-    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+@pytest.fixture(scope="module")
+def seed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "7")
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_classifier(seed):
     """Classifier of a tiny network, from a fixed seed."""
 
@@ -92,27 +94,31 @@ def make_classifier(seed):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_plain(seed):
-    """LightningModule with ``self.backbone`` that knows nothing of this package."""
+    """LightningModule with ``self.backbone``, without dropout, that knows nothing of this package."""
 
     def make(network="mlp"):
         torch.manual_seed(3)
-        return Plain(NETWORKS[network]())
+        module = Plain(NETWORKS[network]())
+        for dropout in filter(lambda layer: isinstance(layer, nn.Dropout), module.modules()):
+            dropout.p = 0.0
+        return module
 
     return make
 
 
-@pytest.fixture
-def make_trainer(tmp_path):
+@pytest.fixture(scope="module")
+def make_trainer(tmp_path_factory):
     """Silent trainer on the CPU."""
+    folder = tmp_path_factory.mktemp("root")
 
     def make(epochs, *callbacks, **arguments):
         settings = {"logger": False, "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
         return lightning.Trainer(
             max_epochs=epochs,
             accelerator="cpu",
-            default_root_dir=tmp_path,
+            default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=list(callbacks),
@@ -127,7 +133,23 @@ def data():
     return TinyData(batch_size=32)
 
 
+def save_every_epoch(folder):
+    return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, auto_insert_metric_name=False)
+
+
 @pytest.fixture
 def every_epoch(tmp_path):
     """Callback that saves a checkpoint ``N.ckpt`` after every epoch N."""
-    return ModelCheckpoint(tmp_path / "all", filename="{epoch}", save_top_k=-1, auto_insert_metric_name=False)
+    return save_every_epoch(tmp_path / "all")
+
+
+@pytest.fixture(scope="module")
+def run_and_save(tmp_path_factory, make_trainer):
+    """Train with callbacks, saving after every epoch; gives the folder with the checkpoints ``N.ckpt``."""
+
+    def run(module, epochs, *callbacks):
+        folder = tmp_path_factory.mktemp("run")
+        make_trainer(epochs, *callbacks, save_every_epoch(folder)).fit(module, TinyData(batch_size=32))
+        return folder
+
+    return run

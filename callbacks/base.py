@@ -129,6 +129,12 @@ def rebuild_reducer(trainer: lightning.Trainer, pl_module: lightning.LightningMo
         strategy.configure_ddp()
 
 
+def check_choice(call: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{call}({name}={value!r}): expected one of {', '.join(map(repr, choices))}.")
+
+
 def check_share(call: str, name: str, value: float, *, one: bool = False) -> None:
     """Raise ``ValueError`` unless ``value`` is a share in [0, 1), or in (0, 1] where ``one``."""
     if not (0 < value <= 1 if one else 0 <= value < 1):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_fold.callbacks.base import RewriteCallback, check_share, rebuild_reducer, remember_dense
+from lightning_fold.callbacks.base import RewriteCallback, check_choice, check_share, rebuild_reducer, remember_dense
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.report import RewriteReport
@@ -303,8 +303,7 @@ class SqueezeRelease(RewriteCallback):
                 f"SqueezeRelease(sparsity={self.sparsity}, group_penalty={self.group_penalty}): expected at least one "
                 "value each, penalties of at least 0."
             )
-        if self.criterion not in get_args(Criterion):
-            raise ValueError(f"SqueezeRelease(criterion={self.criterion!r}): expected one of {get_args(Criterion)}.")
+        check_choice("SqueezeRelease", "criterion", self.criterion, get_args(Criterion))
         if self.target_factor < 1:
             raise ValueError(f"SqueezeRelease(target_factor={self.target_factor}): expected at least 1.")
         if not 0 <= self.max_accuracy_drop <= 1:

@@ -69,7 +69,7 @@ class Surgery:
         """
         old = self.tensor(name)
         with torch.no_grad():
-            new = change(old.detach()).clone(memory_format=torch.preserve_format)
+            new = _laid_out_like(old, change(old.detach()))
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
             self._rebind(old, new, moments or change)
@@ -179,8 +179,17 @@ def _width(norm: _NormBase) -> int:
 def _moved(value: Any, old: Tensor, change: Transform) -> Any:
     if isinstance(value, Tensor) and value.shape == old.shape and value.dim() > 0:
         with torch.no_grad():
-            return change(value).clone(memory_format=torch.preserve_format)
+            return _laid_out_like(old, change(value))
     return value
+
+
+def _laid_out_like(old: Tensor, new: Tensor) -> Tensor:
+    """A copy of ``new`` in the memory format of ``old``, as a checkpoint's tensors have when they are loaded.
+
+    Products round differently in another layout, and a resumed run must end as the unbroken one.
+    """
+    channels_last = old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last)
+    return new.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _saved_module(module: nn.Module) -> dict[str, Any]:

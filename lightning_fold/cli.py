@@ -4,6 +4,7 @@ import logging
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning
@@ -14,6 +15,7 @@ from rich.console import Console
 import lightning_fold.data
 import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
 from lightning_fold.config_errors import summarise
+from lightning_fold.serialization import read_checkpoint
 from lightning_fold.summary import summarise_run
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -54,6 +56,13 @@ class FoldCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make ``Classifier`` the default model."""
         parser.set_defaults({"model": {"class_path": "lightning_fold.modules.Classifier"}})
+
+    def _parse_ckpt_path(self) -> None:
+        """Read the arguments of the network from the checkpoint, once it is known to be one."""
+        path = Path(getattr(getattr(self.config, self.config.subcommand, self.config), "ckpt_path", None) or "")
+        if path.is_file():
+            read_checkpoint(path)
+        super()._parse_ckpt_path()
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a value that a constructor refuses is reported like any wrong value."""

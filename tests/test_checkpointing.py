@@ -96,10 +96,9 @@ def test_snapshot_is_a_copy():
 @pytest.mark.parametrize(
     "network",
     [
-        MLP(9, [12, 10], 3),
         MLP(8, [12], 3),
         MLP(8, [12, 10, 9], 3),
-        nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.LazyLinear(3)),
+        nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(12, 3)),
     ],
 )
 def test_checkpoint_of_another_network_is_refused_and_nothing_changes(checkpoint, network):
@@ -107,9 +106,6 @@ def test_checkpoint_of_another_network_is_refused_and_nothing_changes(checkpoint
     content = torch.load(path, weights_only=True)
     module = Classifier(network, num_classes=3)
     before, parameters = deepcopy(lf.describe(network)), list(network.parameters())
-    if isinstance(network, MLP) and network.layers[1].in_features == 9:
-        restore_structure(module, content)  # the same layers of other sizes: any size can come from a rewrite
-        return
     with pytest.raises(ValueError, match="expected the structure of the same network"):
         restore_structure(module, content)
     assert lf.describe(network) == before

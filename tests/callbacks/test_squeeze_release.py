@@ -181,7 +181,9 @@ def test_moments_of_survivors_are_carried(make_classifier, make_trainer, data):
             if trainer.current_epoch == epoch and name not in moments:
                 state = trainer.optimizers[0].state
                 parameters = dict(module.network.named_parameters())
-                moments[name] = {key: (p.detach().clone(), state[p]["exp_avg"].clone()) for key, p in parameters.items()}
+                moments[name] = {
+                    key: (p.detach().clone(), state[p]["exp_avg"].clone()) for key, p in parameters.items()
+                }
 
         return hook
 
@@ -349,7 +351,9 @@ def test_unread_inputs_are_dropped(make_classifier, make_trainer, data):
 
 
 @pytest.mark.parametrize(("accumulate", "times"), [(1, 3), (2, 2), (3, 1)])
-def test_penalty_comes_once_for_each_optimizer_step(make_classifier, make_trainer, data, monkeypatch, accumulate, times):
+def test_penalty_comes_once_for_each_optimizer_step(
+    make_classifier, make_trainer, data, monkeypatch, accumulate, times
+):
     thresholds = []
     monkeypatch.setattr(GroupSparsity, "shrink", lambda self, threshold: thresholds.append(threshold))
     module = make_classifier(lr_scheduler=None)

@@ -54,7 +54,8 @@ class SqueezeRelease(RewriteCallback):
             After each optimizer step every channel's norm loses this times the learning rate.
         release_amplitude: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
         target_factor: compression factor at which the cycles stop, at least 1; the last pruning goes just that far.
-        select_inputs: also prune and drop input features that the first Linear layer no longer reads, behind a selection layer.
+        select_inputs: also prune input features and drop those the first Linear layer no longer reads, behind a
+            selection layer.
         max_accuracy_drop: largest drop of the monitored metric below the dense network that a cycle may end with. More
             ends the cycles and brings the last good network back.
         seed: seed of the noise.
@@ -308,7 +309,7 @@ class SqueezeRelease(RewriteCallback):
             raise ValueError(f"SqueezeRelease(target_factor={self.target_factor}): expected at least 1.")
         if not 0 <= self.max_accuracy_drop <= 1:
             raise ValueError(
-                f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}): expected a share in [0, 1]; 1 is no limit."
+                f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}): expected a share in [0, 1]; 1: no limit."
             )
 
 

@@ -73,7 +73,7 @@ class FoldCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Measure the dense and the compressed network, write both, and say where everything lies."""
-        if self.trainer.fast_dev_run or self.trainer.interrupted:
+        if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted:
             return
         summary = summarise_run(self.trainer, self.model, self.datamodule)
         if summary is not None and self.trainer.is_global_zero:

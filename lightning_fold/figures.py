@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
@@ -21,7 +22,9 @@ def width_figure(history: History) -> Figure:
     first = np.array([line[~np.isnan(line)][0] for line in widths])
     figure = Figure(figsize=(8, 1.5 + 0.28 * len(layers)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(widths / first[:, None], aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="none")
+    shares = widths / first[:, None]
+    scale = LogNorm(min(0.1, float(np.nanmin(shares))), 1)
+    image = axes.imshow(shares, aspect="auto", norm=scale, cmap="viridis", interpolation="none")
     axes.set_yticks(range(len(layers)), _labels(layers, first, widths[:, -1]), fontsize=8)
     ticks = np.unique(np.linspace(0, len(history) - 1, min(len(history), 10)).astype(int))
     axes.set_xticks(ticks, [str(history[tick]["epoch"]) for tick in ticks])

@@ -65,19 +65,21 @@ class RewriteReport:
 
     def __str__(self) -> str:
         lines = StringIO()
-        console = Console(file=lines, width=110)
-        console.print(self._table())
+        console = Console(file=lines, width=110, markup=False, highlight=False)
+        console.print(self._summary(), soft_wrap=True)
+        if self.changes:
+            console.print(self._table())
         for kept in self.kept:
-            console.print(f"kept {kept.channels} channels of {kept.tensor}: {kept.reason}", highlight=False)
+            console.print(f"kept {kept.channels} channels of {kept.tensor}: {kept.reason}", soft_wrap=True)
         return lines.getvalue().rstrip()
 
+    def _summary(self) -> str:
+        sizes = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters ({self.factor:.2f}x)"
+        error = "" if self.max_relative_error is None else f", relative error {self.max_relative_error:.1e}"
+        return f"{self.method}: {sizes}{error}"
+
     def _table(self) -> Table:
-        title = (
-            f"{self.method}: {self.parameters_before:,} -> {self.parameters_after:,} parameters ({self.factor:.2f}x)"
-        )
-        if self.max_relative_error is not None:
-            title += f", relative error {self.max_relative_error:.1e}"
-        table = Table("tensor", "before", "after", title=title, title_justify="left")
+        table = Table("tensor", "before", "after")
         for change in self.changes:
             table.add_row(change.tensor, _shape(change.before), _shape(change.after))
         return table

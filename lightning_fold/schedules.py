@@ -3,17 +3,19 @@
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
 class PhasedCosine(LRScheduler):
-    """A cosine from the optimizer's learning rate down to a share of it, begun anew in every phase.
+    """In each phase a cosine from one share of the optimizer's learning rate to another.
 
     Args:
         optimizer: the optimizer.
         epochs: epochs of each phase, each at least 1; the last phase's end holds afterwards.
-        ends: share of the learning rate at the end of each phase, in [0, 1]; 1 holds it constant.
+        starts: share of the learning rate at the start of each phase, in [0, 1].
+        ends: share of the learning rate at the end of each phase, in [0, 1].
         last_epoch: index of the last epoch that was trained, -1 for none.
 
     Raises:
@@ -21,23 +23,30 @@ class PhasedCosine(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, epochs: Sequence[int], ends: Sequence[float], last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        epochs: Sequence[int],
+        starts: Sequence[float],
+        ends: Sequence[float],
+        last_epoch: int = -1,
     ) -> None:
-        if len(epochs) != len(ends) or not epochs or min(epochs) < 1 or not all(0 <= end <= 1 for end in ends):
+        in_range = all(0 <= share <= 1 for share in (*starts, *ends)) and all(length >= 1 for length in epochs)
+        if not epochs or not len(epochs) == len(starts) == len(ends) or not in_range:
             raise ValueError(
-                f"PhasedCosine(epochs={list(epochs)}, ends={list(ends)}): expected two lists of one length, epochs of at "
-                "least 1 and ends in [0, 1]."
+                f"PhasedCosine(epochs={list(epochs)}, starts={list(starts)}, ends={list(ends)}): expected three "
+                "lists of one length, epochs of at least 1, starts and ends in [0, 1]."
             )
-        self.epochs, self.ends = list(epochs), list(ends)
+        self.epochs, self.starts, self.ends = list(epochs), list(starts), list(ends)
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each parameter group in the epoch to come."""
-        return [base * self._share(self.last_epoch) for base in self.base_lrs]
+        share = self._share(self.last_epoch)
+        return [share * base for base in self.base_lrs]
 
     def _share(self, epoch: int) -> float:
-        for length, end in zip(self.epochs, self.ends, strict=True):
+        for length, start, end in zip(self.epochs, self.starts, self.ends, strict=True):
             if epoch < length:
-                return end + (1 - end) * (1 + math.cos(math.pi * epoch / length)) / 2
+                return end + (start - end) * (1 + math.cos(math.pi * epoch / length)) / 2
             epoch -= length
         return self.ends[-1]

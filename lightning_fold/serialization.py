@@ -12,6 +12,7 @@ from torch import nn
 from lightning_fold.models.factory import build_network
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.structure.description import describe
+from lightning_fold.surgery import Surgery
 
 _FORMAT = 1
 
@@ -51,13 +52,25 @@ def load(path: str | Path) -> nn.Module:
     content = read_checkpoint(path)
     if content.get("lightning_fold") != _FORMAT or "network" not in content:
         raise ValueError(
-            f"lightning_fold.load({str(path)!r}): expected a compressed network written by lightning-fold, found a file "
-            f"with the keys {sorted(map(str, content))[:8]}. A Lightning checkpoint is loaded by load_from_checkpoint."
+            f"lightning_fold.load({str(path)!r}): expected a compressed network written by lightning-fold, found a "
+            f"file with the keys {sorted(map(str, content))[:8]}. A Lightning checkpoint is loaded by "
+            "load_from_checkpoint."
         )
     model = build_network(content["network"], content["network_args"])
-    rebuild(model, content["structure"])
-    model.load_state_dict(content["state_dict"])
+    try:
+        rebuild(model, content["structure"])
+        _match_types(model, content["state_dict"])
+        model.load_state_dict(content["state_dict"])
+    except (KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"lightning_fold.load({str(path)!r}): its parts do not belong together: {error}.") from error
     return model.eval()
+
+
+def _match_types(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    with Surgery(model) as surgery:
+        for name, stored in state.items():
+            if surgery.tensor(name).dtype != stored.dtype:
+                surgery.transform(name, lambda tensor, dtype=stored.dtype: tensor.to(dtype))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -68,7 +81,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, KeyError) as error:
+    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, KeyError) as error:
         raise ValueError(
             f"{str(path)!r} cannot be read: expected a complete file of tensors and plain values. It is truncated, or "
             f"another program wrote it ({type(error).__name__})."
@@ -83,10 +96,12 @@ def write_atomically(content: dict[str, Any], path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, partial)
-        os.replace(partial, path)
+        try:
+            torch.save(content, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{str(path)!r} could not be written: {error}. Free some space or choose another folder."
         ) from error

@@ -6,6 +6,7 @@ their moments are transformed like the parameter, step counts stay. No tensor is
 inside the block puts the network and the optimizers back exactly as they were.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.prune import BasePruningMethod
 from torch.optim import Optimizer
 
 Transform = Callable[[Tensor], Tensor]
@@ -69,9 +71,10 @@ class Surgery:
         """
         old = self.tensor(name)
         with torch.no_grad():
-            new = _laid_out_like(old, change(old.detach()))
+            new = _copied(change(old.detach()), like=old)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
+            vars(new).update(vars(old))  # marks that the user's code has put on it
             self._rebind(old, new, moments or change)
         for module, leaf in self._owners(old):
             table = module._parameters if isinstance(new, nn.Parameter) else module._buffers
@@ -111,18 +114,35 @@ class Surgery:
             group["params"].insert(position + 1, created)
 
     def replace_module(self, path: str, new: nn.Module) -> None:
-        """Put ``new`` in the place of the submodule ``path``; its parameters are trained in the old one's group."""
+        """Put ``new`` in the place of the submodule ``path``.
+
+        Parameters that both hold go on with their state; the new ones are trained in the group of the first that goes.
+        """
         parent, _, leaf = path.rpartition(".")
-        old = self.model.get_submodule(path)
-        before, after = list(old.parameters()), list(new.parameters())
-        gone = [p for p in before if all(p is not other for other in after)]
-        fresh = [p for p in after if all(p is not other for other in before)]
-        for parameter in gone:
-            for group, position in self._positions(parameter):
-                group["params"][position : position + 1] = fresh if parameter is gone[0] else []
-            for optimizer in self.optimizers:
-                optimizer.state.pop(parameter, None)
+        old = list(self.model.get_submodule(path).parameters())
+        for optimizer in self.optimizers:
+            _exchange(optimizer, old, list(new.parameters()))
         self.model.get_submodule(parent)._modules[leaf] = new
+
+    def bake_masks(self) -> bool:
+        """Multiply the masks of ``torch.nn.utils.prune`` into their weights for good; whether there were any."""
+        baked = False
+        for module in self.model.modules():
+            for key, hook in list(module._forward_pre_hooks.items()):
+                if isinstance(hook, BasePruningMethod):
+                    self._bake(module, hook._tensor_name)
+                    del module._forward_pre_hooks[key]
+                    baked = True
+        return baked
+
+    def _bake(self, module: nn.Module, leaf: str) -> None:
+        mask = module._buffers.pop(f"{leaf}_mask")
+        old = module._parameters.pop(f"{leaf}_orig")
+        assert old is not None and mask is not None
+        new = nn.Parameter(old.detach() * mask, requires_grad=old.requires_grad)
+        vars(module).pop(leaf, None)
+        module.register_parameter(leaf, new)
+        self._rebind(old, new, lambda moment: moment * mask)
 
     def _owners(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:
         return [
@@ -147,8 +167,7 @@ class Surgery:
             group["params"][position] = new
         for optimizer in self.optimizers:
             if old in optimizer.state:
-                state = optimizer.state.pop(old)
-                optimizer.state[new] = {key: _moved(value, old, change) for key, value in state.items()}
+                optimizer.state[new] = _moved_state(optimizer, optimizer.state.pop(old), old.shape, change)
 
     def _restore(self) -> None:
         for module, saved in self._modules:
@@ -176,24 +195,61 @@ def _width(norm: _NormBase) -> int:
     return norm.num_features if tensor is None else tensor.shape[0]
 
 
-def _moved(value: Any, old: Tensor, change: Transform) -> Any:
-    if isinstance(value, Tensor) and value.shape == old.shape and value.dim() > 0:
-        with torch.no_grad():
-            return _laid_out_like(old, change(value))
-    return value
+def _exchange(optimizer: Optimizer, old: list[nn.Parameter], new: list[nn.Parameter]) -> None:
+    """Put the parameters ``new`` in the place of ``old`` in ``optimizer``, each once; what is in both stays."""
+    fresh = [parameter for parameter in new if not any(parameter is other for other in old)]
+    gone = [parameter for parameter in old if not any(parameter is other for other in new)]
+    for group in optimizer.param_groups:
+        for parameter in gone:
+            positions = [i for i, candidate in enumerate(group["params"]) if candidate is parameter]
+            for position in positions:
+                group["params"][position : position + 1] = fresh
+                fresh = []
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
 
 
-def _laid_out_like(old: Tensor, new: Tensor) -> Tensor:
-    """A copy of ``new`` in the memory format of ``old``, as a checkpoint's tensors have when they are loaded.
+def _moved_state(optimizer: Optimizer, state: dict[str, Any], shape: torch.Size, change: Transform) -> dict[str, Any]:
+    """The state of one parameter after ``change``: step counts stay, moments are transformed like the parameter.
 
-    Products round differently in another layout, and a resumed run must end as the unbroken one.
+    A moment may be repeated along some dimensions (Adafactor keeps one for each row and one for each column). State of
+    another shape cannot be read: that parameter starts without state, and a warning says so.
     """
-    channels_last = old.dim() == 4 and not old.is_contiguous() and old.is_contiguous(memory_format=torch.channels_last)
-    return new.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.dim() > 0}
+    foreign = [key for key, value in tensors.items() if not _repeats(value.shape, shape)]
+    if foreign:
+        warnings.warn(
+            f"{type(optimizer).__name__} keeps {foreign} for a parameter of shape {tuple(shape)} in another shape; the "
+            "rewritten parameter starts without optimizer state.",
+            stacklevel=2,
+        )
+        return {}
+    return state | {key: _moved(value, shape, change) for key, value in tensors.items()}
+
+
+def _repeats(shape: torch.Size, whole: torch.Size) -> bool:
+    return len(shape) == len(whole) and all(size in (1, full) for size, full in zip(shape, whole, strict=True))
+
+
+def _moved(value: Tensor, shape: torch.Size, change: Transform) -> Tensor:
+    with torch.no_grad():
+        moved = change(value.expand(shape))
+        for dim, size in enumerate(value.shape):
+            if size < shape[dim]:
+                moved = moved.narrow(dim, 0, 1)
+        return _copied(moved, like=value)
+
+
+def _copied(value: Tensor, like: Tensor) -> Tensor:
+    """A copy of ``value`` in the memory format of ``like``."""
+    for rank, channels_last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if like.dim() == rank and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
+            return value.clone(memory_format=channels_last)
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def _saved_module(module: nn.Module) -> dict[str, Any]:
-    tables = ("_parameters", "_buffers", "_modules")
+    tables = ("_parameters", "_buffers", "_modules", "_forward_pre_hooks")
     return {key: copy(value) if key in tables else value for key, value in module.__dict__.items()}
 
 

@@ -17,7 +17,8 @@ class MLP(nn.Module):
         input_dropout: Share of the input values set to zero in training, in [0, 1).
 
     Raises:
-        ValueError: A width is not a positive integer, input_dropout is out of range, or ``torch.nn`` has no such activation.
+        ValueError: A width is not a positive integer, input_dropout is out of range, or ``torch.nn`` has no such
+            activation.
 
     Shape:
         ``(batch, ...)`` with ``in_features`` values per example -> ``(batch, out_features)``.

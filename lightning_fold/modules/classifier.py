@@ -44,7 +44,8 @@ class Classifier(StructureCheckpoint):
         temperature: Divides the logits of both networks in that comparison, above 0.
 
     Raises:
-        ValueError: num_classes, label_smoothing, distillation, temperature or the network's name outside what is said above.
+        ValueError: num_classes, label_smoothing, distillation, temperature or the network's name outside what is said
+            above.
         TypeError: network_args do not fit the network, or are given along with a module.
     """
 

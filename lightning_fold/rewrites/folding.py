@@ -1,7 +1,7 @@
 """fold: channels that do alike are merged into their cluster's mean; their consumers' columns are summed."""
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.pruning import channel_rows, channels_left, kept_groups, shrinkable_groups
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.structure.groups import ChannelGroup, Structure
-from lightning_fold.structure.labels import Axis
+from lightning_fold.structure.labels import Axis, Blocks
 from lightning_fold.structure.operators import operator_name
 from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
 
 Repair = Literal["data-free", "none"]
+
+_STARTS: Any = 3  # scikit-learn annotates it as a string
 
 
 def fold(
@@ -54,18 +56,18 @@ def fold(
     if repair not in ("data-free", "none"):
         raise ValueError(f"fold(repair={repair!r}): expected 'data-free' or 'none'.")
     structure, groups = shrinkable_groups("fold", model, example_inputs, ratio)
-    blocked = _in_blocks(structure)
+    blocks = _in_blocks(structure)
 
     def change(surgery: Surgery) -> list[Kept]:
         cluster_of = torch.arange(structure.count)
         for group in groups:
-            if not blocked[group.ids].any():
+            if not blocks.keys() & set(group.ids.tolist()):
                 cluster_of[group.ids] = group.ids[_cluster(surgery, group, channels_left(group, ratio), seed)]
         scales = _batch_norm_scales(surgery, structure, cluster_of) if repair == "data-free" else {}
         merge(surgery, structure, cluster_of)
         for name, scale in scales.items():
             surgery.transform(name, lambda gamma, s=scale: gamma * s, moments=lambda moment: moment)
-        return kept_groups(structure)
+        return kept_groups(structure) + _unfolded(groups, blocks)
 
     return rewrite("fold", model, example_inputs, optimizers, change)
 
@@ -125,7 +127,7 @@ def _cluster(surgery: Surgery, group: ChannelGroup, clusters: int, seed: int) ->
     scaled = [part / part.norm().clamp_min(torch.finfo(part.dtype).tiny) for part in parts]
     features = _coordinates(torch.cat(scaled, dim=1).double().cpu()).numpy()
     distinct = len(np.unique(features, axis=0))
-    labels = KMeans(min(clusters, distinct), n_init=3, random_state=seed).fit_predict(features)
+    labels = KMeans(min(clusters, distinct), n_init=_STARTS, random_state=seed).fit_predict(features)
     first = {label: index for index, label in reversed(list(enumerate(labels.tolist())))}
     return torch.tensor([first[label] for label in labels.tolist()])
 
@@ -138,12 +140,19 @@ def _coordinates(features: Tensor) -> Tensor:
     return directions * energies.clamp_min(0).sqrt()
 
 
-def _in_blocks(structure: Structure) -> Tensor:
-    blocked = torch.zeros(structure.count, dtype=torch.bool)
-    for blocks in structure.labels.blocks:
-        for side in blocks.sides:
-            blocked[structure.group_of[side].flatten()] = True
-    return blocked
+def _in_blocks(structure: Structure) -> dict[int, Blocks]:
+    """The channels that stand in blocks, whose clusters would have to be equal in all blocks."""
+    return {
+        channel: blocks
+        for blocks in structure.labels.blocks
+        for side in blocks.sides
+        for channel in structure.group_of[side].flatten().tolist()
+    }
+
+
+def _unfolded(groups: list[ChannelGroup], blocks: dict[int, Blocks]) -> list[Kept]:
+    found = [(group, blocks.get(int(group.ids[0]))) for group in groups]
+    return [Kept(g.name, g.size, f"{b.layer or 'the network'} {b.reason}") for g, b in found if b is not None]
 
 
 def _batch_norm_scales(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +35,11 @@ def factorize(
     are this project's own.
 
     Args:
-        model: any network.
+        model: any network with at least one linear layer or convolution inside.
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
         keep_parameters: share of the network's parameters to keep, in (0, 1].
-        optimizers: optimizers of the network; factors start without moments in the parameter group of their layer.
+        optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
+            bias stays the same parameter.
 
     Raises:
         ValueError: ``keep_parameters`` is out of range, there is no layer to factorize, or the share cannot be reached.
@@ -75,7 +77,8 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (name, module)
         for name, module in model.named_modules()
-        if (type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1))
+        if name  # the network itself cannot be replaced in place
+        and (type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1))
         and id(module.weight) not in shared
     ]
 
@@ -117,15 +120,14 @@ def _linear_layer(path: str, module: nn.Linear) -> _Layer:
 
 def _conv_layers(path: str, module: nn.Conv2d) -> list[_Layer]:
     rows, columns, height, width = module.weight.shape
-    shared = {"padding_mode": module.padding_mode}
-    vertical = {"stride": (module.stride[0], 1), "dilation": (module.dilation[0], 1)}
-    horizontal = {"stride": (1, module.stride[1]), "dilation": (1, module.dilation[1])}
+    shared: dict[str, Any] = {"padding_mode": module.padding_mode}
+    window: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    vertical: dict[str, Any] = {"stride": (module.stride[0], 1), "dilation": (module.dilation[0], 1)}
+    horizontal: dict[str, Any] = {"stride": (1, module.stride[1]), "dilation": (1, module.dilation[1])}
     has_bias = module.bias is not None
 
     def whole_then_point(outer: Tensor, inner: Tensor) -> nn.Module:
-        first = nn.Conv2d(
-            columns, len(inner), (height, width), module.stride, module.padding, module.dilation, bias=False, **shared
-        )
+        first = nn.Conv2d(columns, len(inner), (height, width), bias=False, **window, **shared)
         second = nn.Conv2d(len(inner), rows, 1, bias=has_bias)
         return _pair(module, first, inner.reshape(first.weight.shape), second, outer.reshape(second.weight.shape))
 
@@ -144,16 +146,20 @@ def _conv_layers(path: str, module: nn.Conv2d) -> list[_Layer]:
     return layers
 
 
-def _pair(module: nn.Module, first: nn.Module, inner: Tensor, second: nn.Module, outer: Tensor) -> nn.Sequential:
+def _pair(
+    module: nn.Linear | nn.Conv2d,
+    first: nn.Linear | nn.Conv2d,
+    inner: Tensor,
+    second: nn.Linear | nn.Conv2d,
+    outer: Tensor,
+) -> nn.Sequential:
     weight = module.weight
-    assert isinstance(weight, Tensor)
     pair = nn.Sequential(first, second).to(device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
-        pair[0].weight.copy_(inner)
-        pair[1].weight.copy_(outer)
-        if module.bias is not None:
-            pair[1].bias.copy_(module.bias)
+        first.weight.copy_(inner)
+        second.weight.copy_(outer)
     pair.train(module.training).requires_grad_(weight.requires_grad)
+    second.register_parameter("bias", module._parameters["bias"])  # the same one: an optimizer goes on with it
     return pair
 
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.input_selection import select_read_features
+from lightning_fold.rewrites.pruning import kept_groups
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.structure.constants import is_padded
@@ -34,7 +35,8 @@ def minimize(
 
     Channels that cannot reach the output are removed. Channels that do not depend on the input are removed after
     their constant has moved into the consumers' biases (or into the running mean of a BatchNorm that follows, or,
-    where zeros are padded around the constant, into one channel that carries it for all).
+    where zeros are padded around the constant, into one channel that carries it for all). Masks of
+    ``torch.nn.utils.prune`` are multiplied into their weights first.
 
     Source: "Squeeze-Release: Iterative Pruning with Exact Structural Minimization" (arXiv 2606.14346); the rules for
     constants, padding and grouped convolutions are this project's own derivation.
@@ -58,9 +60,13 @@ def minimize(
     structure = read_structure(model, example_inputs)
 
     def change(surgery: Surgery) -> list[Kept]:
-        kept = _minimize(surgery, structure)
+        current = read_structure(model, example_inputs) if surgery.bake_masks() else structure
+        kept = _minimize(surgery, current)
+        while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
+            current = read_structure(model, example_inputs)
+            kept = _minimize(surgery, current)
         if select_inputs:
-            select_read_features(surgery, structure)
+            select_read_features(surgery, current)
         return kept
 
     return rewrite("minimize", model, example_inputs, optimizers, change, exact=True)
@@ -79,11 +85,7 @@ def _minimize(surgery: Surgery, structure: Structure) -> list[Kept]:
     contractions = structure.labels.contractions
     receivers = {c.node: _receiver(surgery, structure, c) for c in contractions}
     fixed = {node for node, receiver in receivers.items() if receiver is None}
-    live = live_groups(structure, fixed)
-    dead = ~live
-    dead[list(structure.pinned)] = False
-    carriers = _choose_carriers(structure, dead, live)
-    removal = complete(structure, dead)
+    live, carriers, removal = _decide(structure, fixed)
     for contraction in contractions:
         receiver = receivers[contraction.node]
         if receiver is not None:
@@ -92,26 +94,52 @@ def _minimize(surgery: Surgery, structure: Structure) -> list[Kept]:
     return _kept(structure, removal, ~live)
 
 
+def _decide(structure: Structure, fixed: set[Node]) -> tuple[Tensor, dict[Node, int], Removal]:
+    """Which groups are live, which carry constants through zero padding, and which go.
+
+    A dead group that stays (as carrier, or to keep a tensor rectangular) must stay the constant it is, so what it
+    reads through a convolution that cannot take constants stays too; that can keep further groups.
+    """
+    held = torch.zeros(structure.count, dtype=torch.bool)
+    while True:
+        live = live_groups(structure, fixed, held)
+        dead = ~live
+        dead[list(structure.pinned)] = False
+        carriers = _choose_carriers(structure, dead, live)
+        removal = complete(structure, dead)
+        staying = ~live & ~removal.removed
+        if not bool((staying & ~held).any()):
+            return live, carriers, removal
+        held |= staying
+
+
+def _became_dense(surgery: Surgery, structure: Structure) -> bool:
+    """Whether a grouped convolution has one group left."""
+    grouped = [structure.trace.names.get(c.weight) for c in structure.labels.contractions if c.groups > 1]
+    owners = [surgery.model.get_submodule(name.rpartition(".")[0]) for name in grouped if name is not None]
+    return any(getattr(owner, "groups", None) == 1 for owner in owners)
+
+
 def _receiver(surgery: Surgery, structure: Structure, contraction: Contraction) -> _Receiver | None:
     names, node = structure.trace.names, contraction.node
     weight = names.get(contraction.weight)
     if is_padded(node):
         single = weight is not None and _uses(structure, weight) == 1 and _shares_channels(structure, contraction)
-        return _Receiver(weight, 1) if single else None
+        return _Receiver(weight, 1) if weight is not None and single else None
     if contraction.bias is not None:
         bias = names.get(contraction.bias)
         return _Receiver(bias, 1) if bias is not None and _uses(structure, bias) == 1 else None
     following = list(node.users)
     if len(following) == 1 and operator_name(following[0]) == "batch_norm":
-        mean = names.get(following[0].args[3])  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if mean is not None and _uses(structure, mean) == 1:
-            return _Receiver(mean, -1)
+        mean = following[0].args[3]
+        if isinstance(mean, Node) and mean in names and _uses(structure, names[mean]) == 1:
+            return _Receiver(names[mean], -1)
     if weight is None or _uses(structure, weight) != 1:
         return None
     path = weight.rpartition(".")[0]
     owner = surgery.model.get_submodule(path)
-    if not isinstance(owner, (nn.Linear, _ConvNd)) or owner.bias is not None:
-        return None
+    if not isinstance(owner, (nn.Linear, _ConvNd)) or owner.bias is not None or layer_of(node) != path:
+        return None  # nobody would read the new bias
     return _Receiver(f"{path}.bias".removeprefix("."), 1, created_beside=weight)
 
 
@@ -191,6 +219,8 @@ def _move_constants(
         return
     matrix = _dense(weight, contraction.groups)[:, columns].double()
     constant = receiver.sign * (matrix @ given[columns].to(matrix)).to(weight)
+    if not bool(constant.any()):
+        return
     if receiver.created_beside is not None:
         rows = contraction.rows
         staying = slice(None) if rows is None else ~removal.removed[structure.group_of[rows]].to(constant.device)
@@ -227,7 +257,7 @@ def _dense(weight: Tensor, groups: int) -> Tensor:
 
 
 def _kept(structure: Structure, removal: Removal, dead: Tensor) -> list[Kept]:
-    """The dead channels that stay, by the weight that writes or reads them and the reason."""
+    """The dead channels that stay, by the weight that writes or reads them, and all that meet an unruled operator."""
     seen = ~dead | removal.removed
     counts: Counter[tuple[str, str]] = Counter()
     for contraction in structure.labels.contractions:
@@ -237,7 +267,8 @@ def _kept(structure: Structure, removal: Removal, dead: Tensor) -> list[Kept]:
             for group in groups[~seen[groups]].tolist():
                 counts[name, _why_kept(structure, removal, group)] += 1
             seen[groups] = True
-    return [Kept(name, channels, reason) for (name, reason), channels in counts.items()]
+    unruled = [kept for kept in kept_groups(structure) if (kept.tensor, kept.reason) not in counts]
+    return [Kept(name, channels, reason) for (name, reason), channels in counts.items()] + unruled
 
 
 def _why_kept(structure: Structure, removal: Removal, group: int) -> str:

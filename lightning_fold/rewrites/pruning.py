@@ -92,7 +92,9 @@ def channel_rows(surgery: Surgery, member: Member) -> Tensor:
 
 
 def kept_groups(structure: Structure) -> list[Kept]:
-    """The groups that an operator without a rule or the network's code holds fast."""
+    """The groups that an operator without a rule holds fast."""
+    if not any(pin is not None and "has no rule" in pin.reason for pin in structure.pinned.values()):
+        return []
     return [
         Kept(group.name, group.size, group.pinned)
         for group in group_channels(structure)

@@ -75,6 +75,8 @@ def _replace(surgery: Surgery, path: str, structure: Structure) -> None:
             if inner.startswith(f"{path}.") and entry["type"] in _BUILDERS:
                 owner, _, name = inner.removeprefix(f"{path}.").rpartition(".")
                 new.get_submodule(owner).add_module(name, _build(_BUILDERS[entry["type"]], entry))
+    like = next((p for p in surgery.model.parameters() if p.is_floating_point()), None)
+    new = new if like is None else new.to(device=like.device, dtype=like.dtype)
     if _find(surgery.model, path) is None:
         surgery.model.get_submodule(parent).add_module(leaf, new)
     else:

@@ -67,7 +67,7 @@ def _even(structure: Structure, blocks: Blocks, removal: Removal) -> bool:
     before = int(removal.removed.sum())
     for _ in range(max(side.shape[1] for side in sides) + 1):
         kept = torch.stack([(~removal.removed[side]).sum(1) for side in sides])
-        staying = kept.any(0)
+        staying = kept.any(0) | blocks.counted
         goal = kept.max(1).values
         if bool((kept[:, staying] == goal[:, None]).all()):
             break

@@ -18,13 +18,16 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
         dataloader: batches of inputs, or (inputs, ...) of which the first element is read.
 
     Raises:
-        ValueError: ``dataloader`` yields no batch; the statistics are as they were.
+        ValueError: ``dataloader`` yields no batch.
+
+    Whatever goes wrong, the statistics are as they were.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
+    statistics = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     device = next(model.parameters()).device
     batches = iter(dataloader)
     batch = next(batches, None)
@@ -41,6 +44,10 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
                 inputs = batch if isinstance(batch, Tensor) else batch[0]
                 model(inputs.to(device))
                 batch = next(batches, None)
+    except BaseException:
+        for norm, saved in zip(norms, statistics, strict=True):
+            norm.load_state_dict(saved, strict=False)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -71,13 +71,11 @@ def sparsify(
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters of at least two dimensions that a Linear or convolution owns, by dotted name."""
+    """The weights of linear layers and convolutions by dotted name; tied weights once."""
     owners = (nn.Linear, nn.modules.conv._ConvNd)
-    return {
-        f"{path}.weight".removeprefix("."): module.weight.detach()
-        for path, module in model.named_modules()
-        if isinstance(module, owners) and isinstance(module.weight, nn.Parameter)
-    }
+    owned = [module._parameters.get("weight") for module in model.modules() if isinstance(module, owners)]
+    competing = {id(weight) for weight in owned if weight is not None}
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if id(parameter) in competing}
 
 
 def sparsity_of(model: nn.Module) -> float:

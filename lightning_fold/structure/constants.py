@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -23,6 +24,9 @@ class _Unknown:
 
 
 UNKNOWN = _Unknown()
+
+# Largest rounding error of a mean of equal numbers, in units of the type's precision.
+_ROUNDINGS = 64
 
 
 def constants(trace: Trace) -> Values:
@@ -69,13 +73,18 @@ def _unknown_like(fake: Any) -> Any:
 
 def _compute(node: Node, args: tuple, kwargs: dict) -> Any:
     """A value made of parameters alone: whatever the operator, it is computed."""
-    if UNKNOWN in tree_leaves((args, kwargs)) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if random or not isinstance(node.target, OpOverload) or _has_unknown(args, kwargs):
         return unknown(node)
     return tree_map(_tidy, functional(node)(*args, **kwargs))
 
 
 def _is_lost(node: Node, args: tuple, kwargs: dict) -> bool:
-    return family(node) not in _RULES or UNKNOWN in tree_leaves((args, kwargs))
+    return family(node) not in _RULES or _has_unknown(args, kwargs)
+
+
+def _has_unknown(args: tuple, kwargs: dict) -> bool:
+    return any(leaf is UNKNOWN for leaf in tree_leaves((args, kwargs)))
 
 
 def depends(value: Any) -> bool:
@@ -108,6 +117,8 @@ def _filled(value: Tensor) -> Tensor:
 
 def _product(node: Node, args: tuple, kwargs: dict) -> Any:
     product = _pointwise(node, args, kwargs)
+    if product is UNKNOWN:
+        return product
     for factor in args[:2]:
         zero = compact(factor) == 0 if isinstance(factor, Tensor) else torch.tensor(factor == 0)
         product = torch.where(zero, 0.0, product)
@@ -120,9 +131,23 @@ def _pool(node: Node, args: tuple, kwargs: dict) -> Any:
         return unknown(node)
     pooled = functional(node)(along(given.nan_to_num(), 1, args[0].shape), *args[1:], **kwargs)
     pooled, *indices = pooled if isinstance(pooled, tuple) else (pooled,)
-    same = pooled.flatten(2).transpose(0, 1).flatten(1).eq(given[:, None]).all(1)  # zeros padded into a mean are not
+    # A mean of equal numbers is that number up to rounding; with zeros padded into it, it is not.
+    rtol = torch.finfo(given.dtype).eps * _ROUNDINGS
+    same = pooled.flatten(2).transpose(0, 1).flatten(1).isclose(given[:, None], rtol=rtol, atol=0.0).all(1)
     pooled = along(torch.where(same, given, torch.nan), 1, pooled.shape)
     return pooled if not indices else (pooled, UNKNOWN)
+
+
+def _cast(node: Node, args: tuple, kwargs: dict) -> Any:
+    fake = node.meta["val"]
+    both = fake.is_floating_point() and args[0].is_floating_point()
+    return args[0].to(dtype=fake.dtype, device=fake.device) if both else unknown(node)
+
+
+def _prelu(node: Node, args: tuple, kwargs: dict) -> Any:
+    value, slope = compact(args[0]), args[1]
+    slope = slope.reshape(1, -1, *[1] * (value.dim() - 2)) if value.dim() > 1 else slope
+    return restride(torch.where(value > 0, value, value * slope).expand(args[0].shape))
 
 
 def _reduce(node: Node, args: tuple, kwargs: dict) -> Any:
@@ -130,8 +155,8 @@ def _reduce(node: Node, args: tuple, kwargs: dict) -> Any:
     # a sum depends on the size of the image.
     if operator_name(node) not in ("mean", "amax", "amin"):
         return unknown(node)
-    dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
-    first = args[0]
+    first, *rest = args
+    dims = rest[0] if rest else kwargs.get("dim", ())
     for dim in [dims] if isinstance(dims, int) else dims or range(first.dim()):
         start = first.narrow(dim, 0, 1)
         first = torch.where((first == start).all(dim, keepdim=True), start, torch.nan)
@@ -139,8 +164,9 @@ def _reduce(node: Node, args: tuple, kwargs: dict) -> Any:
 
 
 def _contraction(node: Node, args: tuple, kwargs: dict) -> Any:
-    value, weight, bias = (*args, None, None)[:3]
-    if depends(weight):
+    value, weight = args[:2]
+    bias = args[2] if len(args) > 2 else kwargs.get("bias")
+    if depends(weight) or depends(bias):
         return unknown(node)
     channel = contraction_channel(node)
     matrix = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
@@ -163,7 +189,7 @@ def _contraction(node: Node, args: tuple, kwargs: dict) -> Any:
 def _batch_norm(node: Node, args: tuple, kwargs: dict) -> Tensor:
     value, gamma, beta, mean, variance = args[:5]
     given = channel_constants(value, 1)
-    if given is None or mean is None:
+    if given is None or mean is None or args[5]:  # args[5]: normalises with the batch's own statistics
         return unknown(node)
     scaled = (given - mean) * torch.rsqrt(variance + args[7])
     if gamma is not None:
@@ -182,10 +208,12 @@ def along(vector: Tensor, dim: int, shape: torch.Size) -> Tensor:
 
 def contraction_channel(node: Node) -> int:
     """The dimension of a linear or convolution's input and output that holds the channels."""
-    return node.meta["val"].dim() - 1 if operator_name(node) == "linear" else 1
+    rank = node.meta["val"].dim()
+    return rank - 1 if operator_name(node) == "linear" else rank - 1 - int(operator_name(node)[-2])
 
 
 def contraction_groups(node: Node) -> int:
+    """The number of groups of a convolution; 1 for a linear layer."""
     return 1 if operator_name(node) == "linear" else int(_conv_argument(node, 6, "groups", 1))
 
 
@@ -195,7 +223,8 @@ def is_padded(node: Node) -> bool:
         return False
     padding = _conv_argument(node, 4, "padding", 0)
     if isinstance(padding, str):
-        return padding != "valid"
+        weight: Any = node.args[1]
+        return padding != "valid" and weight.meta["val"].shape[2:].numel() > 1
     return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
 
 
@@ -207,7 +236,9 @@ def _conv_argument(node: Node, position: int, name: str, default: Any) -> Any:
 
 _RULES = {
     "movement": _move,
-    "slice": _move,
+    "positions": _move,
+    "cast": _cast,
+    "prelu": _prelu,
     "pad": _move,
     "cat": _move,
     "identity": lambda node, args, kwargs: args[0],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from lightning_fold.structure.constants import Values, constants
-from lightning_fold.structure.labels import PINNED, Axis, Labels, Pin, label_channels
+from lightning_fold.structure.labels import PINNED, WINDOW, Axis, Labels, Pin, label_channels
 from lightning_fold.structure.trace import Inputs, Trace, trace
 
 
@@ -78,8 +79,9 @@ class Structure:
     group_of: Tensor
     pinned: dict[int, Pin | None]
 
-    @property
+    @cached_property
     def count(self) -> int:
+        """Number of groups."""
         return int(self.group_of.max()) + 1
 
     def groups(self, axis: Axis) -> Tensor:
@@ -112,7 +114,8 @@ def channel_groups(model: nn.Module, example_inputs: Inputs) -> list[ChannelGrou
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
 
     Returns:
-        One :class:`ChannelGroup` for each set of dimensions that share their channels, in the order of the network.
+        One :class:`ChannelGroup` for each set of dimensions that share their channels, in the order of the network;
+        among them those fixed by the inputs and outputs, with the reason.
 
     Raises:
         ValueError: the model cannot be traced with ``example_inputs``.
@@ -132,6 +135,8 @@ def group_channels(structure: Structure) -> list[ChannelGroup]:
     collected: dict[tuple, list[int]] = {}
     for group, parts in owned.items():
         pin = structure.pinned.get(group)
+        if pin is not None and pin.reason == WINDOW:
+            continue
         reason = why_pinned(pin) if group in structure.pinned else None
         signature = (reason, tuple((key, len(indices)) for key, indices in parts))
         collected.setdefault(signature, []).append(group)
@@ -139,7 +144,7 @@ def group_channels(structure: Structure) -> list[ChannelGroup]:
     result = []
     for (reason, parts), groups in collected.items():
         members = tuple(
-            Member(*key, torch.stack([owned[group][i][1] for group in groups]), key in reading)
+            Member(key[0], key[1], torch.stack([owned[group][i][1] for group in groups]), key in reading)
             for i, (key, _) in enumerate(parts)
         )
         writers_first = tuple(sorted(members, key=lambda member: member.reads))

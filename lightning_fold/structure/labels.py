@@ -21,6 +21,7 @@ from lightning_fold.structure.operators import family, functional, operator_name
 from lightning_fold.structure.trace import Trace, interpret, layer_of
 
 PINNED = 0
+WINDOW = "is inside a convolution's window or group"  # positions of a weight that are not channels of the network
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Axis:
 
     @property
     def labels(self) -> Tensor:
+        """(size,) the label of each index."""
         return torch.arange(self.start, self.start + self.size)
 
 
@@ -69,19 +71,23 @@ class Contraction:
 
     @property
     def value(self) -> Node:
+        """The node whose channels are read."""
         return self.node.all_input_nodes[0]
 
     @property
     def weight(self) -> Node:
+        """The node of the weight."""
         return self.node.args[1]  # pyright: ignore[reportReturnType]
 
     @property
     def bias(self) -> Node | None:
+        """The node of the bias, if there is one."""
         bias = self.node.args[2] if len(self.node.args) > 2 else self.node.kwargs.get("bias")
         return bias if isinstance(bias, Node) else None
 
     @property
     def groups(self) -> int:
+        """The number of groups of a convolution; 1 for a linear layer."""
         return contraction_groups(self.node)
 
 
@@ -89,12 +95,14 @@ class Contraction:
 class Blocks:
     """Channels in blocks that must keep equally many, ``(blocks, channels of a block)`` each.
 
-    A grouped convolution has two sides, its inputs and its outputs; a block leaves on both sides or on none.
+    A grouped convolution has two sides, its inputs and its outputs; a block leaves on both sides or on none. With
+    ``counted`` the network's code counts the blocks, so none can leave.
     """
 
     sides: tuple[Tensor, ...]
     layer: str
     reason: str
+    counted: bool = False
 
 
 @dataclass
@@ -213,6 +221,8 @@ class _Run:
             labels = labels.unique(dim=0) if len(varying) > 1 else labels[:1]
             for other in labels[1:]:
                 self._tie(labels[0], other)
+            if operator_name(node) in ("view", "reshape", "unflatten") and _in_ones(node, inner):
+                self._pin([labels[0]], node, "is cut into blocks of one channel, of which the code knows the number")
             if inner in fields:
                 self._tie(fields[inner], labels[0])
             fields[inner] = labels[0]
@@ -225,25 +235,47 @@ class _Run:
         for labels in (value.fields[dim] for dim in cut):
             if operator_name(node) == "chunk" and len({tuple(part.shape) for part in parts}) == 1:
                 sides = (labels.reshape(len(parts), -1),)
-                self.labels.blocks.append(Blocks(sides, layer_of(node), "is cut into equal chunks"))
+                self.labels.blocks.append(Blocks(sides, layer_of(node), "is cut into equal chunks", counted=True))
             else:
                 self._pin([labels], node, "is split at positions written in the network's code")
 
-    def _slice(self, node: Node, args: tuple, kwargs: dict) -> Any:
+    def _positions(self, node: Node, args: tuple, kwargs: dict) -> Any:
         value, fake = args[0], node.meta["val"]
-        for dim, labels in value.fields.items():
-            if fake.shape[dim] != value.shape[dim]:
-                self._pin([labels], node, "is sliced at positions written in the network's code")
+        whole = operator_name(node) in ("slice", "narrow") and fake.shape == value.shape
+        dims = set() if whole else _dims_with_positions(node, len(value.shape))
+        self._pin([f for d, f in value.fields.items() if d in dims], node, "is read at positions the code names")
         return self._move(node, args, kwargs)
+
+    def _cast(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        return args[0]
+
+    def _prelu(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        value, slope = args[:2]
+        if len(slope.shape) and slope.shape[0] > 1:
+            self._tie_or_pin(value.fields.get(1), slope.fields.get(0), node, "scales an input of fixed size")
+        return value
+
+    def _glu(self, node: Node, args: tuple, kwargs: dict) -> Any:
+        value: Value = args[0]
+        dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % len(value.shape)
+        fields = dict(value.fields)
+        if dim in fields:
+            halves = fields[dim].reshape(2, -1)
+            self._tie(*halves)
+            self.labels.blocks.append(Blocks((halves,), layer_of(node), "is cut into equal chunks", counted=True))
+            fields[dim] = halves[0]
+        return Value(node.meta["val"].shape, fields)
 
     def _pad(self, node: Node, args: tuple, kwargs: dict) -> Any:
         value, fake = args[0], node.meta["val"]
         fields: dict[int, Tensor] = {}
         for dim, labels in value.fields.items():
-            before = _pad_before(node, dim, len(value.shape))
-            padded = torch.full((fake.shape[dim],), PINNED)
-            padded[before : before + len(labels)] = labels
-            fields[dim] = padded
+            before, after = _padding_of(node, dim, len(value.shape))
+            filled = len(args) < 3 or args[2] == "constant" or not isinstance(args[2], str)
+            if min(before, after) < 0 or ((before or after) and not filled):
+                return self._unknown(node, args, kwargs)
+            fields[dim] = torch.full((fake.shape[dim],), PINNED)
+            fields[dim][before : before + len(labels)] = labels
         return Value(fake.shape, fields)
 
     def _cat(self, node: Node, args: tuple, kwargs: dict) -> Any:
@@ -273,7 +305,7 @@ class _Run:
         dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
         dims = range(len(value.shape)) if dims is None or isinstance(dims, bool) or dims == [] else dims
         reduced = {dim % len(value.shape) for dim in ([dims] if isinstance(dims, int) else dims)}
-        self._pin([l for d, l in value.fields.items() if d in reduced], node, "is summed over")
+        self._pin([f for d, f in value.fields.items() if d in reduced], node, "is summed over")
         keep = fake.dim() == len(value.shape)
         moved = {d: d if keep else d - sum(r < d for r in reduced) for d in value.fields if d not in reduced}
         return Value(fake.shape, {moved[d]: value.fields[d] for d in moved})
@@ -281,8 +313,8 @@ class _Run:
     def _softmax(self, node: Node, args: tuple, kwargs: dict) -> Any:
         value: Value = args[0]
         dim = (args[1] if len(args) > 1 else kwargs["dim"]) % len(value.shape)
-        self._pin([l for d, l in value.fields.items() if d == dim], node, "is normalised by softmax")
-        return Value(value.shape, {d: l for d, l in value.fields.items() if d != dim})
+        self._pin([f for d, f in value.fields.items() if d == dim], node, "is normalised by softmax")
+        return Value(value.shape, {d: f for d, f in value.fields.items() if d != dim})
 
     def _batch_norm(self, node: Node, args: tuple, kwargs: dict) -> Any:
         value: Value = args[0]
@@ -292,34 +324,39 @@ class _Run:
         return value
 
     def _contraction(self, node: Node, args: tuple, kwargs: dict) -> Any:
-        value, weight, bias = (*args, None)[:3] if len(args) < 3 else args[:3]
-        bias = kwargs.get("bias", bias)
+        value, weight = args[:2]
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
         channel, groups = contraction_channel(node), contraction_groups(node)
         columns, rows = value.fields.get(channel), weight.fields.get(0)
-        self._pin([l for d, l in weight.fields.items() if d > 1], node, "is a convolution's window")
+        self._pin([labels for d, labels in weight.fields.items() if d > 1], node, WINDOW)
         if groups == 1:
             self._tie_or_pin(columns, weight.fields.get(1), node, "reads an input of fixed size")
+        elif node.args[1] not in self.trace.names:
+            sides = [side for side in (columns, rows) if side is not None]
+            self._pin(sides, node, "is in a grouped convolution whose weight is computed")
         elif weight.shape[1] == 1:
             wide = columns.repeat_interleave(weight.shape[0] // groups) if columns is not None else None
             self._tie_or_pin(wide, rows, node, "is a depthwise convolution of an input of fixed size")
         else:
-            self._grouped(node, columns, rows, weight.fields.get(1), groups)
+            self._pin([weight.fields[1]], node, WINDOW)
+            self._grouped(node, columns, rows, groups)
         if isinstance(bias, Value) and bias.fields:
             self._tie_or_pin(rows, bias.fields.get(0), node, "has rows of fixed size")
-        passed = {d: l for d, l in value.fields.items() if d != channel and operator_name(node) == "linear"}
-        self._pin([l for d, l in value.fields.items() if d != channel and d not in passed], node, "is convolved over")
+        passed = {d: f for d, f in value.fields.items() if d != channel and operator_name(node) == "linear"}
+        self._pin([f for d, f in value.fields.items() if d != channel and d not in passed], node, "is convolved over")
         self.labels.contractions.append(Contraction(node, rows, columns))
         return Value(node.meta["val"].shape, passed | ({channel: rows} if rows is not None else {}))
 
-    def _grouped(
-        self, node: Node, columns: Tensor | None, rows: Tensor | None, inner: Tensor | None, groups: int
-    ) -> None:
+    def _grouped(self, node: Node, columns: Tensor | None, rows: Tensor | None, groups: int) -> None:
+        weight: Any = node.args[1]
         # The weight's second dimension is a position inside the group, not a channel: surgery selects it per group.
-        self._pin([inner] if inner is not None else [], node, "is a position inside a convolution's group")
         if columns is None or rows is None:
             sides = [side for side in (columns, rows) if side is not None]
             self._pin(sides, node, "is in a grouped convolution with an input of fixed size")
             return
+        for other in self.labels.contractions:  # a weight used twice has one set of columns, which has no axis here
+            if self.trace.names.get(other.weight) == self.trace.names[weight] and other.columns is not None:
+                self._tie(columns, other.columns)
         sides = (columns.reshape(groups, -1), rows.reshape(groups, -1))
         self.labels.blocks.append(Blocks(sides, layer_of(node), "is in a grouped convolution"))
 
@@ -329,7 +366,10 @@ _RULES: dict[str, Callable[[_Run, Node, tuple, dict], Any]] = {
     "pointwise": _Run._pointwise,
     "product": _Run._pointwise,
     "movement": _Run._move,
-    "slice": _Run._slice,
+    "positions": _Run._positions,
+    "cast": _Run._cast,
+    "prelu": _Run._prelu,
+    "glu": _Run._glu,
     "pad": _Run._pad,
     "cat": _Run._cat,
     "pooling": _Run._resample,
@@ -349,7 +389,24 @@ def _blank(node: Node) -> Any:
     return tree_map(lambda fake: Value(fake.shape) if isinstance(fake, Tensor) else fake, node.meta.get("val"))
 
 
-def _pad_before(node: Node, dim: int, rank: int) -> int:
+def _in_ones(node: Node, dim: int) -> bool:
+    """Whether a reshape put a dimension of size 1 behind ``dim`` and before others (blocks of a channel shuffle)."""
+    shape, before = node.meta["val"].shape, node.all_input_nodes[0].meta["val"].shape
+    behind = shape[dim + 1 :]
+    return len(shape) > len(before) and len(behind) > 1 and behind[0] == 1 and behind.numel() > 1
+
+
+def _padding_of(node: Node, dim: int, rank: int) -> tuple[int, int]:
     pads: Any = node.args[1]
     position = 2 * (rank - 1 - dim)
-    return pads[position] if position < len(pads) else 0
+    return (pads[position], pads[position + 1]) if position < len(pads) else (0, 0)
+
+
+def _dims_with_positions(node: Node, rank: int) -> set[int]:
+    """The dimensions along which ``node`` names positions."""
+    named: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if operator_name(node) == "index":
+        return {dim for dim, index in enumerate(named) if index is not None}
+    if operator_name(node) == "roll":
+        named = node.args[2] if len(node.args) > 2 else list(range(rank))
+    return {dim % rank for dim in (named if isinstance(named, (list, tuple)) else [named])}

@@ -1,24 +1,31 @@
 """Which channels can reach the output: the graph run backwards over "some non-zero weight uses it"."""
 
 from collections.abc import Collection
+from operator import getitem
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from lightning_fold.structure.constants import channel_constants, contraction_channel
+from lightning_fold.structure.constants import channel_constants, contraction_channel, depends
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction, Value
 
 
-def live_groups(structure: Structure, fixed: Collection[Node] = ()) -> Tensor:
+def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor | None = None) -> Tensor:
     """(groups,) whether anything that reaches the output reads the group.
 
     A contraction's column is not a reading where the channel is a known constant, since the constant moves into the
     consumer; for the contractions in ``fixed``, which cannot take a constant, only where it is zero. What an operator
     takes and does not hand on counts as read.
+
+    Args:
+        structure: the network.
+        fixed: contractions that cannot take a constant in place of a column.
+        held: (groups,) channels that stay although nothing reads them: what they are must not change.
     """
+    held = torch.zeros(structure.count, dtype=torch.bool) if held is None else held
     contractions = {contraction.node: contraction for contraction in structure.labels.contractions}
     carried = {node: _carried(structure, value) for node, value in structure.labels.values.items()}
     alive: dict[Node, Tensor] = {}
@@ -31,14 +38,18 @@ def live_groups(structure: Structure, fixed: Collection[Node] = ()) -> Tensor:
             continue
         live |= out & _mask(structure, carried[node])
         for source in node.all_input_nodes:
-            needed = out | ~_mask(structure, carried[node])
+            needed = out if node.target is getitem else out | ~_mask(structure, carried[node])
             if node in contractions and source is contractions[node].value:
                 columns = contractions[node].columns
                 if columns is not None:
                     needed[structure.group_of[columns].unique()] = False
-                needed |= _reading(structure, contractions[node], out, node in fixed)
+                needed |= _reading(structure, contractions[node], out)
+                if node in fixed:
+                    needed |= _constants_read(structure, contractions[node], out | held)
             elif node in contractions:
-                continue
+                if not depends(structure.known[source]):
+                    continue  # its channels are the contraction's own rows and columns
+                needed = ~torch.zeros_like(out)
             needed &= _mask(structure, carried[source])
             alive[source] = alive[source] | needed if source in alive else needed
     return live
@@ -60,18 +71,27 @@ def input_constants(structure: Structure, contraction: Contraction) -> Tensor | 
     return None if given is None else given.cpu()
 
 
-def _reading(structure: Structure, contraction: Contraction, out: Tensor, fixed: bool) -> Tensor:
-    reading = torch.zeros(structure.count, dtype=torch.bool)
-    if contraction.columns is None:
-        return reading
-    used = used_columns(structure, contraction)
-    if contraction.rows is not None:
-        used = used & out[structure.group_of[contraction.rows]][:, None]
-    needed = used.any(0)
+def _reading(structure: Structure, contraction: Contraction, out: Tensor) -> Tensor:
+    """(groups,) what the rows in ``out`` read that depends on the input."""
     given = input_constants(structure, contraction)
-    if given is not None:
-        needed &= given.isnan() | ((given != 0) & fixed)
-    reading[structure.group_of[contraction.columns[needed]]] = True
+    varying = torch.ones(1, dtype=torch.bool) if given is None else given.isnan()
+    return _columns_read(structure, contraction, out, varying)
+
+
+def _constants_read(structure: Structure, contraction: Contraction, out: Tensor) -> Tensor:
+    """(groups,) the constants other than zero that the rows in ``out`` read."""
+    given = input_constants(structure, contraction)
+    constant = torch.zeros(1, dtype=torch.bool) if given is None else (given != 0) & ~given.isnan()
+    return _columns_read(structure, contraction, out, constant)
+
+
+def _columns_read(structure: Structure, contraction: Contraction, out: Tensor, which: Tensor) -> Tensor:
+    reading = torch.zeros(structure.count, dtype=torch.bool)
+    if contraction.columns is not None:
+        used = used_columns(structure, contraction)
+        if contraction.rows is not None:
+            used = used & out[structure.group_of[contraction.rows]][:, None]
+        reading[structure.group_of[contraction.columns[used.any(0) & which]]] = True
     return reading
 
 

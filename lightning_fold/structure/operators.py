@@ -5,6 +5,7 @@ Operators that compute each output element from one element of each input carry 
 """
 
 from collections.abc import Callable
+from operator import getitem
 from typing import Any
 
 import torch
@@ -12,22 +13,15 @@ from torch import Tensor
 from torch.fx import Node
 
 _MOVEMENT = {
-    "alias", "chunk", "clone", "contiguous", "detach", "expand", "expand_as", "flatten", "flip",
-    "index", "index_select", "lift_fresh_copy", "movedim", "permute", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "repeat", "reshape", "roll", "select", "split",
-    "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "view",
-    "view_as", "_unsafe_view",
+ "alias", "chunk", "clone", "contiguous", "detach", "expand", "expand_as", "flatten", "lift_fresh_copy", "movedim",
+    "permute", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "reshape", "split", "split_with_sizes",
+    "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as", "_unsafe_view",
 }  # fmt: skip
-_IDENTITY = {
-    "dropout",
-    "feature_dropout",
-    "alpha_dropout",
-    "native_dropout",
-    "_assert_tensor_metadata",
-    "to",
-    "_to_copy",
-    "lift_fresh",
-}
+# Data movement that names positions in the network's code: along these dimensions nothing can be removed.
+_POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slice", "unfold"}
+# Element by element, although ATen does not say so.
+_POINTWISE = {"hardswish", "log_sigmoid", "rsub", "type_as", "zeros_like", "ones_like", "full_like"}  # fmt: skip
+_IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "lift_fresh"}
 _POOLING = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
@@ -41,7 +35,9 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(_IDENTITY, "identity"),
     **dict.fromkeys(_POOLING, "pooling"),
     **dict.fromkeys(_REDUCTION, "reduction"),
-    **dict.fromkeys(("slice", "narrow"), "slice"),
+    **dict.fromkeys(_POSITIONS, "positions"),
+    **dict.fromkeys(_POINTWISE, "pointwise"),
+    **dict.fromkeys(("to", "_to_copy"), "cast"),
     **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
     "cat": "cat",
     "linear": "contraction",
@@ -52,6 +48,8 @@ FAMILIES: dict[str, str] = {
     "softmax": "softmax",
     "log_softmax": "softmax",
     "mul": "product",
+    "prelu": "prelu",
+    "glu": "glu",
 }
 
 
@@ -70,9 +68,22 @@ def family(node: Node) -> str:
     return "pointwise" if torch.Tag.pointwise in tags else "unknown"
 
 
+def is_in_place(node: Node) -> bool:
+    """Whether ``node``'s operator changes its first operand."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and family(node) != "identity"
+
+
+def is_view(node: Node) -> bool:
+    """Whether the value of ``node`` may share memory with an operand."""
+    return node.op == "call_function" and (node.target is getitem or family(node) in ("movement", "positions"))
+
+
 def functional(node: Node) -> Callable[..., Any]:
-    """The operator of ``node`` as a function that changes none of its arguments: ``relu_`` runs as ``relu``."""
+    """The operator of ``node``, for any strides and changing none: ``relu_`` runs as ``relu``, a view as a reshape."""
     target: Any = node.target
+    if operator_name(node) in ("view", "_unsafe_view") and target._overloadname == "default":
+        return torch.ops.aten.reshape.default
     packet = getattr(target, "_overloadpacket", None)
     if packet is None or not packet.__name__.endswith("_") or packet.__name__.endswith("__"):
         return target

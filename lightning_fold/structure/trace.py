@@ -12,6 +12,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from lightning_fold.structure.operators import is_in_place, is_view
+
 Inputs = Tensor | tuple[Any, ...]
 
 # Two examples say as much about structure as two hundred, and cost less to interpret.
@@ -34,6 +36,7 @@ class Trace:
 
     @property
     def outputs(self) -> list[Node]:
+        """The nodes whose values the network returns."""
         (output,) = (node for node in self.graph.nodes if node.op == "output")
         return list(output.all_input_nodes)
 
@@ -80,6 +83,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     with evaluation_mode(model), torch.no_grad():
         try:
             program = torch.export.export(model, inputs, strict=False)
+            if _writes_views(program.graph):
+                program = program.run_decompositions({})  # the graph is read as functions: none may change its operands
         except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{type(model).__name__} cannot be traced with the example inputs {_shapes(inputs)}: {error}. "
@@ -96,8 +101,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         if target in live:
             tensors[node] = live[target].detach()
             node_names[node] = names[id(live[target])]
-        elif target in program.constants and isinstance(program.constants[target], Tensor):
-            tensors[node] = program.constants[target].detach()
+        elif isinstance(lifted := program.constants.get(str(target)), Tensor):
+            tensors[node] = lifted.detach()
     return Trace(program.graph, tensors, node_names)
 
 
@@ -129,6 +134,16 @@ def layer_of(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = list(stack.values())[-1][0] if stack else ""
     return path.removeprefix("L['self'].").removeprefix("L['self']")
+
+
+def _writes_views(graph: Graph) -> bool:
+    """Whether an in-place operator changes a tensor that other nodes see through a view."""
+    for node in graph.nodes:
+        if node.op == "call_function" and is_in_place(node) and isinstance(node.args[0], Node):
+            changed = node.args[0]
+            if is_view(changed) or any(is_view(user) for user in changed.users):
+                return True
+    return False
 
 
 def _few_examples(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,0 +1,169 @@
+"""fold: identical channels merge exactly, clusters take mean and sum, Fold-AR at its extremes."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_fold as lf
+from lightning_fold.rewrites.folding import fold_ar_scale, merge
+from lightning_fold.structure.groups import read_structure
+from lightning_fold.surgery import Surgery
+from tests.zoo import ZOO, Head, build, error_of, run
+
+
+def _duplicated() -> tuple[nn.Module, Tensor]:
+    """Every hidden channel of a convolutional network twice, with different readers."""
+    torch.manual_seed(0)
+    model = build("conv_norm")
+    with torch.no_grad():
+        for i in (0, 3, 6):
+            conv, norm = model[i], model[i + 1]
+            half = conv.out_channels // 2
+            for tensor in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                tensor[half:] = tensor[:half]
+            if i:
+                conv.weight[:, conv.in_channels // 2 :] = conv.weight[:, : conv.in_channels // 2]
+        model[9].linear.weight[:, 4:] = model[9].linear.weight[:, :4]
+    return model, ZOO["conv_norm"].inputs()[0]
+
+
+@pytest.mark.parametrize("repair", ["data-free", "none"])
+def test_identical_channels_merge_exactly(repair) -> None:
+    model, x = _duplicated()
+    dense = deepcopy(model)
+    report = lf.fold(model, x, ratio=0.5, repair=repair)
+    assert [model[i].out_channels for i in (0, 3, 6)] == [4, 5, 4] and report.factor > 2.5
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+    larger = torch.randn(2, 3, 13, 11, dtype=torch.float64)
+    assert error_of(run(model, (larger,)), run(dense, (larger,))) <= 1e-12
+
+
+def test_mean_and_sum_against_dense_projection() -> None:
+    """The folded network is the dense one with C = U (U^T U)^-1 U^T after the hidden layer's weight and bias."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 4)).double()
+    dense, x = deepcopy(model), torch.randn(5, 6, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 2, 1, 0, 3, 3, 2])
+    u = torch.nn.functional.one_hot(labels).double()
+    projection = u @ torch.linalg.inv(u.T @ u) @ u.T
+    structure = read_structure(model, x)
+    groups = structure.groups(structure.labels.axes["0.weight", 0])
+    first = torch.tensor([labels.tolist().index(label) for label in labels.tolist()])
+    cluster_of = torch.arange(structure.count)
+    cluster_of[groups] = groups[first]
+    with Surgery(model) as surgery:
+        merge(surgery, structure, cluster_of)
+    expected = (x @ dense[0].weight.T + dense[0].bias) @ projection @ dense[1].weight.T + dense[1].bias
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-13)
+    inverse = torch.linalg.inv(u.T @ u)
+    torch.testing.assert_close(model[0].weight, inverse @ u.T @ dense[0].weight, rtol=1e-13, atol=1e-15)
+    torch.testing.assert_close(model[1].weight, dense[1].weight @ u, rtol=1e-13, atol=1e-15)
+
+
+def test_fold_ar_at_its_extremes() -> None:
+    row = torch.randn(1, 7, dtype=torch.float64)
+    identical, orthogonal = row.repeat(5, 1), torch.eye(5, dtype=torch.float64)
+    one_cluster = torch.ones(1, 5, dtype=torch.float64)
+    assert float(fold_ar_scale(identical, one_cluster)) == pytest.approx(1.0, abs=1e-12)
+    assert float(fold_ar_scale(orthogonal, one_cluster)) == pytest.approx(5**0.5, abs=1e-12)
+    alone = fold_ar_scale(torch.randn(3, 4, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(alone, torch.ones(3, dtype=torch.float64))
+
+
+def test_fold_ar_against_the_formula_pair_by_pair() -> None:
+    torch.manual_seed(0)
+    rows, labels = torch.randn(6, 11, dtype=torch.float64), [0, 1, 0, 0, 1, 0]
+    found = fold_ar_scale(rows, torch.nn.functional.one_hot(torch.tensor(labels)).T.double())
+    for cluster in (0, 1):
+        members = [i for i, label in enumerate(labels) if label == cluster]
+        size = len(members)
+        cosines = [float(torch.cosine_similarity(rows[i], rows[j], dim=0)) for i in members for j in members if i != j]
+        mean = sum(cosines) / len(cosines)
+        assert float(found[cluster]) == pytest.approx(size / (size + (size**2 - size) * mean) ** 0.5, rel=1e-12)
+
+
+def test_orthogonal_channels_get_their_variance_back() -> None:
+    """Three orthogonal filters on white inputs: the mean has a third of the variance, Fold-AR restores it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))
+        model[2].weight.copy_(torch.ones(2, 3))
+    x = torch.randn(4000, 3, dtype=torch.float64)
+    lf.fold(model, x, ratio=0.6, repair="data-free")
+    assert model[0].out_features == 1
+    assert float(model[:2](x).detach().std()) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_network_of_the_zoo_runs_and_optimizers_follow(name: str) -> None:
+    model, inputs = build(name), ZOO[name].inputs()
+    optimizer = torch.optim.Adam(model.parameters())
+    report = lf.fold(model, inputs, ratio=0.4, optimizers=[optimizer])
+    blocked = [kept for kept in report.kept if "in a grouped convolution" in kept.reason or "chunks" in kept.reason]
+    assert report.parameters_after < report.parameters_before or blocked
+    assert bool(blocked) == (name in ("grouped", "shuffle", "gated"))
+    assert run(model, inputs).isfinite().all()
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "flatten", "excited", "two_inputs", "two_outputs", "dense"])
+def test_channels_doubled_through_every_connection_fold_back(name: str) -> None:
+    """Give each free group a twin: the same rows, and columns of half the size for both. Folding restores the rest."""
+    model, inputs = build(name), ZOO[name].inputs()
+    with torch.no_grad():
+        for group in lf.channel_groups(model, inputs):
+            if group.pinned is None and group.size > 1:
+                half = group.size // 2
+                for member in group.members:
+                    moved = model.get_parameter(member.tensor) if member.dim else _tensor(model, member.tensor)
+                    moved = moved.movedim(member.dim, 0)
+                    moved[member.indices[half : 2 * half]] = moved[member.indices[:half]].clone()
+    expected, before = run(model, inputs), sum(p.numel() for p in model.parameters())
+    report = lf.fold(model, inputs, ratio=0.45)
+    assert report.parameters_after < 0.75 * before
+    assert error_of(run(model, inputs), expected) <= 1e-11
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    return dict(model.named_buffers()).get(name, dict(model.named_parameters()).get(name))
+
+
+def test_moments_are_averaged_over_each_cluster() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[2:] = tensor[:2]
+        model[2].weight[:, 2:] = model[2].weight[:, :2]
+    optimizer = torch.optim.Adam(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    with torch.no_grad():  # the step moved the copies apart
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[2:] = tensor[:2]
+        model[2].weight[:, 2:] = model[2].weight[:, :2]
+    moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
+    lf.fold(model, torch.randn(2, 3, dtype=torch.float64), ratio=0.5, optimizers=[optimizer])
+    found = [optimizer.state[p]["exp_avg"] for p in model.parameters()]
+    torch.testing.assert_close(found[0], (moments[0][:2] + moments[0][2:]) / 2)
+    torch.testing.assert_close(found[2], (moments[2][:, :2] + moments[2][:, 2:]) / 2)
+
+
+def test_seed_makes_it_reproducible() -> None:
+    one, two = build("residual"), build("residual")
+    for model in (one, two):
+        lf.fold(model, ZOO["residual"].inputs(), ratio=0.5, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match=r"fold\(ratio=1.0\)"):
+        lf.fold(build("mlp"), ZOO["mlp"].inputs(), ratio=1.0)
+    with pytest.raises(ValueError, match="expected 'data-free' or 'none'"):
+        lf.fold(build("mlp"), ZOO["mlp"].inputs(), repair="full")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="at least one hidden width"):
+        lf.fold(Head(3), torch.randn(2, 3, 4, 4))

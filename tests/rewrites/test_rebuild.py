@@ -1,0 +1,64 @@
+"""describe and rebuild: a compressed network's structure survives as a plain dict."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_fold as lf
+from tests.zoo import ZOO, build, run
+
+REWRITES: dict[str, Callable] = {
+    "minimize": lambda model, inputs: lf.minimize(model, inputs),
+    "prune": lambda model, inputs: lf.prune(model, inputs, ratio=0.4),
+    "fold": lambda model, inputs: lf.fold(model, inputs, ratio=0.4),
+    "factorize": lambda model, inputs: lf.factorize(model, inputs, keep_parameters=0.9),
+}
+
+
+@pytest.mark.parametrize("rewrite", REWRITES)
+@pytest.mark.parametrize("name", ["mlp_no_bias", "residual", "grouped", "multiplier", "shared_linear", "option_a"])
+def test_round_trip_loads_strictly(name: str, rewrite: str) -> None:
+    model, inputs = build(name, "rows"), ZOO[name].inputs()
+    REWRITES[rewrite](model, inputs)
+    structure = json.loads(json.dumps(lf.describe(model)))
+    fresh = build(name, seed=5)
+    lf.rebuild(fresh, structure)
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(run(fresh, inputs), run(model, inputs))
+    assert lf.describe(fresh) == lf.describe(model)
+    assert sum(p.numel() for p in fresh.parameters()) == sum(p.numel() for p in model.parameters())
+    fresh.train()(*inputs)
+
+
+def test_one_rewrite_after_the_other() -> None:
+    model, inputs = build("residual", "rows"), ZOO["residual"].inputs()
+    lf.minimize(model, inputs)
+    lf.fold(model, inputs, ratio=0.2)
+    lf.factorize(model, inputs, keep_parameters=0.95)
+    fresh = build("residual")
+    lf.rebuild(fresh, lf.describe(model))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(run(fresh, inputs), run(model, inputs))
+
+
+@pytest.mark.parametrize("other", ["mlp_no_bias", "flatten", "residual", "two_outputs"])
+def test_structure_of_another_network_is_refused(other: str) -> None:
+    model = build("mlp")
+    before = {key: (id(value), value.clone()) for key, value in model.state_dict(keep_vars=True).items()}
+    text, widths = repr(model), [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    with pytest.raises(ValueError, match="expected the structure of the same network"):
+        lf.rebuild(model, lf.describe(build(other)))
+    assert repr(model) == text and [m.out_features for m in model.modules() if isinstance(m, nn.Linear)] == widths
+    for key, value in model.state_dict(keep_vars=True).items():
+        assert id(value) == before[key][0] and torch.equal(value, before[key][1])
+
+
+def test_description_is_plain() -> None:
+    structure = lf.describe(build("residual"))
+    entry = structure["1.conv1"]
+    assert entry["type"] == "torch.nn.modules.conv.Conv2d" and entry["shapes"] == {"weight": [8, 8, 3, 3]}
+    assert entry["attributes"]["out_channels"] == 8 and entry["attributes"]["kernel_size"] == [3, 3]
+    assert json.loads(json.dumps(structure)) == structure

@@ -1,0 +1,60 @@
+"""Counts against formulas by hand."""
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_fold as lf
+from tests.zoo import ZOO, build
+
+
+def test_parameters_of_known_networks() -> None:
+    assert lf.count_parameters(build("mlp")) == (9 + 1) * 16 + (16 + 1) * 14 + (14 + 1) * 12 + (12 + 1) * 4
+    tied = build("shared_linear")
+    assert lf.count_parameters(tied) == 10 * 12 + 13 * 12 + (12 * 10 + 2 * 10) + 11 * 4
+    assert lf.count_parameters(nn.BatchNorm2d(7)) == 14
+
+
+def test_flops_by_hand() -> None:
+    """2 for each multiply-add: 2 * outputs * (kernel * inputs / groups); nothing for BatchNorm, ReLU and bias."""
+    model = nn.Sequential(
+        nn.Conv2d(4, 6, 3, stride=2, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 1, groups=2),
+        nn.Flatten(),
+    )
+    model.append(nn.Linear(8 * 5 * 4, 3))
+    conv = 2 * (6 * 5 * 4) * (3 * 3 * 4)
+    grouped = 2 * (8 * 5 * 4) * (6 // 2)
+    linear = 2 * 3 * (8 * 5 * 4)
+    assert lf.count_flops(model, torch.randn(1, 4, 10, 8)) == conv + grouped + linear
+    assert lf.count_flops(model, torch.randn(7, 4, 10, 8)) == 7 * (conv + grouped + linear)
+
+
+def test_counting_leaves_modes_and_statistics_alone() -> None:
+    model = build("residual").train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    lf.count_flops(model, ZOO["residual"].inputs())
+    lf.measure_latency(model, ZOO["residual"].inputs(), runs=1, warmup=0)
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_latency_is_the_median_of_the_timed_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([100.0, 0.0, 3.0, 0.0, 1.0, 0.0, 2.0])
+    monkeypatch.setattr("lightning_fold.complexity.time.perf_counter", lambda: next(ticks))
+    assert lf.measure_latency(nn.Linear(2, 2), torch.randn(1, 2), runs=3, warmup=1) == 2.0
+
+
+def test_bytes_are_those_of_the_file(tmp_path) -> None:
+    model, buffer = build("residual"), io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    assert lf.count_bytes(model) == len(buffer.getvalue()) > 8 * lf.count_parameters(model)
+
+
+def test_bad_arguments() -> None:
+    for runs, warmup in ((0, 1), (1, -1)):
+        with pytest.raises(ValueError, match=r"expected runs >= 1 and warmup >= 0"):
+            lf.measure_latency(nn.Linear(2, 2), torch.randn(1, 2), runs=runs, warmup=warmup)

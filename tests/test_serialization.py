@@ -1,0 +1,100 @@
+"""save and load: one file, complete or refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_fold as lf
+from lightning_fold.models import CifarResNet
+
+NETWORK = "lightning_fold.models.CifarResNet"
+ARGUMENTS = {"depth": 8, "num_classes": 4, "widths": [6, 8, 11]}
+
+
+def _compressed(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model, x = CifarResNet(**ARGUMENTS).eval().to(dtype), torch.randn(3, 3, 8, 8).to(dtype)
+    lf.prune(model, x, ratio=0.3)
+    lf.factorize(model, x, keep_parameters=0.9)
+    return model, x
+
+
+def test_loads_in_a_new_process(tmp_path: Path) -> None:
+    model, x = _compressed()
+    lf.save(model, tmp_path / "small.ckpt", network=NETWORK, network_args=ARGUMENTS)
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        "import sys, torch, lightning_fold as lf\n"
+        "torch.set_num_threads(1)\n"
+        "model = lf.load(sys.argv[1] + '/small.ckpt')\n"
+        "torch.save((model(torch.load(sys.argv[1] + '/x.pt')).detach(), model.training), sys.argv[1] + '/y.pt')\n"
+    )
+    root = str(Path(lf.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | {"PYTHONPATH": root})
+    found, training = torch.load(tmp_path / "y.pt")
+    assert torch.equal(found, model(x).detach()) and training is False
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_type_of_the_tensors_stays(tmp_path: Path, dtype: torch.dtype) -> None:
+    model, x = (
+        _compressed(dtype) if dtype == torch.float64 else (_compressed()[0].to(dtype), _compressed()[1].to(dtype))
+    )
+    lf.save(model, tmp_path / "small.ckpt", network=NETWORK, network_args=ARGUMENTS)
+    assert torch.equal(lf.load(tmp_path / "small.ckpt")(x), model(x))
+
+
+def test_missing_truncated_and_foreign_files(tmp_path: Path) -> None:
+    model, _ = _compressed()
+    path = tmp_path / "small.ckpt"
+    lf.save(model, path, network=NETWORK, network_args=ARGUMENTS)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        lf.load(tmp_path / "none.ckpt")
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="truncated"):
+            lf.load(path)
+    path.write_text("lightning: false\n")
+    with pytest.raises(ValueError, match="another program wrote it"):
+        lf.load(path)
+    torch.save({"state_dict": {}, "epoch": 3}, path)
+    with pytest.raises(ValueError, match=r"found a file with the keys \['epoch', 'state_dict'\]"):
+        lf.load(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="holds a list"):
+        lf.load(path)
+
+
+def test_file_of_another_network(tmp_path: Path) -> None:
+    model, _ = _compressed()
+    lf.save(model, tmp_path / "x.ckpt", network=NETWORK, network_args={"depth": 14, "num_classes": 4})
+    with pytest.raises(ValueError, match="expected the structure of the same network"):
+        lf.load(tmp_path / "x.ckpt")
+
+
+def test_failing_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = _compressed()
+    path = tmp_path / "small.ckpt"
+    lf.save(model, path, network=NETWORK, network_args=ARGUMENTS)
+    whole = path.read_bytes()
+
+    def full(content: object, partial: Path) -> None:
+        Path(partial).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file: no space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"could not be written.*no space left"):
+        lf.save(model, path, network=NETWORK, network_args=ARGUMENTS)
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="could not be written"):
+        lf.save(nn.Linear(2, 2), tmp_path / "file" / "x.ckpt", network="torch.nn.Linear")

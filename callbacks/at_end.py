@@ -34,8 +34,8 @@ class RewriteOnce(RewriteCallback):
         epochs = trainer.max_epochs or 0
         if stage == "fit" and 0 <= epochs <= self.at_epoch and not trainer.fast_dev_run:
             raise ValueError(
-                f"{type(self).__name__}(at_epoch={self.at_epoch}): expected an epoch below Trainer(max_epochs={epochs}), "
-                "or -1 for the end of training."
+                f"{type(self).__name__}(at_epoch={self.at_epoch}): expected an epoch below "
+                f"Trainer(max_epochs={epochs}), or -1 for the end of training."
             )
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -18,9 +18,9 @@ class CompressionMonitor(lightning.Callback):
     """Logs the size of the network and its accuracy as it shrinks; it changes nothing.
 
     After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (of the network
-    as it stands) and ``dense/accuracy`` (of the network before its first rewrite). Parameters, in thousands, and
-    factor stand in the progress bar. At the end of training TensorBoard gets two figures: the width of every layer over the epochs, and
-    accuracy against parameters. FLOPs are those of one example, 2 for each multiply-add.
+    as it stands) and ``dense/accuracy`` (of the network before its first rewrite). Parameters (in thousands)
+    and factor stand in the progress bar. At the end of training TensorBoard gets two figures: the width of every layer
+    over the epochs, and accuracy against parameters. FLOPs are those of one example, 2 for each multiply-add.
 
     Args:
         module: dotted path of the network inside the LightningModule; empty finds it.

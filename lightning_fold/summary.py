@@ -21,7 +21,7 @@ from lightning_fold.serialization import load, save
 
 @dataclass(frozen=True)
 class Measurement:
-    """One network, measured: accuracies are shares of 1 (``None`` where there was no such data), the rest is for one example of the test set."""
+    """One network, measured: accuracies are shares of 1, ``None`` without such data; the rest is for one example."""
 
     test_accuracy: float | None
     val_accuracy: float | None

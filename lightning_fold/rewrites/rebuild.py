@@ -32,7 +32,7 @@ def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Opti
         ValueError: ``structure`` is that of another network; ``model`` is as it was before.
     """
     with Surgery(model, optimizers) as surgery:
-        for path, entry in structure.items():
+        for path in structure:
             _rebuild_module(surgery, path, structure)
         _check_same(model, structure)
 

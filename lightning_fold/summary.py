@@ -107,8 +107,7 @@ def summarise_run(
     summary = Summary(**measured, methods=record.methods, files={key: str(place) for key, place in places.items()})
     (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
     for logger in trainer.loggers:
-        metrics = {f"{kind}/accuracy_test": value.test_accuracy for kind, value in measured.items()}
-        logger.log_metrics(metrics | {"accuracy/test": summary.compressed.test_accuracy}, step=trainer.global_step)
+        logger.log_metrics({"accuracy/test": summary.compressed.test_accuracy}, step=trainer.global_step)
         logger.save()
     return summary
 

@@ -114,9 +114,16 @@ def summarise_run(
         "TensorBoard logs": folder,
     }
     summary = Summary(**measured, methods=record.methods, files={key: str(place) for key, place in places.items()})
+<<<<<<< HEAD
     if trainer.is_global_zero:
         (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
         _log(trainer, measured)
+=======
+    (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+    for logger in trainer.loggers:
+        logger.log_metrics({"accuracy/test": summary.compressed.test_accuracy}, step=trainer.global_step)
+        logger.save()
+>>>>>>> main
     return summary
 
 

@@ -86,7 +86,7 @@ def make_classifier(seed):
 
     def make(network="mlp", **arguments):
         torch.manual_seed(3)
-        schedule = partial(PhasedCosine, epochs=[2, 4], ends=[0.5, 0.1])
+        schedule = partial(PhasedCosine, epochs=[2, 4], starts=[1.0, 1.0], ends=[0.5, 0.1])
         optimizer = partial(torch.optim.AdamW, lr=0.02, weight_decay=0.05)
         built = NETWORKS[network]()
         return Classifier(built, num_classes=3, **{"optimizer": optimizer, "lr_scheduler": schedule, **arguments})

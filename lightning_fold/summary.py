@@ -114,24 +114,15 @@ def summarise_run(
         "TensorBoard logs": folder,
     }
     summary = Summary(**measured, methods=record.methods, files={key: str(place) for key, place in places.items()})
-<<<<<<< HEAD
     if trainer.is_global_zero:
         (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
-        _log(trainer, measured)
-=======
-    (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
-    for logger in trainer.loggers:
-        logger.log_metrics({"accuracy/test": summary.compressed.test_accuracy}, step=trainer.global_step)
-        logger.save()
->>>>>>> main
+        _log(trainer, summary.compressed.test_accuracy)
     return summary
 
 
-def _log(trainer: lightning.Trainer, measured: dict[str, Measurement]) -> None:
-    metrics = {f"{kind}/accuracy_test": value.test_accuracy for kind, value in measured.items()}
-    metrics["accuracy/test"] = measured["compressed"].test_accuracy
+def _log(trainer: lightning.Trainer, accuracy: float | None) -> None:
     for logger in trainer.loggers:
-        logger.log_metrics({k: v for k, v in metrics.items() if v is not None}, step=trainer.global_step)
+        logger.log_metrics({} if accuracy is None else {"accuracy/test": accuracy}, step=trainer.global_step)
         logger.save()
 
 

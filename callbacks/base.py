@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
 from lightning_fold.report import RewriteReport
+from lightning_fold.structure.groups import channel_groups
 from lightning_fold.structure.trace import Inputs
 
 Rewrite = Callable[[nn.Module, Inputs, Iterable[Optimizer]], RewriteReport]
@@ -42,12 +43,16 @@ class RewriteCallback(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before the first batch of an epoch: remember its inputs, do what the schedule says.
+        """Before the first batch of an epoch: remember its inputs, do what the schedule says; first, read the network.
 
         Not in ``on_train_epoch_start``, which Lightning leaves out after some restarts.
         """
         if batch_idx == 0:
             self._remember(trainer, pl_module, batch)
+            if trainer.current_epoch == 0:
+                channel_groups(
+                    network_of(pl_module), self._example
+                )  # one that cannot be read fails now, not days later
             self.begin_epoch(trainer, pl_module)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

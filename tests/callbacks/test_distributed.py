@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import textwrap
@@ -42,3 +43,28 @@ def test_processes_stay_alike_through_rewrites(tmp_path):
     assert world == 2
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert sum(tensor.numel() for tensor in first.values()) < 12 * 14 + 14 + 14 * 10 + 10 + 10 * 3 + 3
+
+
+CONFIG = """
+trainer:
+  {max_epochs: 4, accelerator: cpu, devices: 2, strategy: ddp, enable_progress_bar: false, enable_model_summary: false,
+   callbacks: [{class_path: lightning_fold.callbacks.SqueezeRelease,
+                init_args: {dense_epochs: 1, cycles: 1, shrink_epochs: 1, masked_epochs: 1, sparsity: [0.5]}}]}
+model:
+  {class_path: lightning_fold.modules.Classifier,
+   init_args: {network_args: {in_features: 64, hidden: [20, 16], out_features: 10}}}
+data: {class_path: lightning_fold.data.DigitsDataModule}
+"""
+
+
+@pytest.mark.slow
+def test_command_ends_with_one_summary(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "command.py").write_text("from lightning_fold.cli import main\n\nmain()\n")
+    command = [sys.executable, "command.py", "fit", "--config", "config.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "runs" / "version_0" / "compression.json").read_text())
+    assert summary["dense"]["parameters"] == 64 * 20 + 20 + 20 * 16 + 16 + 16 * 10 + 10
+    assert f"{summary['dense']['parameters'] / summary['compressed']['parameters']:.1f}x smaller" in done.stdout
+    assert done.stdout.count("x smaller") == 1

@@ -425,6 +425,23 @@ def test_network_without_layers_to_prune_is_refused_at_once(make_trainer, data):
         make_trainer(5, squeeze()).fit(module, data)
 
 
+class Branching(nn.Linear):
+    """Cannot be traced: what it computes depends on the data."""
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_network_that_cannot_be_read_is_refused_before_it_is_trained(make_trainer, data):
+    module = Classifier(Branching(36, 3), num_classes=3)
+    before, trainer = deepcopy(module.network.state_dict()), make_trainer(5, squeeze())
+    with pytest.raises(ValueError, match="Branching"):
+        trainer.fit(module, data)
+    assert trainer.global_step == 0
+    torch.testing.assert_close(module.network.state_dict(), before, rtol=0, atol=0)
+
+
 def test_unknown_network_is_refused(make_classifier, make_trainer, data):
     with pytest.raises(ValueError, match=r"module='nett': expected a submodule of Classifier .* has \['network'\]"):
         make_trainer(5, squeeze(module="nett")).fit(make_classifier(), data)

@@ -363,6 +363,17 @@ def test_penalty_comes_once_for_each_optimizer_step(
     assert trainer.global_step == 3 * times
 
 
+def test_penalty_of_a_resumed_run_waits_for_its_first_step(
+    make_classifier, make_trainer, run_and_save, data, monkeypatch
+):
+    """Three batches, steps after the second and the third: nothing is shrunk after the first."""
+    folder, steps = run_and_save(make_classifier(), 3, squeeze(cycles=1)), []
+    monkeypatch.setattr(GroupSparsity, "shrink", lambda self, threshold: steps.append(trainer.global_step))
+    trainer = make_trainer(3, squeeze(cycles=1), accumulate_grad_batches=2)
+    trainer.fit(make_classifier(), data, ckpt_path=folder / "0.ckpt", weights_only=True)
+    assert steps == [4, 5, 6, 7]
+
+
 def test_bfloat16_runs(make_classifier, make_trainer, data):
     module = make_classifier("conv")
     make_trainer(5, squeeze(), precision="bf16-mixed").fit(module, data)

@@ -49,10 +49,8 @@ class RewriteCallback(lightning.Callback):
         """
         if batch_idx == 0:
             self._remember(trainer, pl_module, batch)
-            if trainer.current_epoch == 0:
-                channel_groups(
-                    network_of(pl_module), self._example
-                )  # one that cannot be read fails now, not days later
+            if trainer.current_epoch == 0:  # a network that cannot be read fails now, not days later
+                channel_groups(network_of(pl_module), self._example)
             self.begin_epoch(trainer, pl_module)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

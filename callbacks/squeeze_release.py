@@ -35,9 +35,9 @@ class SqueezeRelease(RewriteCallback):
     survives and the learning-rate schedule go on. Checkpoints hold the structure, and a run resumed from one ends as
     the unbroken run.
 
-    Suggested: a dense network that is trained to its end, sparsity 0.5 to 0.9 per cycle, several short cycles rather
-    than few long ones, final epochs with a falling learning rate. A cycle is worth little unless whole channels become
-    empty: use the criterion "connected" and a group penalty. It does not help a network that is already as narrow as
+    Suggested: a dense network that is trained to its end, a sparsity that falls from 0.5 to 0.1 over the cycles, several
+    short cycles rather than few long ones, a target factor, final epochs with a falling learning rate. A cycle is worth
+    little unless whole channels become empty, so the criterion "connected" beats "magnitude" by far. It does not help a network that is already as narrow as
     its task allows. In training mode a BatchNorm normalises with batch statistics, so channels that are constant in
     evaluation mode change slightly there.
 
@@ -49,7 +49,8 @@ class SqueezeRelease(RewriteCallback):
         shrink_epochs: epochs of each cycle before pruning, at least 0.
         masked_epochs: epochs of each cycle after pruning, with pruned weights held at zero, at least 1.
         sparsity: share of weights at zero after pruning, in [0, 1), for each cycle; the last one repeats.
-        criterion: which weights go first: "magnitude", or "connected" (magnitude times the norms of row and column).
+        criterion: which weights go first: "magnitude", or "connected", by the weaker of the two channels that a weight
+            connects, so that whole channels empty.
         group_penalty: strength of the group penalty in the cycles, at least 0, for each cycle; the last one repeats.
             After each optimizer step every channel's norm loses this times the learning rate.
         release_amplitude: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).

@@ -37,9 +37,9 @@ class SqueezeRelease(RewriteCallback):
 
     Suggested: a dense network that is trained to its end, a sparsity that falls from 0.5 to 0.1 over the cycles, several
     short cycles rather than few long ones, a target factor, final epochs with a falling learning rate. A cycle is worth
-    little unless whole channels become empty, so the criterion "connected" beats "magnitude" by far. It does not help a network that is already as narrow as
-    its task allows. In training mode a BatchNorm normalises with batch statistics, so channels that are constant in
-    evaluation mode change slightly there.
+    little unless whole channels become empty, so the criterion "connected" beats "magnitude" by far. It does not help
+    a network that is already as narrow as its task allows. In training mode a BatchNorm normalises with batch
+    statistics, so channels that are constant in evaluation mode change slightly there.
 
     Source: "Squeeze-Release: Iterative Pruning with Exact Structural Minimization" (arXiv 2606.14346).
 

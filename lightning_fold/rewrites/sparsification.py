@@ -35,8 +35,7 @@ def sparsify(
         sparsity: share of the weights that are zero afterwards, in [0, 1).
         criterion: ``"magnitude"`` ranks by |w|. ``"connected"`` ranks by the weaker of the two channels that the weight
             connects, so that whole rows and columns empty: a channel's strength is the geometric mean of the root
-            mean squares of what writes it and of what reads it, as a share of the mean over its layer, over the fourth
-            root of the number of its parameters (a channel that costs more goes sooner).
+            mean squares of what writes it and of what reads it, as a share of the mean over its layer.
         example_inputs: a tensor, or a tuple of positional inputs, batch first; needed by ``"connected"``.
         inputs: let ``"connected"`` also empty columns of linear layers that read the network's inputs.
         optimizers: optimizers of the network; state of zeroed weights is set to zero.
@@ -106,7 +105,7 @@ def _connected_scores(
         if columns is None:
             columns = torch.full((weight.shape[1],), torch.inf)
             if inputs and weight.dim() == 2:
-                columns = _relative(weight.square().mean(0).sqrt(), weight.shape[0])
+                columns = _relative(weight.square().mean(0).sqrt())
         weaker = torch.minimum(rows[:, None], columns.to(weight)[None])
         ranked = weaker.reshape(*weaker.shape, *[1] * (weight.dim() - 2)).expand_as(weight)
         scores[name] = ranked * (1 + 1e-4 * weight.abs() / weight.abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
@@ -114,14 +113,13 @@ def _connected_scores(
 
 
 def _strength(parameters: dict[str, Tensor], group: ChannelGroup) -> Tensor:
-    """(channels,) sqrt(rms(what writes) rms(what reads)) times the scale of a normalisation, relative and per cost."""
-    written, read, scale, cost = [], [], [], 0
+    """(channels,) sqrt(rms(what writes) rms(what reads)) times the scale of a normalisation, over its mean."""
+    written, read, scale = [], [], []
     for member in group.members:
         if member.tensor not in parameters:
             continue
         tensor = parameters[member.tensor].detach()
         rows = tensor.movedim(member.dim, 0)[member.indices.to(tensor.device)].flatten(1).cpu()
-        cost += rows.shape[1]
         if tensor.dim() > 1:
             (read if member.reads else written).append(rows)
         elif member.tensor.endswith("weight"):
@@ -132,12 +130,12 @@ def _strength(parameters: dict[str, Tensor], group: ChannelGroup) -> Tensor:
             strength = strength * torch.cat(parts, 1).double().square().mean(1).sqrt().sqrt()
     if scale:
         strength = strength * torch.cat(scale, 1).double().square().mean(1).sqrt()
-    return _relative(strength, cost)
+    return _relative(strength)
 
 
-def _relative(strength: Tensor, cost: int) -> Tensor:
-    """Strength over its mean, so that layers can be compared, over the fourth root of a channel's parameters."""
-    return strength / strength.mean().clamp_min(torch.finfo(strength.dtype).tiny) / max(cost, 1) ** 0.25
+def _relative(strength: Tensor) -> Tensor:
+    """Strength as a share of its mean, so that layers can be compared."""
+    return strength / strength.mean().clamp_min(torch.finfo(strength.dtype).tiny)
 
 
 def _largest(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:

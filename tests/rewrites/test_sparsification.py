@@ -50,8 +50,7 @@ def test_connected_empties_the_weakest_channels() -> None:
 
     def strength(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         product = np.sqrt((rows**2).mean(1)) * np.sqrt((columns**2).mean(0))
-        parameters = rows.shape[1] + 1 + columns.shape[0]
-        return np.sqrt(product) / np.sqrt(product).mean() / parameters**0.25
+        return np.sqrt(product) / np.sqrt(product).mean()
 
     one, two = strength(first, second), strength(second, third)
     scores = [

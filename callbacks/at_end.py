@@ -28,14 +28,24 @@ class RewriteOnce(RewriteCallback):
         """The rewrite, as a function of network, inputs and optimizers."""
         raise NotImplementedError
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Check that the rewrite comes before the end of training."""
+        super().setup(trainer, pl_module, stage)
+        epochs = trainer.max_epochs or 0
+        if stage == "fit" and 0 <= epochs <= self.at_epoch and not trainer.fast_dev_run:
+            raise ValueError(
+                f"{type(self).__name__}(at_epoch={self.at_epoch}): expected an epoch below "
+                f"Trainer(max_epochs={epochs}), or -1 for the end of training."
+            )
+
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite before the first batch of the given epoch."""
         if 0 <= self.at_epoch <= trainer.current_epoch:
             self._rewrite_once(trainer, pl_module)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite at the end of training."""
-        if self.at_epoch == -1 and not trainer.interrupted and self._example is not None:
+        if self.at_epoch == -1 and not trainer.interrupted:
             self._rewrite_once(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
 from lightning_fold.report import RewriteReport
+from lightning_fold.structure.groups import channel_groups
 from lightning_fold.structure.trace import Inputs
 
 Rewrite = Callable[[nn.Module, Inputs, Iterable[Optimizer]], RewriteReport]
@@ -28,7 +29,7 @@ class RewriteCallback(lightning.Callback):
         self.module = module
         self.monitor = monitor
         self.metric: float | None = None
-        self._example: Inputs | None = None
+        self._example: Tensor | None = None
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Refuse strategies that keep their own copy of the parameters; let checkpoints hold the structure."""
@@ -42,21 +43,38 @@ class RewriteCallback(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the inputs; before the first batch of an epoch, do what the schedule says.
+        """Before the first batch of an epoch: remember its inputs, do what the schedule says; first, read the network.
 
         Not in ``on_train_epoch_start``, which Lightning leaves out after some restarts.
         """
-        self._example = inputs_of(batch)
         if batch_idx == 0:
+            self._remember(trainer, pl_module, batch)
+            if trainer.current_epoch == 0:  # a network that cannot be read fails now, not days later
+                channel_groups(network_of(pl_module), self._example)
             self.begin_epoch(trainer, pl_module)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keep the validation metric for decisions at the start of the next epoch."""
         if not trainer.sanity_checking and self.monitor in trainer.callback_metrics:
-            self.metric = float(trainer.callback_metrics[self.monitor])
+            self.metric = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Do what remains to be done."""
+        if self._example is not None:
+            self.finish(trainer, pl_module)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Do what remains to be done where a run was resumed after its last epoch: Lightning calls no other hook."""
+        loader = trainer.train_dataloader
+        if self._example is None and loader is not None and not trainer.interrupted:
+            self._remember(trainer, pl_module, next(iter(loader)))
+            self.finish(trainer, pl_module)
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """What happens before the first batch of each epoch."""
+
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """What happens once, after the last epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
@@ -82,6 +100,10 @@ class RewriteCallback(lightning.Callback):
         rebuild_reducer(trainer, pl_module)
         return report
 
+    def _remember(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
+        """Keep a batch's inputs, the same ones on every process, so that all processes decide alike."""
+        self._example = trainer.strategy.broadcast(inputs_of(batch)).to(pl_module.device)
+
 
 def remember_dense(pl_module: lightning.LightningModule, metric: float | None, monitor: str) -> None:
     """Keep the network as the dense one, where no rewrite has come before."""
@@ -90,7 +112,7 @@ def remember_dense(pl_module: lightning.LightningModule, metric: float | None, m
         record.dense = Snapshot.take(network_of(pl_module), {} if metric is None else {monitor: metric})
 
 
-def inputs_of(batch: Any) -> Inputs:
+def inputs_of(batch: Any) -> Tensor:
     """The network's input in a batch: the batch itself, or its first element.
 
     Raises:
@@ -103,11 +125,17 @@ def inputs_of(batch: Any) -> Inputs:
 
 
 def rebuild_reducer(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-    """Let DDP's gradient reduction know the new parameters."""
+    """Let DDP's gradient reduction know the new parameters; nothing once the module has left its device."""
     strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy):
+    if isinstance(strategy, DDPStrategy) and pl_module.device.type == strategy.root_device.type:
         strategy.model = pl_module
         strategy.configure_ddp()
+
+
+def check_choice(call: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{call}({name}={value!r}): expected one of {', '.join(map(repr, choices))}.")
 
 
 def check_share(call: str, name: str, value: float, *, one: bool = False) -> None:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from lightning_fold.callbacks.at_end import RewriteOnce
-from lightning_fold.callbacks.base import Rewrite, check_share
+from lightning_fold.callbacks.base import Rewrite, check_choice, check_share
 from lightning_fold.rewrites.folding import fold
 
 
@@ -38,6 +38,7 @@ class ChannelFolding(RewriteOnce):
     ) -> None:
         super().__init__("fold", at_epoch, module, monitor)
         check_share("ChannelFolding", "ratio", ratio)
+        check_choice("ChannelFolding", "repair", repair, ("data-free", "none"))
         self.ratio, self.repair, self.seed = ratio, repair, seed
 
     def change(self) -> Rewrite:

@@ -18,9 +18,9 @@ class CompressionMonitor(lightning.Callback):
     """Logs the size of the network and its accuracy as it shrinks; it changes nothing.
 
     After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (of the network
-    as it stands) and ``dense/accuracy`` (of the network before its first rewrite). Parameters and factor stand in the
-    progress bar. At the end of training TensorBoard gets two figures: the width of every layer over the epochs, and
-    accuracy against parameters. FLOPs are those of one example, 2 for each multiply-add.
+    as it stands) and ``dense/accuracy`` (of the network before its first rewrite). Parameters (in thousands)
+    and factor stand in the progress bar. At the end of training TensorBoard gets two figures: the width of every layer
+    over the epochs, and accuracy against parameters. FLOPs are those of one example, 2 for each multiply-add.
 
     Args:
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -43,8 +43,7 @@ class CompressionMonitor(lightning.Callback):
     ) -> None:
         """Remember one example, for counting operations."""
         if self._example is None:
-            inputs = inputs_of(batch)
-            self._example = inputs[:1] if not isinstance(inputs, tuple) else inputs
+            self._example = inputs_of(batch)[:1]
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -52,7 +51,7 @@ class CompressionMonitor(lightning.Callback):
         """Show the size in the progress bar."""
         if batch_idx == 0:
             sizes = self._sizes(pl_module)
-            shown = {"params": sizes["compression/parameters"], "factor": sizes["compression/factor"]}
+            shown = {"kparams": sizes["compression/parameters"] / 1000, "factor": sizes["compression/factor"]}
             pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from lightning_fold.callbacks.at_end import RewriteOnce
-from lightning_fold.callbacks.base import Rewrite, check_share
+from lightning_fold.callbacks.base import Rewrite, check_choice, check_share
 from lightning_fold.rewrites.pruning import prune
 
 
@@ -34,6 +34,7 @@ class ChannelPruning(RewriteOnce):
     ) -> None:
         super().__init__("prune", at_epoch, module, monitor)
         check_share("ChannelPruning", "ratio", ratio)
+        check_choice("ChannelPruning", "importance", importance, ("l1", "l2"))
         self.ratio, self.importance = ratio, importance
 
     def change(self) -> Rewrite:

@@ -2,26 +2,25 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_fold.callbacks.base import RewriteCallback, check_share, rebuild_reducer, remember_dense
+from lightning_fold.callbacks.base import RewriteCallback, check_choice, check_share, rebuild_reducer, remember_dense
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
-from lightning_fold.complexity import count_parameters
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.rewrites.release import release
-from lightning_fold.rewrites.sparsification import sparsify
+from lightning_fold.rewrites.sparsification import Criterion, prunable_weights, sparsify
 from lightning_fold.structure.groups import channel_groups
 from lightning_fold.structure.trace import Inputs
 
-_BISECTIONS = 8
+_BISECTIONS = 12
 
 Phase = Literal["dense", "shrink", "masked", "final"]
 
@@ -36,11 +35,11 @@ class SqueezeRelease(RewriteCallback):
     survives and the learning-rate schedule go on. Checkpoints hold the structure, and a run resumed from one ends as
     the unbroken run.
 
-    Suggested: a dense network that is trained to its end, sparsity 0.5 to 0.9 per cycle, several short cycles rather
-    than few long ones, final epochs with a falling learning rate. A cycle is worth little unless whole channels become
-    empty: use the criterion "connected" and a group penalty. It does not help a network that is already as narrow as
-    its task allows. In training mode a BatchNorm normalises with batch statistics, so channels that are constant in
-    evaluation mode change slightly there.
+    Suggested: a dense network that is trained to its end, a sparsity that falls from 0.5 to 0.1 over the cycles, several
+    short cycles rather than few long ones, a target factor, final epochs with a falling learning rate. A cycle is worth
+    little unless whole channels become empty, so the criterion "connected" beats "magnitude" by far. It does not help
+    a network that is already as narrow as its task allows. In training mode a BatchNorm normalises with batch
+    statistics, so channels that are constant in evaluation mode change slightly there.
 
     Source: "Squeeze-Release: Iterative Pruning with Exact Structural Minimization" (arXiv 2606.14346).
 
@@ -48,9 +47,10 @@ class SqueezeRelease(RewriteCallback):
         dense_epochs: epochs before the first cycle, at least 1; the network at their end is the dense reference.
         cycles: number of cycles, at least 1.
         shrink_epochs: epochs of each cycle before pruning, at least 0.
-        masked_epochs: epochs of each cycle after pruning, with pruned weights held at zero, at least 0.
+        masked_epochs: epochs of each cycle after pruning, with pruned weights held at zero, at least 1.
         sparsity: share of weights at zero after pruning, in [0, 1), for each cycle; the last one repeats.
-        criterion: which weights go first: "magnitude", or "connected" (magnitude times the norms of row and column).
+        criterion: which weights go first: "magnitude", or "connected", by the weaker of the two channels that a weight
+            connects, so that whole channels empty.
         group_penalty: strength of the group penalty in the cycles, at least 0, for each cycle; the last one repeats.
             After each optimizer step every channel's norm loses this times the learning rate.
         release_amplitude: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
@@ -74,7 +74,7 @@ class SqueezeRelease(RewriteCallback):
         shrink_epochs: int = 1,
         masked_epochs: int = 1,
         sparsity: list[float] = [0.9],  # noqa: B006  read only
-        criterion: Literal["magnitude", "connected"] = "connected",
+        criterion: Criterion = "connected",
         group_penalty: list[float] = [0.0],  # noqa: B006  read only
         release_amplitude: float = 0.01,
         target_factor: float = 1000.0,
@@ -125,18 +125,32 @@ class SqueezeRelease(RewriteCallback):
         """Check that the cycles fit into the training."""
         super().setup(trainer, pl_module, stage)
         epochs = trainer.max_epochs or 0
-        if stage == "fit" and 0 <= epochs < self.last_epoch:
+        if stage == "fit" and 0 <= epochs < self.last_epoch and not trainer.fast_dev_run:
             raise ValueError(
                 f"SqueezeRelease: dense_epochs={self.dense_epochs} and cycles={self.cycles} of {self.cycle_epochs} "
                 f"epochs need Trainer(max_epochs) of at least {self.last_epoch}; found {epochs}."
             )
+        network = network_of(pl_module)
+        if not prunable_weights(network):
+            raise ValueError(
+                f"SqueezeRelease: {type(network).__name__} has no Linear or convolution weight; expected a network "
+                "with layers that can be pruned."
+            )
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Keep the validation metric; say so at once if the limit has none to watch."""
+        super().on_validation_end(trainer, pl_module)
+        trained = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if self.max_accuracy_drop < 1 and trained and self.monitor not in trainer.callback_metrics:
+            raise self._no_metric()
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Before an epoch's first batch: minimize and release at a cycle's end, prune in its middle."""
-        epoch = trainer.current_epoch
+        epoch, self._steps = trainer.current_epoch, trainer.global_step
         done = min(max(epoch - self.dense_epochs, 0) // self.cycle_epochs, self.cycles)
         if self.minimized < done and not self.stopped:
             self._end_cycle(trainer, pl_module)
+        self.masks = {name: mask.to(pl_module.device) for name, mask in self.masks.items()}
         phase = self.phase(epoch)
         if phase != "dense":
             remember_dense(pl_module, self.metric, self.monitor)
@@ -157,13 +171,13 @@ class SqueezeRelease(RewriteCallback):
             parameters = dict(network_of(pl_module).named_parameters())
             with torch.no_grad():
                 for name, mask in self.masks.items():
-                    parameters[name].mul_(mask.to(parameters[name].device))
+                    parameters[name].mul_(mask)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Minimize what is still masked; if the final network is worse than allowed, bring the last good one back."""
         if self.masks:
-            self._end_cycle(trainer, pl_module)
-        if self._too_bad(pl_module) and self.good is not None:
+            self._end_cycle(trainer, pl_module, last=True)
+        elif self._too_bad(pl_module):
             self._revert(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -186,6 +200,7 @@ class SqueezeRelease(RewriteCallback):
         network = network_of(pl_module)
         sparsity = self._within_target(network, follow(pl_module), _at(self.sparsity, cycle))
         self.masks = self._sparsify(network, sparsity, trainer.optimizers).masks
+        self.metric = None  # it was measured before the pruning
         rebuild_reducer(trainer, pl_module)
 
     def _sparsify(self, network: nn.Module, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
@@ -211,8 +226,6 @@ class SqueezeRelease(RewriteCallback):
             self._sparsify(trial, sparsity)
             return before / self._minimize(trial, inputs).parameters_after
 
-        if before / count_parameters(network) * (1 / (1 - sparsity)) ** 2 < self.target_factor:
-            return sparsity  # cannot reach the target yet, whatever empties
         low, high = 0.0, sparsity
         if factor(high) <= self.target_factor:
             return sparsity
@@ -221,19 +234,20 @@ class SqueezeRelease(RewriteCallback):
             low, high = (low, middle) if factor(middle) >= self.target_factor else (middle, high)
         return high
 
-    def _end_cycle(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _end_cycle(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *, last: bool = False
+    ) -> None:
         self.masks = {}
         if self._too_bad(pl_module):
             self.stopped = True
-            if self.good is not None:
-                self._revert(trainer, pl_module)
+            self._revert(trainer, pl_module)
             return
         report = self.rewrite(trainer, pl_module, "squeeze-release", self._minimize)
         self.minimized += 1
         self.good = Snapshot.take(network_of(pl_module), self._metrics())
         dense = follow(pl_module).dense
         self.stopped = dense is not None and dense.parameters / report.parameters_after >= self.target_factor
-        if self.minimized < self.cycles and not self.stopped:
+        if self.minimized < self.cycles and not self.stopped and not last:
             self._release(trainer, pl_module)
 
     def _release(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -252,17 +266,23 @@ class SqueezeRelease(RewriteCallback):
         if self.max_accuracy_drop >= 1 or dense is None:
             return False
         if self.metric is None or self.monitor not in dense.metrics:
-            raise ValueError(
-                f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}, monitor={self.monitor!r}): no such metric "
-                "was logged in validation. Log it in validation_step, or name another."
-            )
+            raise self._no_metric()
         return dense.metrics[self.monitor] - self.metric > self.max_accuracy_drop
 
+    def _no_metric(self) -> ValueError:
+        return ValueError(
+            f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}, monitor={self.monitor!r}): no such metric was "
+            "logged in the validation after each epoch. Log it in validation_step, or name another."
+        )
+
     def _revert(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert self.good is not None
+        """Bring the last network back that was good enough: that of the last good cycle, or else the dense one."""
+        good = self.good or follow(pl_module).dense
+        assert good is not None, "only a cycle makes a network worse than the dense one"
         network = network_of(pl_module)
-        rebuild(network, self.good.structure, optimizers=trainer.optimizers)
-        network.load_state_dict(self.good.state_dict)
+        rebuild(network, good.structure, optimizers=trainer.optimizers)
+        network.load_state_dict(good.state_dict)
+        self.metric = good.metrics.get(self.monitor)
         rebuild_reducer(trainer, pl_module)
 
     def _metrics(self) -> dict[str, float]:
@@ -274,11 +294,9 @@ class SqueezeRelease(RewriteCallback):
         return GroupSparsity(network, channel_groups(network, self._example))
 
     def _check(self) -> None:
-        for name, lowest in (("dense_epochs", 1), ("cycles", 1), ("shrink_epochs", 0), ("masked_epochs", 0)):
+        for name, lowest in (("dense_epochs", 1), ("cycles", 1), ("shrink_epochs", 0), ("masked_epochs", 1)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"SqueezeRelease({name}={getattr(self, name)}): expected at least {lowest}.")
-        if self.cycle_epochs < 1:
-            raise ValueError("SqueezeRelease(shrink_epochs=0, masked_epochs=0): expected at least one epoch per cycle.")
         for share in self.sparsity:
             check_share("SqueezeRelease", "sparsity", share)
         check_share("SqueezeRelease", "release_amplitude", self.release_amplitude)
@@ -287,6 +305,7 @@ class SqueezeRelease(RewriteCallback):
                 f"SqueezeRelease(sparsity={self.sparsity}, group_penalty={self.group_penalty}): expected at least one "
                 "value each, penalties of at least 0."
             )
+        check_choice("SqueezeRelease", "criterion", self.criterion, get_args(Criterion))
         if self.target_factor < 1:
             raise ValueError(f"SqueezeRelease(target_factor={self.target_factor}): expected at least 1.")
         if not 0 <= self.max_accuracy_drop <= 1:

@@ -2,7 +2,9 @@
 
 import logging
 import sys
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning
@@ -13,6 +15,7 @@ from rich.console import Console
 import lightning_fold.data
 import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
 from lightning_fold.config_errors import summarise
+from lightning_fold.serialization import read_checkpoint
 from lightning_fold.summary import summarise_run
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -54,6 +57,13 @@ class FoldCLI(LightningCLI):
         """Make ``Classifier`` the default model."""
         parser.set_defaults({"model": {"class_path": "lightning_fold.modules.Classifier"}})
 
+    def _parse_ckpt_path(self) -> None:
+        """Read the arguments of the network from the checkpoint, once it is known to be one."""
+        path = Path(getattr(getattr(self.config, self.config.subcommand, self.config), "ckpt_path", None) or "")
+        if path.is_file():
+            read_checkpoint(path)
+        super()._parse_ckpt_path()
+
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a value that a constructor refuses is reported like any wrong value."""
         try:
@@ -63,10 +73,10 @@ class FoldCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Measure the dense and the compressed network, write both, and say where everything lies."""
-        if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted or not self.trainer.is_global_zero:
+        if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted:
             return
         summary = summarise_run(self.trainer, self.model, self.datamodule)
-        if summary is not None:
+        if summary is not None and self.trainer.is_global_zero:
             Console().print(summary.table(), summary.places(), sep="\n")
 
 
@@ -92,8 +102,26 @@ def main(args: ArgsType = None) -> None:
             parser_class=Parser,
             args=args,
         )
-    except FileNotFoundError as error:
-        _fail(str(error), "check the paths in the configuration and on the command line")
+    except OSError as error:
+        _fail(str(error), "check the paths in the configuration and on the command line, and the space on the disk")
+    except (ValueError, TypeError, RuntimeError) as error:
+        if not _is_explained(error):
+            raise
+        _fail(_one_line(error), "'lightning-fold fit --print_config' shows the whole configuration")
+
+
+def _is_explained(error: Exception) -> bool:
+    """Whether this package raised ``error``, whose message then says what to do, or torch refused a state dict."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get("__name__", "")
+    return module.startswith("lightning_fold.") or "loading state_dict" in str(error)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    if "loading state_dict" not in lines[0]:
+        return " ".join(lines)
+    return f"the checkpoint is that of another network: {' '.join(lines[1:2])} ({len(lines) - 1} such differences)"
 
 
 def _silence() -> None:

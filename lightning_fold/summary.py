@@ -1,6 +1,9 @@
 """What a run ends with: dense against compressed, as files, a table and ``compression.json``."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +15,16 @@ from torch import nn
 from lightning_fold.callbacks.base import inputs_of
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.complexity import count_flops, count_parameters, measure_latency
+from lightning_fold.modules import Classifier
 from lightning_fold.serialization import load, save
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One network, measured: accuracies are shares of 1, the rest is for one example of the test set."""
+    """One network, measured: accuracies are shares of 1, ``None`` without such data; the rest is for one example."""
 
-    test_accuracy: float
-    val_accuracy: float
+    test_accuracy: float | None
+    val_accuracy: float | None
     parameters: int
     flops: int
     bytes: int
@@ -51,7 +55,8 @@ class Summary:
             ("validation accuracy", dense.val_accuracy, small.val_accuracy),
             ("test accuracy", dense.test_accuracy, small.test_accuracy),
         ):
-            table.add_row(name, f"{left:.2%}", f"{right:.2%}", f"{100 * (right - left):+.2f} points")
+            if left is not None and right is not None:
+                table.add_row(name, f"{left:.2%}", f"{right:.2%}", f"{100 * (right - left):+.2f} points")
         for name, left, right in (
             ("parameters", dense.parameters, small.parameters),
             ("FLOPs per example", dense.flops, small.flops),
@@ -73,6 +78,8 @@ def summarise_run(
 ) -> Summary | None:
     """Write the dense and the compressed network of a finished ``fit`` and measure both as they load from their files.
 
+    Every process of a distributed run must call it; the first one writes the files.
+
     Args:
         trainer: the trainer after ``fit``.
         module: the LightningModule that was trained; its hyper-parameters must name the network.
@@ -85,7 +92,7 @@ def summarise_run(
         OSError: a file cannot be written.
     """
     name, arguments = module.hparams.get("network"), module.hparams.get("network_args")
-    if not isinstance(name, str) or datamodule is None:
+    if not isinstance(module, Classifier) or not isinstance(name, str) or datamodule is None:
         return None
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     record, network = follow(module), network_of(module)
@@ -93,10 +100,12 @@ def summarise_run(
     files, measured = {}, {}
     for kind, each in networks.items():
         files[kind] = folder / f"{kind}.pt"
-        save(each, files[kind], network=name, network_args=_network_args(module, arguments))
+        if trainer.is_global_zero:
+            save(each, files[kind], network=name, network_args=_network_args(module, arguments))
+        trainer.strategy.barrier()
         measured[kind] = _measure(trainer, module, datamodule, files[kind])
     checkpoint = folder / "checkpoints" / "compressed.ckpt"
-    trainer.save_checkpoint(checkpoint)
+    trainer.save_checkpoint(checkpoint, weights_only=False)
     places = {
         "compressed network": files["compressed"],
         "dense network": files["dense"],
@@ -105,12 +114,16 @@ def summarise_run(
         "TensorBoard logs": folder,
     }
     summary = Summary(**measured, methods=record.methods, files={key: str(place) for key, place in places.items()})
-    (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
-    for logger in trainer.loggers:
-        metrics = {f"{kind}/accuracy_test": value.test_accuracy for kind, value in measured.items()}
-        logger.log_metrics(metrics | {"accuracy/test": summary.compressed.test_accuracy}, step=trainer.global_step)
-        logger.save()
+    if trainer.is_global_zero:
+        (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+        _log(trainer, summary.compressed.test_accuracy)
     return summary
+
+
+def _log(trainer: lightning.Trainer, accuracy: float | None) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({} if accuracy is None else {"accuracy/test": accuracy}, step=trainer.global_step)
+        logger.save()
 
 
 def _network_args(module: lightning.LightningModule, arguments: dict[str, Any] | None) -> dict[str, Any]:
@@ -125,7 +138,7 @@ def _measure(
     trainer: lightning.Trainer, module: lightning.LightningModule, datamodule: lightning.LightningDataModule, path: Path
 ) -> Measurement:
     network = load(path)
-    with _in_place(module, network):
+    with _in_place(module, network), _without_remarks():
         quiet = lightning.Trainer(
             accelerator="cpu" if module.device.type == "cpu" else module.device.type,
             devices=1,
@@ -136,18 +149,30 @@ def _measure(
             limit_val_batches=trainer.limit_val_batches,
             limit_test_batches=trainer.limit_test_batches,
         )
-        (val,) = quiet.validate(module, datamodule=datamodule, verbose=False)
-        (test,) = quiet.test(module, datamodule=datamodule, verbose=False)
+        val = dict(*quiet.validate(module, datamodule=datamodule, verbose=False))
+        test = dict(*quiet.test(module, datamodule=datamodule, verbose=False))
     example = inputs_of(next(iter(datamodule.test_dataloader())))[:1]
     network = network.cpu()
     return Measurement(
-        test_accuracy=test["accuracy/test"],
-        val_accuracy=val["accuracy/val"],
+        test_accuracy=test.get("accuracy/test"),
+        val_accuracy=val.get("accuracy/val"),
         parameters=count_parameters(network),
         flops=count_flops(network, example),
         bytes=path.stat().st_size,
         latency_ms=1000 * measure_latency(network, example),
     )
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep Lightning from naming the hardware and the limits again for every measurement."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _in_place:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -18,3 +19,47 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; set LIGHTNING_FOLD_DATA to a folder that holds MNIST and CIFAR-10")
     return folder
+
+
+@pytest.fixture
+def recipes_in(tmp_path, monkeypatch):
+    """Go to an empty folder that holds ``configs/``, every recipe shortened to a few batches, and ``data/``."""
+    for recipe in sorted((REPOSITORY / "configs").rglob("*.yaml")):
+        copy = tmp_path / recipe.relative_to(REPOSITORY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(yaml.safe_dump(shortened(yaml.safe_load(recipe.read_text()))))
+    data = Path(os.environ.get("LIGHTNING_FOLD_DATA", REPOSITORY.parent / "shared" / "data"))
+    if data.is_dir():
+        (tmp_path / "data").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lightning-fold"])
+    return tmp_path
+
+
+def shortened(recipe: dict) -> dict:
+    """A recipe with at most two cycles, one epoch for each phase and two batches for each epoch."""
+    short = _shorten(recipe)
+    trainer = short["trainer"]
+    limits = {f"limit_{split}_batches": 2 for split in ("train", "val", "test")}
+    trainer.update(limits, max_epochs=7, enable_progress_bar=False, enable_model_summary=False)
+    return short
+
+
+# The values that make a run short, by the name of the argument in a recipe.
+_SHORT = {
+    "dense_epochs": lambda value: 1,
+    "shrink_epochs": lambda value: min(value, 1),
+    "masked_epochs": lambda value: 1,
+    "cycles": lambda value: min(value, 2),
+    "at_epoch": lambda value: min(value, 6),
+    "max_accuracy_drop": lambda value: 1.0,
+    "epochs": lambda value: [1 for _ in value],
+    "batch_size": lambda value: 16,
+    "download": lambda value: False,
+}
+
+
+def _shorten(value):
+    if isinstance(value, dict):
+        return {key: _SHORT[key](item) if key in _SHORT else _shorten(item) for key, item in value.items()}
+    return [_shorten(item) for item in value] if isinstance(value, list) else value

@@ -49,7 +49,7 @@ def with_model(**arguments):
 
 def test_fit_then_test_from_the_checkpoint(run, tmp_path, capsys):
     run("fit")
-    (checkpoint,) = tmp_path.glob("runs/version_0/checkpoints/*.ckpt")
+    (checkpoint,) = tmp_path.glob("runs/version_0/checkpoints/epoch*.ckpt")
     assert list(tmp_path.glob("runs/version_0/events*"))
     trained = Classifier.load_from_checkpoint(checkpoint, weights_only=True)
     assert trained.configure_optimizers().defaults["lr"] == 0.1
@@ -75,7 +75,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, tmp_p
     for seed in ("1", "1", "2"):
         run("fit", "--seed_everything", seed)
     one, same, other = (
-        Classifier.load_from_checkpoint(next(tmp_path.glob(f"runs/version_{version}/checkpoints/*.ckpt"))).state_dict()
+        Classifier.load_from_checkpoint(
+            next(tmp_path.glob(f"runs/version_{version}/checkpoints/epoch*.ckpt"))
+        ).state_dict()
         for version in range(3)
     )
     torch.testing.assert_close(one, same, rtol=0, atol=0)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -34,15 +35,15 @@ def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Opti
         ValueError: ``structure`` is that of another network; ``model`` is as it was before.
     """
     with Surgery(model, optimizers) as surgery:
-        for path, entry in structure.items():
-            _rebuild_module(surgery, path, entry)
+        for path in structure:
+            _rebuild_module(surgery, path, structure)
         _check_same(model, structure)
 
 
-def _rebuild_module(surgery: Surgery, path: str, entry: dict[str, Any]) -> None:
-    module = _find(surgery.model, path)
+def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
+    module, entry = _find(surgery.model, path), structure[path]
     if module is None or type_name(module) != entry["type"]:
-        _replace(surgery, path, entry)
+        _replace(surgery, path, structure)
         return
     for name, shape in entry["shapes"].items():
         dotted = f"{path}.{name}".removeprefix(".")
@@ -61,15 +62,22 @@ def _create(surgery: Surgery, module: nn.Module, path: str, name: str, shape: li
     surgery.create(f"{path}.{name}".removeprefix("."), like.new_zeros(shape), f"{path}.{neighbour}".removeprefix("."))
 
 
-def _replace(surgery: Surgery, path: str, entry: dict[str, Any]) -> None:
-    if entry["type"] not in _BUILDERS or not path:
+def _replace(surgery: Surgery, path: str, structure: Structure) -> None:
+    """Build the module at ``path`` with all that it contains, and put it in the place of what is there."""
+    kind = structure[path]["type"]
+    if kind not in _BUILDERS or not path:
         raise ValueError(
-            f"rebuild: the structure has a {entry['type']} at {path or 'its top'!r}, which "
+            f"rebuild: the structure has a {kind} at {path or 'its top'!r}, which "
             f"{type_name(surgery.model)} has not; expected the structure of the same network. "
             "Build the network with the class and arguments it was trained with."
         )
     parent, _, leaf = path.rpartition(".")
-    new = _build(_BUILDERS[entry["type"]], entry)
+    with torch.random.fork_rng(devices=[]):  # new layers draw random weights that nobody uses
+        new = _build(_BUILDERS[kind], structure[path])
+        for inner, entry in structure.items():
+            if inner.startswith(f"{path}.") and entry["type"] in _BUILDERS:
+                owner, _, name = inner.removeprefix(f"{path}.").rpartition(".")
+                new.get_submodule(owner).add_module(name, _build(_BUILDERS[entry["type"]], entry))
     like = next((p for p in surgery.model.parameters() if p.is_floating_point()), None)
     new = new if like is None else new.to(device=like.device, dtype=like.dtype)
     if _find(surgery.model, path) is None:

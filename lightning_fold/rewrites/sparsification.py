@@ -103,9 +103,10 @@ def _connected_scores(
         rows = strengths.get((name, 0), torch.full((weight.shape[0],), torch.inf)).to(weight)
         columns = strengths.get((name, 1))
         if columns is None:
-            columns = _rms(weight, 1) if inputs and weight.dim() == 2 else torch.full((weight.shape[1],), torch.inf)
-            columns = columns / columns.mean()
-        weaker = torch.minimum(rows[:, None], columns.nan_to_num(torch.inf).to(weight)[None])
+            columns = torch.full((weight.shape[1],), torch.inf)
+            if inputs and weight.dim() == 2:
+                columns = _relative(weight.square().mean(0).sqrt())
+        weaker = torch.minimum(rows[:, None], columns.to(weight)[None])
         ranked = weaker.reshape(*weaker.shape, *[1] * (weight.dim() - 2)).expand_as(weight)
         scores[name] = ranked * (1 + 1e-4 * weight.abs() / weight.abs().max().clamp_min(torch.finfo(weight.dtype).tiny))
     return scores
@@ -129,11 +130,12 @@ def _strength(parameters: dict[str, Tensor], group: ChannelGroup) -> Tensor:
             strength = strength * torch.cat(parts, 1).double().square().mean(1).sqrt().sqrt()
     if scale:
         strength = strength * torch.cat(scale, 1).double().square().mean(1).sqrt()
+    return _relative(strength)
+
+
+def _relative(strength: Tensor) -> Tensor:
+    """Strength as a share of its mean, so that layers can be compared."""
     return strength / strength.mean().clamp_min(torch.finfo(strength.dtype).tiny)
-
-
-def _rms(weight: Tensor, dim: int) -> Tensor:
-    return weight.transpose(0, dim).flatten(1).square().mean(1).sqrt()
 
 
 def _largest(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:

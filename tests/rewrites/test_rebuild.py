@@ -64,3 +64,23 @@ def test_description_is_plain() -> None:
     assert entry["type"] == "torch.nn.modules.conv.Conv2d" and entry["shapes"] == {"weight": [8, 8, 3, 3]}
     assert entry["attributes"]["out_channels"] == 8 and entry["attributes"]["kernel_size"] == [3, 3]
     assert json.loads(json.dumps(structure)) == structure
+
+
+def test_layers_put_in_front_come_and_go_with_the_optimizer() -> None:
+    """A selection of inputs appears by rebuilding and disappears again; what is trained is always what is there."""
+    dense, selected = build("mlp"), build("mlp")
+    inputs = ZOO["mlp"].inputs()
+    with torch.no_grad():
+        next(selected.parameters())[:, 1:3] = 0
+    lf.minimize(selected, inputs, select_inputs=True)
+    assert any(isinstance(layer, lf.layers.SelectFeatures) for layer in selected.modules())
+    model = build("mlp", seed=5)
+    optimizer = torch.optim.Adam(model.parameters())
+    generator = torch.get_rng_state()
+    for goal in (selected, dense):
+        lf.rebuild(model, lf.describe(goal), optimizers=[optimizer])
+        model.load_state_dict(goal.state_dict())
+        assert torch.equal(run(model, inputs), run(goal, inputs))
+        trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        assert sorted(trained) == sorted(map(id, model.parameters()))
+    assert torch.equal(generator, torch.get_rng_state())

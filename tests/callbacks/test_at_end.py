@@ -1,0 +1,104 @@
+"""The callbacks that rewrite once: ChannelFolding, ChannelPruning, LowRankFactorization."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+import lightning_fold as lf
+from lightning_fold.callbacks import ChannelFolding, ChannelPruning, LowRankFactorization
+from lightning_fold.checkpointing import follow
+
+METHODS = {
+    "fold": (ChannelFolding, {"ratio": 0.4}, lambda net, x: lf.fold(net, x, ratio=0.4)),
+    "prune": (
+        ChannelPruning,
+        {"ratio": 0.4, "importance": "l1"},
+        lambda net, x: lf.prune(net, x, ratio=0.4, importance="l1"),
+    ),
+    "factorize": (
+        LowRankFactorization,
+        {"keep_parameters": 0.6},
+        lambda net, x: lf.factorize(net, x, keep_parameters=0.6),
+    ),
+}
+
+every_method = pytest.mark.parametrize("method", list(METHODS))
+every_network = pytest.mark.parametrize("network", ["mlp", "conv"])
+
+
+def assert_same_network(one, other):
+    assert lf.describe(one) == lf.describe(other)
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+@every_method
+@every_network
+def test_rewrites_at_the_end_as_the_function_does(make_classifier, make_trainer, data, method, network):
+    """Training without the callback and then calling the function gives the same network."""
+    callback, arguments, function = METHODS[method]
+    by_callback, by_hand = make_classifier(network), make_classifier(network)
+    make_trainer(2, callback(**arguments)).fit(by_callback, data)
+    make_trainer(2).fit(by_hand, data)
+    report = function(by_hand.network, torch.rand(4, 1, 6, 6))
+    assert report.parameters_after < report.parameters_before
+    assert_same_network(by_callback.network, by_hand.network)
+    assert follow(by_callback).methods == [{"method": method, "epoch": 2, "parameters": report.parameters_after}]
+    assert follow(by_callback).dense.parameters == report.parameters_before
+
+
+@every_method
+def test_rewrites_before_an_epoch_and_trains_on(make_classifier, make_trainer, data, method):
+    callback, arguments, _ = METHODS[method]
+    module = make_classifier()
+    trainer = make_trainer(3, callback(**arguments, at_epoch=1))
+    trainer.fit(module, data)
+    assert [m["epoch"] for m in follow(module).methods] == [1]
+    trained = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
+    assert list(map(id, trained)) == list(map(id, module.parameters()))
+    assert all(float(trainer.optimizers[0].state[p]["step"]) >= 6 for p in module.parameters())
+
+
+@every_method
+@pytest.mark.parametrize("stopped_after", [0, 1, 2])
+@pytest.mark.parametrize("at_epoch", [-1, 1])
+def test_resumed_run_ends_as_the_unbroken_one(
+    make_classifier, make_trainer, run_and_save, data, method, at_epoch, stopped_after
+):
+    callback, arguments, _ = METHODS[method]
+    unbroken, resumed = make_classifier(), make_classifier()
+    folder = run_and_save(unbroken, 3, callback(**arguments, at_epoch=at_epoch))
+    trainer = make_trainer(3, callback(**arguments, at_epoch=at_epoch))
+    trainer.fit(resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True)
+    assert_same_network(unbroken.network, resumed.network)
+    assert len(follow(resumed).methods) == len(follow(unbroken).methods) == 1
+
+
+def test_rewrite_is_done_once(make_classifier, make_trainer, data):
+    module, callback = make_classifier(), ChannelPruning(ratio=0.3)
+    make_trainer(1, callback).fit(module, data)
+    once = deepcopy(module.network)
+    callback.finish(module.trainer, module)
+    assert_same_network(once, module.network)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ChannelFolding(ratio=1.0), r"ChannelFolding\(ratio=1\.0\): expected a share in \[0, 1\)"),
+        (lambda: ChannelFolding(repair="some"), r"repair='some'"),
+        (lambda: ChannelPruning(ratio=-0.1), r"ChannelPruning\(ratio=-0\.1\)"),
+        (lambda: ChannelPruning(importance="l3"), r"importance='l3'"),
+        (lambda: ChannelPruning(at_epoch=-2), r"ChannelPruning\(at_epoch=-2\): expected an epoch of at least 0, or -1"),
+        (lambda: LowRankFactorization(keep_parameters=0.0), r"keep_parameters=0\.0\): expected a share in \(0, 1\]"),
+        (lambda: LowRankFactorization(keep_parameters=1.1), r"keep_parameters=1\.1\)"),
+    ],
+)
+def test_values_out_of_range_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_epoch_after_the_end_is_refused(make_classifier, make_trainer, data):
+    with pytest.raises(ValueError, match=r"ChannelPruning\(at_epoch=2\): expected an epoch below .*max_epochs=2"):
+        make_trainer(2, ChannelPruning(at_epoch=2)).fit(make_classifier(), data)

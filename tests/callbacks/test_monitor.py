@@ -1,0 +1,106 @@
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import lightning_fold as lf
+from lightning_fold.callbacks import CompressionMonitor, SqueezeRelease
+from lightning_fold.callbacks.monitor import layer_widths
+from lightning_fold.checkpointing import follow
+
+
+def squeeze():
+    return SqueezeRelease(dense_epochs=1, cycles=1, shrink_epochs=1, masked_epochs=1, sparsity=[0.6])
+
+
+@pytest.fixture(scope="module")
+def monitored(make_classifier, make_trainer, tmp_path_factory):
+    """A run of five epochs with the monitor, and what TensorBoard reads from its event file."""
+    from lightning_fold.modules import Classifier
+
+    folder = tmp_path_factory.mktemp("logs")
+    module, monitor = make_classifier(), CompressionMonitor()
+    assert isinstance(module, Classifier)
+    trainer = make_trainer(5, squeeze(), monitor, logger=TensorBoardLogger(folder, name=""))
+    trainer.fit(module, make_data())
+    events = EventAccumulator(trainer.log_dir, size_guidance={"scalars": 0, "images": 0})
+    events.Reload()
+    return module, monitor, events
+
+
+def make_data():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(96, 1, 6, 6, generator=generator)
+    data = torch.utils.data.TensorDataset(inputs, inputs.flatten(1)[:, :3].argmax(1))
+    import lightning
+
+    class Data(lightning.LightningDataModule):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(data, batch_size=32)
+
+        def val_dataloader(self):
+            return torch.utils.data.DataLoader(data, batch_size=48)
+
+    return Data()
+
+
+def values(events, tag):
+    return [event.value for event in events.Scalars(tag)]
+
+
+def test_tags_hold_the_size_of_the_network(monitored):
+    module, _, events = monitored
+    dense, small = follow(module).dense.parameters, lf.count_parameters(module.network)
+    assert values(events, "compression/parameters") == [dense] * 3 + [small] * 2
+    assert values(events, "compression/factor") == pytest.approx([1] * 3 + [dense / small] * 2)
+    example = torch.rand(1, 1, 6, 6)
+    assert values(events, "compression/flops")[-1] == lf.count_flops(module.network, example)
+    assert values(events, "compression/flops")[0] == 2 * (36 * 12 + 12 * 10 + 10 * 3)
+    assert values(events, "compression/sparsity") == pytest.approx([0, 0, 0.6, 0, 0], abs=0.01)
+
+
+def test_tags_hold_the_accuracies(monitored):
+    module, _, events = monitored
+    assert values(events, "compressed/accuracy") == values(events, "accuracy/val")
+    dense = follow(module).dense.metrics["accuracy/val"]
+    assert dense == pytest.approx(values(events, "accuracy/val")[0])
+    assert values(events, "dense/accuracy") == pytest.approx([dense] * 4)
+
+
+def test_figures_are_there(monitored):
+    _, monitor, events = monitored
+    assert set(events.Tags()["images"]) == {"compression/widths", "compression/accuracy"}
+    assert events.Images("compression/widths")[0].width > 300
+    assert [row["epoch"] for row in monitor.history] == list(range(5))
+
+
+def test_history_holds_the_widths(monitored):
+    module, monitor, _ = monitored
+    assert monitor.history[0]["widths"] == {"layers.2": 12, "layers.4": 10, "layers.6": 3}
+    found = {name: m.out_features for name, m in module.network.named_modules() if isinstance(m, nn.Linear)}
+    assert monitor.history[-1]["widths"] == found != monitor.history[0]["widths"]
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_it_changes_nothing(make_classifier, make_trainer, data, network):
+    without, with_monitor = make_classifier(network), make_classifier(network)
+    make_trainer(4, squeeze()).fit(without, data)
+    trainer = make_trainer(4, CompressionMonitor(), squeeze())
+    trainer.fit(with_monitor, data)
+    torch.testing.assert_close(without.state_dict(), with_monitor.state_dict(), rtol=0, atol=0)
+    shown = trainer.progress_bar_metrics
+    assert shown["kparams"] == pytest.approx(lf.count_parameters(with_monitor.network) / 1000)
+    assert shown["factor"] == pytest.approx(follow(without).dense.parameters / lf.count_parameters(without.network))
+
+
+def test_it_works_alone_and_without_an_accuracy(make_plain, make_trainer, data):
+    module, monitor = make_plain("conv"), CompressionMonitor(monitor="nothing")
+    make_trainer(1, monitor).fit(module, data)
+    (row,) = monitor.history
+    assert row["parameters"] == lf.count_parameters(module.backbone)
+    assert "accuracy" not in row
+
+
+def test_widths_of_a_single_layer():
+    assert layer_widths(nn.Linear(3, 4)) == {"Linear": 4}

@@ -35,7 +35,7 @@ class SqueezeRelease(RewriteCallback):
     survives and the learning-rate schedule go on. Checkpoints hold the structure, and a run resumed from one ends as
     the unbroken run.
 
-    Suggested: a dense network that is trained to its end, a sparsity that falls from 0.5 to 0.1 over the cycles, several
+    Suggested: a dense network trained to its end, a sparsity that falls from 0.5 to 0.1 over the cycles, several
     short cycles rather than few long ones, a target factor, final epochs with a falling learning rate. A cycle is worth
     little unless whole channels become empty, so the criterion "connected" beats "magnitude" by far. It does not help
     a network that is already as narrow as its task allows. In training mode a BatchNorm normalises with batch

@@ -35,11 +35,12 @@ class SqueezeRelease(RewriteCallback):
     survives and the learning-rate schedule go on. Checkpoints hold the structure, and a run resumed from one ends as
     the unbroken run.
 
-    Suggested: a dense network trained to its end, a sparsity that falls from 0.5 to 0.1 over the cycles, several
-    short cycles rather than few long ones, a target factor, final epochs with a falling learning rate. A cycle is worth
-    little unless whole channels become empty, so the criterion "connected" beats "magnitude" by far. It does not help
-    a network that is already as narrow as its task allows. In training mode a BatchNorm normalises with batch
-    statistics, so channels that are constant in evaluation mode change slightly there.
+    Suggested: a dense network trained to its end, a sparsity that falls from 0.5 to 0.1 over the cycles, several short
+    cycles rather than few long ones, a target factor, final epochs with a falling learning rate. A cycle is worth
+    little unless whole channels become empty, so the criterion "connected" beats "magnitude" by far. It does not help a
+    network that is already as narrow as its task allows. Where most of what is left stands in one wide layer, stop the
+    cycles earlier and let LowRankFactorization split it before the final epochs. In training mode a BatchNorm
+    normalises with batch statistics, so channels that are constant in evaluation mode change slightly there.
 
     Source: "Squeeze-Release: Iterative Pruning with Exact Structural Minimization" (arXiv 2606.14346).
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lightning_fold as lf
-from lightning_fold.callbacks import ChannelFolding, ChannelPruning, LowRankFactorization
+from lightning_fold.callbacks import ChannelFolding, ChannelPruning, LowRankFactorization, SqueezeRelease
 from lightning_fold.checkpointing import follow
 
 METHODS = {
@@ -72,6 +72,28 @@ def test_resumed_run_ends_as_the_unbroken_one(
     trainer.fit(resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True)
     assert_same_network(unbroken.network, resumed.network)
     assert len(follow(resumed).methods) == len(follow(unbroken).methods) == 1
+
+
+def cycles_then_low_rank():
+    """One epoch dense, one masked; before epoch 2 the last cycle ends and what it left is factorized."""
+    squeeze = SqueezeRelease(dense_epochs=1, cycles=1, shrink_epochs=0, masked_epochs=1, sparsity=[0.5])
+    return squeeze, LowRankFactorization(keep_parameters=0.6, at_epoch=2)
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2])
+def test_low_rank_after_the_cycles_resumes_as_the_unbroken_run(
+    make_classifier, make_trainer, run_and_save, data, stopped_after
+):
+    unbroken, resumed = make_classifier(), make_classifier()
+    folder = run_and_save(unbroken, 4, *cycles_then_low_rank())
+    trainer = make_trainer(4, *cycles_then_low_rank())
+    trainer.fit(resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True)
+    assert_same_network(unbroken.network, resumed.network)
+    assert follow(unbroken).methods == follow(resumed).methods
+    (squeezed, factorized) = follow(resumed).methods
+    assert [squeezed["method"], factorized["method"]] == ["squeeze-release", "factorize"]
+    assert squeezed["epoch"] == factorized["epoch"] == 2
+    assert lf.count_parameters(resumed.network) == factorized["parameters"] <= 0.6 * squeezed["parameters"]
 
 
 def test_rewrite_is_done_once(make_classifier, make_trainer, data):

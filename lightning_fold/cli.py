@@ -1,9 +1,10 @@
-"""The command ``lightning-fold``: LightningCLI with this package's defaults and short error messages."""
+"""The command ``lightning-fold``: LightningCLI for training, and the commands after it, with short error messages."""
 
 import logging
 import sys
 import traceback
 import warnings
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 import lightning_fold.data
 import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
+from lightning_fold.commands import compare, compress, export_network
 from lightning_fold.config_errors import summarise
 from lightning_fold.serialization import read_checkpoint
 from lightning_fold.summary import summarise_run
@@ -21,9 +23,12 @@ from lightning_fold.summary import summarise_run
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": "runs", "name": ""},
+        "init_args": {"save_dir": "runs", "name": "", "default_hp_metric": False},
     }
 }
+
+# The commands that need no Trainer, by name; their arguments are those of the functions.
+COMMANDS = {"compress": compress, "compare": compare, "export": export_network}
 
 # Warnings about choices this package made, or about Lightning's own code: a reader can do nothing about them.
 UNHELPFUL_WARNINGS = (
@@ -31,6 +36,8 @@ UNHELPFUL_WARNINGS = (
     "The number of training batches .* is smaller than the logging interval",  # metrics are logged per epoch
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # inside Lightning
 )
+
+_EPILOG = "After training: lightning-fold {compress,compare,export} --help"
 
 
 class Parser(LightningArgumentParser):
@@ -43,6 +50,9 @@ class Parser(LightningArgumentParser):
         """Report a mistake in the arguments or the configuration."""
         if not self.exit_on_error:
             super().error(message, ex)
+        command = self.prog.partition(" ")[2]
+        if command in COMMANDS:
+            _fail(summarise(message), f"'lightning-fold {command} --help' lists the options")
         _fail(
             summarise(message),
             "'lightning-fold fit --help' lists the keys, 'lightning-fold fit --model.help CLASS_PATH' (or --data.help, "
@@ -90,24 +100,40 @@ def main(args: ArgsType = None) -> None:
         SystemExit: Code 2 after a mistake in the arguments, the configuration or a path, reported on stderr.
     """
     _silence()
+    words = sys.argv[1:] if args is None else args
     try:
-        FoldCLI(
-            lightning.LightningModule,
-            lightning.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            parser_class=Parser,
-            args=args,
-        )
+        if isinstance(words, list) and words and words[0] in COMMANDS:
+            _run_command(words[0], words[1:])
+        else:
+            _run_lightning(args)
     except OSError as error:
         _fail(str(error), "check the paths in the configuration and on the command line, and the space on the disk")
     except (ValueError, TypeError, RuntimeError) as error:
         if not _is_explained(error):
             raise
         _fail(_one_line(error), "'lightning-fold fit --print_config' shows the whole configuration")
+
+
+def _run_command(name: str, words: list[str]) -> None:
+    function = COMMANDS[name]
+    parser = Parser(prog=f"lightning-fold {name}", description=cleandoc(function.__doc__ or "").partition("\n\n")[0])
+    parser.add_function_arguments(function, as_positional=False, as_group=False)
+    function(**vars(parser.parse_args(words)))
+
+
+def _run_lightning(args: ArgsType) -> None:
+    FoldCLI(
+        lightning.LightningModule,
+        lightning.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=42,
+        auto_configure_optimizers=False,
+        parser_class=Parser,
+        parser_kwargs={"epilog": _EPILOG},
+        args=args,
+    )
 
 
 def _is_explained(error: Exception) -> bool:

@@ -1,9 +1,7 @@
 """The command ``lightning-fold``: LightningCLI for training, and the commands after it, with short error messages."""
 
-import logging
 import sys
 import traceback
-import warnings
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +15,7 @@ import lightning_fold.data
 import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
 from lightning_fold.commands import compare, compress, export_network
 from lightning_fold.config_errors import summarise
+from lightning_fold.remarks import silence
 from lightning_fold.serialization import read_checkpoint
 from lightning_fold.summary import summarise_run
 
@@ -30,14 +29,12 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 # The commands that need no Trainer, by name; their arguments are those of the functions.
 COMMANDS = {"compress": compress, "compare": compare, "export": export_network}
 
-# Warnings about choices this package made, or about Lightning's own code: a reader can do nothing about them.
-UNHELPFUL_WARNINGS = (
-    "The '.*_dataloader' does not have many workers",  # data in memory is fastest without workers
-    "The number of training batches .* is smaller than the logging interval",  # metrics are logged per epoch
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # inside Lightning
+_EPILOG = f"After training: lightning-fold {{{','.join(COMMANDS)}}} --help"
+_HINT_FOR_KEYS = (
+    "'lightning-fold --help' lists the commands, 'lightning-fold fit --help' the keys, 'lightning-fold fit --model.help "
+    "CLASS_PATH' (or --data.help, --trainer.callbacks.help) those of a class"
 )
-
-_EPILOG = "After training: lightning-fold {compress,compare,export} --help"
+_HINTS = {name: f"'lightning-fold {name} --help' lists the options" for name in COMMANDS}
 
 
 class Parser(LightningArgumentParser):
@@ -50,14 +47,7 @@ class Parser(LightningArgumentParser):
         """Report a mistake in the arguments or the configuration."""
         if not self.exit_on_error:
             super().error(message, ex)
-        command = self.prog.partition(" ")[2]
-        if command in COMMANDS:
-            _fail(summarise(message), f"'lightning-fold {command} --help' lists the options")
-        _fail(
-            summarise(message),
-            "'lightning-fold fit --help' lists the keys, 'lightning-fold fit --model.help CLASS_PATH' (or --data.help, "
-            "--trainer.callbacks.help) those of a class",
-        )
+        _fail(summarise(message), _HINTS.get(self.prog.partition(" ")[2], _HINT_FOR_KEYS))
 
 
 class FoldCLI(LightningCLI):
@@ -99,19 +89,22 @@ def main(args: ArgsType = None) -> None:
     Raises:
         SystemExit: Code 2 after a mistake in the arguments, the configuration or a path, reported on stderr.
     """
-    _silence()
-    words = sys.argv[1:] if args is None else args
+    silence()
+    words = args if isinstance(args, list) else sys.argv[1:] if args is None else []
     try:
-        if isinstance(words, list) and words and words[0] in COMMANDS:
+        if words and words[0] in COMMANDS:
             _run_command(words[0], words[1:])
         else:
             _run_lightning(args)
     except OSError as error:
         _fail(str(error), "check the paths in the configuration and on the command line, and the space on the disk")
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
         if not _is_explained(error):
             raise
-        _fail(_one_line(error), "'lightning-fold fit --print_config' shows the whole configuration")
+        hint = _HINTS.get(
+            words[0] if words else "", "'lightning-fold fit --print_config' shows the whole configuration"
+        )
+        _fail(_one_line(error), hint)
 
 
 def _run_command(name: str, words: list[str]) -> None:
@@ -148,16 +141,6 @@ def _one_line(error: Exception) -> str:
     if "loading state_dict" not in lines[0]:
         return " ".join(lines)
     return f"the checkpoint is that of another network: {' '.join(lines[1:2])} ({len(lines) - 1} such differences)"
-
-
-def _silence() -> None:
-    for message in UNHELPFUL_WARNINGS:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless" not in record.getMessage()
 
 
 def _fail(message: str, hint: str) -> NoReturn:

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lightning_fold.comparison import REPAIR_BATCHES, Repair, draw, plan, run_trials, table_of
+from lightning_fold.comparison import REPAIR_BATCHES, Repair, plan, run_trials
+from lightning_fold.comparison_report import draw, tables_of
 from lightning_fold.complexity import Latency, count_bytes
 from lightning_fold.deployment import Format, export
 from lightning_fold.evaluation import Split
@@ -51,8 +52,8 @@ def compress(
     run = read_run(checkpoint, config)
     if run.name is None and path.suffix != ".pt2":
         raise ValueError(
-            f"compress(output={output!r}): {checkpoint!r} does not say what {type(run.network).__name__} is built by, so "
-            f"it is written as a torch.export program: --output {path.with_suffix('.pt2')}"
+            f"compress(output={output!r}): {checkpoint!r} does not say what builds {type(run.network).__name__}, so it "
+            f"is written as a torch.export program: --output {path.with_suffix('.pt2')}"
         )
     before, _ = _measure(run)
     sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
@@ -85,7 +86,7 @@ def compare(
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
         methods: prune (by the L2 norm), prune-l1, fold, factorize.
         sizes: shares of the parameters to keep, in (0, 1).
-        repair: data estimates BatchNorm statistics again on training batches, none does not; "[none,data]" measures both.
+        repair: data estimates BatchNorm statistics again on training batches, none does not; [none,data] measures both.
         split: the data that is measured: test or val.
         monitor: the metric, as the LightningModule logs it; by default accuracy/test or accuracy/val.
         limit_batches: batches that are measured; 0 measures all.
@@ -105,7 +106,7 @@ def compare(
             trials, folder / "comparison.csv", config=config, workers=workers, done=lambda: progress.advance(task)
         )
     draw(rows, folder)
-    Console().print(table_of(rows), f"table, plot and TensorBoard figure in {folder}", sep="\n")
+    Console().print(*tables_of(rows), f"table, plot and TensorBoard figure in {folder}", sep="\n")
 
 
 def export_network(checkpoint: str, output: str, format: Format | None = None, config: str | None = None) -> None:
@@ -132,10 +133,8 @@ def find_checkpoints(pattern: str) -> list[Path]:
         FileNotFoundError: there is none.
     """
     path = Path(pattern)
-    candidates = (
-        path.rglob("*") if path.is_dir() else [path] if path.exists() else map(Path, glob(pattern, recursive=True))
-    )
-    found = sorted(file for file in candidates if file.is_file() and (file.suffix in _SUFFIXES or file == path))
+    names = [path] if path.is_file() else path.rglob("*") if path.is_dir() else map(Path, glob(pattern, recursive=True))
+    found = sorted(file for file in names if file.is_file() and (file.suffix in _SUFFIXES or file == path))
     if not found:
         raise FileNotFoundError(
             f"{pattern!r}: there is no such file; expected a checkpoint, a folder or a pattern that finds some "

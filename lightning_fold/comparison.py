@@ -15,14 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from rich.markup import escape
-from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.evaluation import Split, evaluate
-from lightning_fold.figures import comparison_figure
 from lightning_fold.methods import Method, apply
+from lightning_fold.remarks import silence
 from lightning_fold.report import RewriteError
 from lightning_fold.rewrites.repair import repair
 from lightning_fold.runs import Run, read_config, read_run
@@ -98,7 +95,12 @@ def plan(
         raise ValueError(f"compare(sizes={wrong}): expected shares of the parameters in (0, 1), for example 0.5.")
     trials = []
     for path in map(Path, checkpoints):
-        data = read_config(path, config).get("data", {})
+        data = read_config(path, config).get("data")
+        if data is None:
+            raise ValueError(
+                f"{str(path)!r}: {monitor or 'accuracy'} needs data, and there is no configuration beside the file that "
+                "says which. Give that of the run with --config."
+            )
         digest = hashlib.sha256(path.read_bytes() + repr(data).encode()).hexdigest()[:16]
         common: dict[str, Any] = {"checkpoint": str(path), "digest": digest}
         common |= {"split": split, "monitor": monitor or f"accuracy/{split}", "limit": limit}
@@ -137,33 +139,6 @@ def run_trials(
         write_rows(list(rows.values()), table)
         done()
     return [rows[trial.key] for trial in trials]
-
-
-def table_of(rows: Sequence[Row]) -> Table:
-    """The rows as a table for the terminal; the best method at each size of a network is bold."""
-    table = Table("network", "method", "repair", "asked", "parameters", "kept", "FLOPs", "metric", "change")
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for own in _by_network(rows).values():
-        dense = next(row for row in own if row.trial.method == DENSE)
-        for row in own:
-            table.add_row(*_cells(row, dense, own), end_section=row is own[-1])
-    return table
-
-
-def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Write the plot of the metric against parameters as ``comparison.png`` and for TensorBoard.
-
-    Raises:
-        OSError: the files cannot be written.
-    """
-    figure = comparison_figure(
-        {name: [_point(row) for row in own if row.accuracy is not None] for name, own in _by_network(rows).items()},
-        rows[0].trial.monitor,
-    )
-    figure.savefig(folder / "comparison.png", dpi=150)
-    with SummaryWriter(str(folder)) as writer:
-        writer.add_figure("comparison", figure)
 
 
 def measure(trial: Trial, config: str | None = None) -> Row:
@@ -246,49 +221,21 @@ def _measured(trials: Sequence[Trial], config: str | None, workers: int) -> Iter
         return
     threads = max(torch.get_num_threads() // workers, 1)
     context = get_context("spawn")  # a forked process would share torch's threads
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, _prepare_worker, (threads,)) as pool:
         waiting = [pool.submit(measure, trial, config) for trial in trials]
         try:
             yield from (future.result() for future in as_completed(waiting))
+        except (ValueError, OSError) as error:  # its traceback stayed in the other process
+            raise ValueError(str(error)) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
+def _prepare_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    silence()
+
+
 @lru_cache(maxsize=1)
 def _cached_run(checkpoint: str, config: str | None) -> Run:
-    run = read_run(checkpoint, config)
-    if run.datamodule is None:
-        raise ValueError(
-            f"{checkpoint!r}: accuracy needs data, and there is no configuration beside the file. Give that of the run "
-            "with --config."
-        )
-    return run
-
-
-def _by_network(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each network, by the shortest ends of the files' paths that tell them apart."""
-    files = list(dict.fromkeys(row.trial.checkpoint for row in rows))
-    parts = {file: Path(file).parts for file in files}
-    longest = max(map(len, parts.values()))
-    ends = next(
-        e for n in range(1, longest + 1) if len(e := {"/".join(p[-n:]): f for f, p in parts.items()}) == len(files)
-    )
-    return {end: [row for row in rows if row.trial.checkpoint == file] for end, file in ends.items()}
-
-
-def _cells(row: Row, dense: Row, own: Sequence[Row]) -> list[str]:
-    trial = row.trial
-    start = [Path(trial.checkpoint).name, trial.method, trial.repair, f"{trial.keep:.0%}"]
-    if row.accuracy is None:
-        return [*start, "", "", "", "", escape(row.note)]
-    same = [other.accuracy for other in own if other.accuracy is not None and other.trial.keep == trial.keep]
-    best = trial.method != DENSE and row.accuracy == max(same)
-    change = f"{100 * (row.accuracy - (dense.accuracy or 0)):+.2f}"
-    sizes = [f"{row.parameters:,}", f"{row.share:.1%}", f"{row.flops:,}"]
-    return [*start, *sizes, f"[bold]{row.accuracy:.2%}[/bold]" if best else f"{row.accuracy:.2%}", change]
-
-
-def _point(row: Row) -> tuple[str, int, float]:
-    repaired = " + data" if row.trial.repair == "data" else ""
-    assert row.accuracy is not None
-    return f"{row.trial.method}{repaired}", row.parameters, row.accuracy
+    return read_run(checkpoint, config)

@@ -51,8 +51,8 @@ def export(
         model: the network; it is not changed.
         example_inputs: a tensor, or a tuple of tensors, batch first.
         path: file to write, with the suffix of its format.
-        format: ``"onnx"`` (run by onnxruntime), ``"pt2"`` (a ``torch.export`` program) or ``"safetensors"`` (tensors, and
-            the structure in the metadata, for :func:`lightning_fold.load`); ``None`` takes the suffix of ``path``.
+        format: ``"onnx"`` (run by onnxruntime), ``"pt2"`` (a ``torch.export`` program) or ``"safetensors"`` (tensors,
+            and the structure in the metadata, for :func:`lightning_fold.load`); ``None`` takes the suffix of ``path``.
         network: for safetensors the class path or timm name that builds the network before compression.
         network_args: its arguments, plain values.
 
@@ -86,8 +86,8 @@ def export(
                 errors.append(relative_error(run(batch), expected))
             if not errors[-1] <= TOLERANCES.get(expected[0].dtype, 1e-4):
                 raise ValueError(
-                    f"export({type(model).__name__}, format={kind!r}): the file's outputs are {errors[-1]:.2g} of their "
-                    f"size off for a batch of {len(batch[0])}; none was written. Try another format."
+                    f"export({type(model).__name__}, format={kind!r}): the file's outputs are {errors[-1]:.2g} of "
+                    f"their size off for a batch of {len(batch[0])}; none was written. Try another format."
                 )
 
     write_atomically(path, write_and_run)
@@ -101,7 +101,7 @@ _Write = Callable[[Path], _Run]
 def _as_onnx(program: ExportedProgram) -> _Write:
     require("export(format='onnx')", "onnx", "onnxruntime", "onnxscript")
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as refused
+    from onnxruntime.capi import onnxruntime_pybind11_state as refused  # pyright: ignore[reportAttributeAccessIssue]
 
     try:
         converted = torch.onnx.export(program, dynamo=True, verbose=False)

@@ -1,6 +1,5 @@
 """The metrics of a network in the place of the one that a LightningModule was trained with."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_fold.checkpointing import follow
+from lightning_fold.remarks import without_hardware
 
 Split = Literal["val", "test"]
 
@@ -37,7 +37,7 @@ def evaluate(
     """
     if not is_overridden(f"{_STEPS[split]}_step", module) or not is_overridden(f"{split}_dataloader", datamodule):
         return {}
-    with _in_place(module, network) as subject, _without_remarks():
+    with _in_place(module, network) as subject, without_hardware():
         trainer = lightning.Trainer(
             devices=1,
             logger=False,
@@ -67,15 +67,3 @@ def _in_place(module: lightning.LightningModule, network: nn.Module) -> Iterator
         yield module
     finally:
         setattr(owner, leaf, original)
-
-
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Keep Lightning from naming the hardware and the limits again for every measurement."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -1,7 +1,6 @@
 """The pictures of a compression: widths over the epochs, spectra of the weights, accuracy against size."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -97,25 +96,35 @@ def comparison_figure(networks: Mapping[str, Sequence[tuple[str, int, float]]], 
     """
     columns = min(len(networks), 3)
     rows = -(-len(networks) // columns)
-    figure = Figure(figsize=(1.5 + 5.5 * columns, 4.5 * rows), layout="constrained")
+    figure = Figure(figsize=(2.5 + 5.5 * columns, 4.5 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in panels[len(networks) :]:
         axes.set_axis_off()
-    methods = dict.fromkeys(method for points in networks.values() for method, *_ in points if method != "dense")
-    colours = dict(zip(methods, cycle(colormaps["tab10"].colors), strict=False))
+    methods = list(dict.fromkeys(method for points in networks.values() for method, *_ in points if method != "dense"))
     for axes, (name, points) in zip(panels, networks.items(), strict=False):
         for method in methods:
             line = sorted((parameters, value) for kind, parameters, value in points if kind == method)
-            axes.plot(*zip(*line, strict=True), marker="o", label=method, color=colours[method]) if line else None
+            if line:
+                axes.plot(*zip(*line, strict=True), label=method, **_style(method, methods))
         for _, parameters, value in (point for point in points if point[0] == "dense"):
-            axes.axhline(value, color="0.5", linestyle="--", linewidth=1, label=f"dense, {parameters:,} parameters")
+            axes.axhline(value, color="0.7", linewidth=1, zorder=1)
+            axes.plot(parameters, value, "k*", markersize=10, label="dense")
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.set_title(name)
         axes.set_xlabel("parameters")
         axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     return figure
+
+
+def _style(method: str, methods: Sequence[str]) -> dict[str, Any]:
+    """The colour of the rewrite, dashed and hollow where its name has an addition ("fold + data")."""
+    names = list(dict.fromkeys(name.partition(" + ")[0] for name in methods))
+    name, _, addition = method.partition(" + ")
+    colour = colormaps["tab10"](names.index(name) % 10)
+    dashed = {"linestyle": "--", "markerfacecolor": "white"} if addition else {}
+    return {"color": colour, "marker": "o", **dashed}
 
 
 def _labels(layers: Sequence[str], first: np.ndarray, last: np.ndarray) -> list[str]:

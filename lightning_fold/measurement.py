@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning
-import torch
 from rich.table import Table
 from torch import nn
 
@@ -51,12 +50,9 @@ def measure(
     if datamodule is not None:
         for split in ("val", "test"):
             metrics |= evaluate(module, network, datamodule, split, accelerator=device, **limits)
-    example = tuple(
-        value[:1] if isinstance(value, torch.Tensor) and value.dim() else value for value in as_inputs(inputs)
-    )
+    example = tuple(value[:1] for value in as_inputs(inputs))
     flops = count_flops(network, example)
-    there = tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in example)
-    latency = measure_latency(network.to(device), there, runs=_RUNS)
+    latency = measure_latency(network.to(device), tuple(value.to(device) for value in example), runs=_RUNS)
     network.cpu()
     return Measurement(
         test_accuracy=metrics.get("accuracy/test"),
@@ -81,7 +77,8 @@ def side_by_side(before: Measurement, after: Measurement, latency: dict[str, Any
         before: the larger network.
         after: the smaller one.
         latency: what :func:`latency_note` returned.
-        left, right: headings of the two columns.
+        left: heading of the column of ``before``.
+        right: heading of the column of ``after``.
     """
     factor = before.parameters / max(after.parameters, 1)
     table = Table("", left, right, "", title=f"{factor:.1f}x smaller", title_justify="left")

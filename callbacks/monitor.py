@@ -152,12 +152,12 @@ def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by ``/``, without private ones; what is no number or string as text."""
+    """Nested mappings as one, keys joined by ``/``; private keys and ``None`` left out, other objects as text."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}/")
-        elif not key.startswith("_"):
+        elif value is not None and not key.startswith("_"):
             flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
     return flat
 

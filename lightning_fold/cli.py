@@ -31,8 +31,8 @@ COMMANDS = {"compress": compress, "compare": compare, "export": export_network}
 
 _EPILOG = f"After training: lightning-fold {{{','.join(COMMANDS)}}} --help"
 _HINT_FOR_KEYS = (
-    "'lightning-fold --help' lists the commands, 'lightning-fold fit --help' the keys, 'lightning-fold fit --model.help "
-    "CLASS_PATH' (or --data.help, --trainer.callbacks.help) those of a class"
+    "'lightning-fold --help' lists the commands, 'lightning-fold fit --help' the keys, 'lightning-fold fit "
+    "--model.help CLASS_PATH' (or --data.help, --trainer.callbacks.help) those of a class"
 )
 _HINTS = {name: f"'lightning-fold {name} --help' lists the options" for name in COMMANDS}
 
@@ -101,10 +101,8 @@ def main(args: ArgsType = None) -> None:
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         if not _is_explained(error):
             raise
-        hint = _HINTS.get(
-            words[0] if words else "", "'lightning-fold fit --print_config' shows the whole configuration"
-        )
-        _fail(_one_line(error), hint)
+        shown = "'lightning-fold fit --print_config' shows the whole configuration"
+        _fail(_one_line(error), _HINTS.get(words[0], shown) if words else shown)
 
 
 def _run_command(name: str, words: list[str]) -> None:

@@ -98,8 +98,8 @@ def plan(
         data = read_config(path, config).get("data")
         if data is None:
             raise ValueError(
-                f"{str(path)!r}: {monitor or 'accuracy'} needs data, and there is no configuration beside the file that "
-                "says which. Give that of the run with --config."
+                f"{str(path)!r}: {monitor or 'accuracy'} needs data, and there is no configuration beside the file "
+                "that says which. Give that of the run with --config."
             )
         digest = hashlib.sha256(path.read_bytes() + repr(data).encode()).hexdigest()[:16]
         common: dict[str, Any] = {"checkpoint": str(path), "digest": digest}

@@ -9,8 +9,10 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
+
+_STEPS = (1, 2, 3, 5, 7)  # labels within each decade of a logarithmic axis
 
 History = Sequence[dict[str, Any]]
 
@@ -34,7 +36,9 @@ def width_figure(history: History) -> Figure:
     axes.set_xticks(ticks, [str(history[tick]["epoch"]) for tick in ticks])
     axes.set_xlabel("epoch")
     axes.set_title("width of each layer (first, last)")
-    figure.colorbar(image, label="share of the first width")
+    bar = figure.colorbar(image, label="share of the first width", format=PercentFormatter(1, decimals=0))
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=_STEPS))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     return figure
 
 
@@ -52,11 +56,13 @@ def accuracy_figure(history: History) -> Figure:
     axes.plot(parameters, accuracy, color="0.8", linewidth=1, zorder=1)
     points = axes.scatter(parameters, accuracy, c=[row["epoch"] for row in rows], cmap="viridis", zorder=2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=_STEPS))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.set_xlabel("parameters")
     axes.set_ylabel("validation accuracy")
     axes.grid(alpha=0.3)
-    figure.colorbar(points, label="epoch")
+    figure.colorbar(points, label="epoch", ticks=MaxNLocator(integer=True))
     return figure
 
 

@@ -14,7 +14,6 @@ from lightning_fold.deployment import Format, export
 from lightning_fold.evaluation import Split
 from lightning_fold.measurement import Measurement, latency_note, measure, side_by_side
 from lightning_fold.methods import Method, apply
-from lightning_fold.rewrites.repair import repair as repair_statistics
 from lightning_fold.runs import Run, read_run
 from lightning_fold.serialization import save
 
@@ -41,7 +40,7 @@ def compress(
         ratio: share of the channels to remove, in [0, 1), for prune and fold.
         keep_parameters: share of the parameters to keep, in (0, 1].
         keep_flops: share of the operations to keep, in (0, 1].
-        repair: data estimates BatchNorm statistics again on training batches; none does not.
+        repair: data repairs the network with training batches, for example its BatchNorm statistics; none does not.
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
     """
     path = Path(output)
@@ -57,9 +56,8 @@ def compress(
         )
     before, _ = _measure(run)
     sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
-    report = apply(method, run.network, run.inputs, **sizes)
-    if repair == "data":
-        repair_statistics(run.network, run.training_batches(REPAIR_BATCHES))
+    batches = run.training_batches(REPAIR_BATCHES) if repair == "data" else None
+    report = apply(method, run.network, run.inputs, batches=batches, **sizes)
     after, latency = _measure(run)
     _write(run, path)
     table = side_by_side(before, after, latency_note(before, after, latency), "before", "after")
@@ -86,7 +84,7 @@ def compare(
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
         methods: prune (by the L2 norm), prune-l1, fold, factorize.
         sizes: shares of the parameters to keep, in (0, 1).
-        repair: data estimates BatchNorm statistics again on training batches, none does not; [none,data] measures both.
+        repair: data repairs each network with training batches, none does not; "[none,data]" measures both.
         split: the data that is measured: test or val.
         monitor: the metric, as the LightningModule logs it; by default accuracy/test or accuracy/val.
         limit_batches: batches that are measured; 0 measures all.

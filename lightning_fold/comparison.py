@@ -21,7 +21,6 @@ from lightning_fold.evaluation import Split, evaluate
 from lightning_fold.methods import Method, apply
 from lightning_fold.remarks import silence
 from lightning_fold.report import RewriteError
-from lightning_fold.rewrites.repair import repair
 from lightning_fold.runs import Run, read_config, read_run
 from lightning_fold.structure.trace import as_inputs
 
@@ -40,7 +39,7 @@ class Trial:
         digest: of the file's content and of the configuration of its data.
         method: a key of ``METHODS``, or ``"dense"``.
         keep: share of the parameters to keep, in (0, 1].
-        repair: ``"data"`` estimates BatchNorm statistics again on ``REPAIR_BATCHES`` training batches.
+        repair: ``"data"`` gives the method ``REPAIR_BATCHES`` training batches to repair the network with.
         split: ``"val"`` or ``"test"``.
         monitor: the metric.
         limit: batches that are measured; 0 for all.
@@ -149,9 +148,8 @@ def measure(trial: Trial, config: str | None = None) -> Row:
     dense = count_parameters(network)
     try:
         if trial.method != DENSE:
-            apply(cast(Method, trial.method), network, run.inputs, keep_parameters=trial.keep)
-        if trial.repair == "data":
-            repair(network, run.training_batches(REPAIR_BATCHES))
+            batches = run.training_batches(REPAIR_BATCHES) if trial.repair == "data" else None
+            apply(cast(Method, trial.method), network, run.inputs, batches=batches, keep_parameters=trial.keep)
     except (ValueError, RewriteError) as error:
         return Row(trial, note=" ".join(str(error).split()))
     seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """Every rewrite by a name, as the commands call it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -12,20 +12,11 @@ from lightning_fold.rewrites.folding import fold
 from lightning_fold.rewrites.low_rank import factorize
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.pruning import prune
+from lightning_fold.rewrites.repair import repair
 from lightning_fold.structure.trace import Inputs
 
 Method = Literal["prune", "prune-l1", "fold", "factorize", "minimize"]
 
-
-def _by_ratio(rewrite):
-    def sized(model, inputs, *, ratio=None, keep_parameters=None, **options):
-        ratio = 1 - keep_parameters**0.5 if keep_parameters is not None else 0.5 if ratio is None else ratio
-        return rewrite(model, inputs, ratio=ratio, **options)
-
-    return sized
-
-
-prune, fold = _by_ratio(prune), _by_ratio(fold)  # TODO(budgets)
 
 METHODS: dict[Method, Callable[..., RewriteReport]] = {
     "prune": prune,
@@ -36,24 +27,34 @@ METHODS: dict[Method, Callable[..., RewriteReport]] = {
 }
 
 
-def apply(method: Method, network: nn.Module, inputs: Inputs, **options: Any) -> RewriteReport:
+def apply(
+    method: Method, network: nn.Module, inputs: Inputs, *, batches: Iterable[Any] | None = None, **sizes: float | None
+) -> RewriteReport:
     """Rewrite ``network``, in place, by the method of that name.
 
     Args:
         method: a key of ``METHODS``.
         network: the network.
         inputs: example inputs, batch first.
-        options: keyword arguments of the rewrite; those that are ``None`` keep the rewrite's own default.
+        batches: training batches, for the rewrite where it takes them, and for the statistics of the BatchNorms.
+        sizes: ``ratio``, ``keep_parameters`` and ``keep_flops``; those that are ``None`` keep the rewrite's default.
 
     Raises:
-        ValueError: the method takes no such option; the message lists those it takes.
+        ValueError: the method takes no such size; the message lists those it takes.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in sizes.items() if value is not None}
     accepted = inspect.signature(METHODS[method]).parameters
     if unknown := [name for name in given if name not in accepted]:
-        sizes = [name for name in options if name in accepted]
+        expected = " or ".join(name for name in sizes if name in accepted)
         raise ValueError(
             f"the method {method!r} takes no {unknown[0]}={given[unknown[0]]}; expected "
-            f"{' or '.join(sizes) if sizes else 'no size: what it removes is given by the zeros'}."
+            f"{expected or 'no size, since the zeros of the network say what goes'}."
         )
-    return METHODS[method](network, inputs, **given)
+    data: dict[str, Any] = {}
+    if batches is not None and "batches" in accepted:
+        batches = list(batches)
+        data = {"batches": batches} | ({"repair": "data"} if "repair" in accepted else {})
+    report = METHODS[method](network, inputs, **given, **data)
+    if batches is not None and "repair" not in data:
+        repair(network, batches)
+    return report

@@ -1,4 +1,5 @@
 import csv
+import inspect
 import shutil
 
 import pytest
@@ -25,11 +26,13 @@ def checkpoint(trained):
     return trained / "checkpoints" / "last.ckpt"
 
 
+SIZED = [name for name, rewrite in METHODS.items() if "keep_parameters" in inspect.signature(rewrite).parameters]
+
+
 def test_rows_are_what_the_functions_make(run, checkpoint, accuracy, rows, tmp_path):
-    run("compare", "--checkpoint", checkpoint, "--sizes", "[0.5]", "--output", "out")
+    run("compare", "--checkpoint", checkpoint, "--methods", SIZED, "--sizes", "[0.5]", "--output", "out")
     found = rows("out/comparison.csv")
-    methods = ["prune-l1", "prune", "fold", "factorize"]
-    assert [(row["method"], row["keep"]) for row in found] == [("dense", "1.0"), *((name, "0.5") for name in methods)]
+    assert [(row["method"], row["keep"]) for row in found] == [("dense", "1.0"), *((name, "0.5") for name in SIZED)]
     dense = Classifier.load_from_checkpoint(checkpoint).network
     for row in found:
         network = Classifier.load_from_checkpoint(checkpoint).network.eval()
@@ -131,14 +134,14 @@ def test_what_a_method_cannot_do_is_reported_and_tried_again(run, checkpoint, ro
 def test_a_folder_in_processes_gives_the_same_rows(run, trained, rows, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(trained, tmp_path / "many" / name)
-    words = ["compare", "--checkpoint", "many", "--methods", "[factorize,fold]", "--sizes", "[0.5]"]
+    words = ["compare", "--checkpoint", "many", "--methods", SIZED, "--sizes", "[0.5]"]
     run(*words, "--output", "one")
     run(*words, "--output", "two", "--workers", "2")
     one, two = (
         sorted(({k: v for k, v in row.items() if k != "seconds"} for row in rows(f"{out}/comparison.csv")), key=str)
         for out in ("one", "two")
     )
-    assert one == two and len(one) == 6
+    assert one == two and len(one) == 2 + 2 * len(SIZED)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
             ["--method", "factorize", "--ratio", "0.3"],
             "the method 'factorize' takes no ratio=0.3; expected keep_parameters",
         ),
-        (["--method", "minimize", "--ratio", "0.3"], "takes no ratio=0.3; expected no size"),
+        (["--method", "minimize", "--ratio", "0.3"], "takes no ratio=0.3; expected no size, since the zeros"),
         (["--ratio", "1.5"], "expected a share of the channels in [0, 1)"),
         (["--method", "folds"], "expected one of 'prune', 'prune-l1', 'fold'"),
         (["--ratio", "half"], "key 'ratio'"),

@@ -11,7 +11,6 @@ import lightning
 import yaml
 from torch import Tensor, nn
 
-from lightning_fold.callbacks.base import inputs_of
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.config_errors import summarise
 from lightning_fold.models.factory import accepted_arguments, find_builder
@@ -167,7 +166,13 @@ def _build(base: type, key: Literal["model", "data"], section: dict[str, Any]) -
 def _first_inputs(datamodule: lightning.LightningDataModule) -> Tensor:
     datamodule.prepare_data()
     datamodule.setup("fit")
-    return inputs_of(next(iter(datamodule.train_dataloader())))[:_EXAMPLES]
+    batch = next(iter(datamodule.train_dataloader()))
+    first = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(first, Tensor):
+        raise ValueError(
+            f"{type(datamodule).__name__}: expected batches of tensors or (inputs, ...), found a {type(batch).__name__}."
+        )
+    return first[:_EXAMPLES]
 
 
 def _needed(inputs: Inputs | None, path: Path) -> Inputs:

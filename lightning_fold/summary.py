@@ -8,11 +8,10 @@ from typing import Any
 import lightning
 from rich.table import Table
 
-from lightning_fold.callbacks.base import inputs_of
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.measurement import Measurement, latency_note, measure, side_by_side
 from lightning_fold.runs import network_source
-from lightning_fold.serialization import load, save
+from lightning_fold.serialization import load, save, write_atomically
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def summarise_run(
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     record, network = follow(module), network_of(module)
     networks = {"dense": record.dense.network_like(network) if record.dense else network, "compressed": network}
-    example = inputs_of(next(iter(datamodule.val_dataloader())))[:1]
+    example = next(iter(datamodule.val_dataloader()))[0][:1]
     limits = {name: getattr(trainer, name) for name in ("limit_val_batches", "limit_test_batches")}
     files, measured, latency = {}, {}, {}
     for kind, each in networks.items():
@@ -95,7 +94,8 @@ def summarise_run(
         files={key: str(place) for key, place in places.items()},
     )
     if trainer.is_global_zero:
-        (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+        text = json.dumps(asdict(summary), indent=2) + "\n"
+        write_atomically(folder / "compression.json", lambda partial: partial.write_text(text))
         _log(trainer, summary)
     return summary
 

@@ -93,7 +93,7 @@ def main(args: ArgsType = None) -> None:
     words = args if isinstance(args, list) else sys.argv[1:] if args is None else []
     try:
         if words and words[0] in COMMANDS:
-            _run_command(words[0], words[1:])
+            COMMANDS[words[0]](**vars(command_parser(words[0]).parse_args(words[1:])))
         else:
             _run_lightning(args)
     except OSError as error:
@@ -105,11 +105,12 @@ def main(args: ArgsType = None) -> None:
         _fail(_one_line(error), _HINTS.get(words[0], shown) if words else shown)
 
 
-def _run_command(name: str, words: list[str]) -> None:
+def command_parser(name: str) -> Parser:
+    """The parser of a command after training: its options are the arguments of the command's function."""
     function = COMMANDS[name]
     parser = Parser(prog=f"lightning-fold {name}", description=cleandoc(function.__doc__ or "").partition("\n\n")[0])
     parser.add_function_arguments(function, as_positional=False, as_group=False)
-    function(**vars(parser.parse_args(words)))
+    return parser
 
 
 def _run_lightning(args: ArgsType) -> None:

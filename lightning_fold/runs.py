@@ -170,7 +170,7 @@ def _first_inputs(datamodule: lightning.LightningDataModule) -> Tensor:
     first = batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(first, Tensor):
         raise ValueError(
-            f"{type(datamodule).__name__}: expected batches of tensors or (inputs, ...), found a {type(batch).__name__}."
+            f"{type(datamodule).__name__}: expected batches of tensors or (inputs, ...), found {type(batch).__name__}."
         )
     return first[:_EXAMPLES]
 

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -125,19 +125,16 @@ def run_trials(
         OSError: ``table`` cannot be written.
         ValueError: ``table`` is no table of this kind.
     """
-    rows = {row.trial.key: row for row in read_rows(table)}
-    missing = []
-    for trial in trials:
-        if trial.key in rows and not rows[trial.key].note:
-            rows[trial.key] = replace(rows[trial.key], trial=trial)
+    rows = {row.trial: row for row in read_rows(table)}
+    known = {trial.key: row for trial, row in rows.items() if not row.note}
+    missing = {trial.key: trial for trial in trials if trial.key not in known}
+    for row in chain(known.values(), _measured(list(missing.values()), config, workers)):
+        same = [trial for trial in trials if trial.key == row.trial.key]  # also files of other names with equal content
+        rows |= {trial: replace(row, trial=trial) for trial in same}
+        write_rows(rows.values(), table)
+        for _ in same:
             done()
-        else:
-            missing.append(trial)
-    for row in _measured(missing, config, workers):
-        rows[row.trial.key] = row
-        write_rows(list(rows.values()), table)
-        done()
-    return [rows[trial.key] for trial in trials]
+    return [rows[trial] for trial in trials]
 
 
 def measure(trial: Trial, config: str | None = None) -> Row:

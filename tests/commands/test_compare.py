@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_fold as lf
@@ -134,6 +135,8 @@ def test_what_a_method_cannot_do_is_reported_and_tried_again(run, checkpoint, ro
 def test_a_folder_in_processes_gives_the_same_rows(run, trained, rows, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(trained, tmp_path / "many" / name)
+    data = {"class_path": "lightning_fold.data.DigitsDataModule", "init_args": {"batch_size": 100}}
+    (tmp_path / "many" / "b" / "config.yaml").write_text(yaml.safe_dump({"data": data}))
     words = ["compare", "--checkpoint", "many", "--methods", SIZED, "--sizes", "[0.5]"]
     run(*words, "--output", "one")
     run(*words, "--output", "two", "--workers", "2")

@@ -1,17 +1,25 @@
 """CompressionMonitor: what became of the network, epoch by epoch, in the progress bar and the loggers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import nn
+from torch.utils.tensorboard.summary import hparams
 
 from lightning_fold.callbacks.base import inputs_of
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.complexity import count_flops, count_parameters
-from lightning_fold.figures import accuracy_figure, width_figure
+from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figure
 from lightning_fold.rewrites.sparsification import sparsity_of
 from lightning_fold.structure.trace import Inputs
+
+_FINAL_TAGS = (
+    *("compressed/accuracy", "dense/accuracy", "accuracy/test", "compression/factor", "compression/parameters"),
+    *("compression/flops", "latency/compressed_ms", "latency/dense_ms"),
+)
 
 
 class CompressionMonitor(lightning.Callback):
@@ -19,8 +27,11 @@ class CompressionMonitor(lightning.Callback):
 
     After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (of the network
     as it stands) and ``dense/accuracy`` (of the network before its first rewrite). Parameters (in thousands)
-    and factor stand in the progress bar. At the end of training TensorBoard gets two figures: the width of every layer
-    over the epochs, and accuracy against parameters. FLOPs are those of one example, 2 for each multiply-add.
+    and factor stand in the progress bar. FLOPs are those of one example, 2 for each multiply-add.
+
+    At the end of training every logger that takes figures gets the width of every layer over the epochs, the singular
+    values of the weights, and accuracy against parameters; TensorBoard also gets its hyper-parameter page, with the
+    final metrics (unless its logger has written one: ``TensorBoardLogger(default_hp_metric=False)`` does not).
 
     Args:
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -57,10 +68,7 @@ class CompressionMonitor(lightning.Callback):
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the size of the network."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            sizes = self._sizes(pl_module)
-            if self._example is not None:
-                sizes["compression/flops"] = float(self._count_flops(network_of(pl_module)))
-            pl_module.log_dict(sizes)
+            pl_module.log_dict(self._all_sizes(pl_module))
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the accuracy at this size, and keep it for the figures."""
@@ -79,15 +87,19 @@ class CompressionMonitor(lightning.Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Draw the figures."""
+        """Log the size that the network ends with, draw the figures, fill the hyper-parameter page."""
         if not self.history:
             return
+        sizes, step = self._all_sizes(pl_module), trainer.global_step
         for logger in trainer.loggers:
+            logger.log_metrics(sizes, step=step)
+        boards = [logger for logger in trainer.loggers if hasattr(logger.experiment, "add_figure")]
+        figures = self._figures(pl_module) if boards else {}
+        for logger in boards:
+            for name, figure in figures.items():
+                logger.experiment.add_figure(f"compression/{name}", figure, step)
             if isinstance(logger, TensorBoardLogger):
-                step = trainer.global_step
-                logger.experiment.add_figure("compression/widths", width_figure(self.history), step)
-                if "accuracy" in self.history[-1]:
-                    logger.experiment.add_figure("compression/accuracy", accuracy_figure(self.history), step)
+                fill_page(logger, {"rewrites": ", ".join(m["method"] for m in follow(pl_module).methods)})
 
     def state_dict(self) -> dict[str, Any]:
         """The history so far."""
@@ -96,6 +108,15 @@ class CompressionMonitor(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of an interrupted run."""
         self.history = list(state_dict["history"])
+
+    def _figures(self, pl_module: lightning.LightningModule) -> dict[str, Figure]:
+        network, dense = network_of(pl_module), follow(pl_module).dense
+        states = {"dense": dense.state_dict} if dense is not None else {}
+        figures = {
+            "widths": width_figure(self.history),
+            "spectra": spectrum_figure(states | {"as it ends": network.state_dict()}),
+        }
+        return figures | ({"accuracy": accuracy_figure(self.history)} if "accuracy" in self.history[-1] else {})
 
     def _sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:
         network, dense = network_of(pl_module), follow(pl_module).dense
@@ -107,12 +128,38 @@ class CompressionMonitor(lightning.Callback):
             "compression/sparsity": sparsity_of(network),
         }
 
+    def _all_sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:
+        if self._example is None:
+            return self._sizes(pl_module)
+        return self._sizes(pl_module) | {"compression/flops": float(self._count_flops(network_of(pl_module)))}
+
     def _count_flops(self, network: nn.Module) -> int:
         assert self._example is not None
         parameters = count_parameters(network)
         if self._flops[0] != parameters:
             self._flops = (parameters, count_flops(network, self._example))
         return self._flops[1]
+
+
+def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:
+    """Write TensorBoard's hyper-parameter page: what the logger knows, ``extra``, and the final values of some tags.
+
+    TensorBoard keeps the first page of a run, so ``TensorBoardLogger`` must not have written its own before.
+    """
+    known = flatten(logger.hparams) | extra
+    for summary in hparams(known, dict.fromkeys(_FINAL_TAGS, 0.0)):  # it reads the values from the tags themselves
+        logger.experiment.file_writer.add_summary(summary)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by ``/``; private keys and ``None`` left out, other objects as text."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif value is not None and not key.startswith("_"):
+            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat
 
 
 def layer_widths(network: nn.Module) -> dict[str, int]:

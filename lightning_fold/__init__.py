@@ -3,7 +3,8 @@
 Every rewrite works in place on any network that ``torch.export`` can trace and returns a :class:`RewriteReport`.
 """
 
-from lightning_fold.complexity import count_bytes, count_flops, count_parameters, measure_latency
+from lightning_fold.complexity import Latency, count_bytes, count_flops, count_parameters, measure_latency
+from lightning_fold.deployment import ExportReport, export
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
 from lightning_fold.rewrites.folding import fold
 from lightning_fold.rewrites.low_rank import factorize
@@ -20,7 +21,9 @@ from lightning_fold.structure.groups import ChannelGroup, Member, channel_groups
 __all__ = [
     "Change",
     "ChannelGroup",
+    "ExportReport",
     "Kept",
+    "Latency",
     "Member",
     "RewriteError",
     "RewriteReport",
@@ -29,6 +32,7 @@ __all__ = [
     "count_flops",
     "count_parameters",
     "describe",
+    "export",
     "factorize",
     "fold",
     "load",

@@ -1,9 +1,8 @@
-"""The command ``lightning-fold``: LightningCLI with this package's defaults and short error messages."""
+"""The command ``lightning-fold``: LightningCLI for training, and the commands after it, with short error messages."""
 
-import logging
 import sys
 import traceback
-import warnings
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,23 +13,28 @@ from rich.console import Console
 
 import lightning_fold.data
 import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
+from lightning_fold.commands import compare, compress, export_network
 from lightning_fold.config_errors import summarise
+from lightning_fold.remarks import silence
 from lightning_fold.serialization import read_checkpoint
 from lightning_fold.summary import summarise_run
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": "runs", "name": ""},
+        "init_args": {"save_dir": "runs", "name": "", "default_hp_metric": False},
     }
 }
 
-# Warnings about choices this package made, or about Lightning's own code: a reader can do nothing about them.
-UNHELPFUL_WARNINGS = (
-    "The '.*_dataloader' does not have many workers",  # data in memory is fastest without workers
-    "The number of training batches .* is smaller than the logging interval",  # metrics are logged per epoch
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # inside Lightning
+# The commands that need no Trainer, by name; their arguments are those of the functions.
+COMMANDS = {"compress": compress, "compare": compare, "export": export_network}
+
+_EPILOG = f"After training: lightning-fold {{{','.join(COMMANDS)}}} --help"
+_HINT_FOR_KEYS = (
+    "'lightning-fold --help' lists the commands, 'lightning-fold fit --help' the keys, 'lightning-fold fit "
+    "--model.help CLASS_PATH' (or --data.help, --trainer.callbacks.help) those of a class"
 )
+_HINTS = {name: f"'lightning-fold {name} --help' lists the options" for name in COMMANDS}
 
 
 class Parser(LightningArgumentParser):
@@ -43,11 +47,7 @@ class Parser(LightningArgumentParser):
         """Report a mistake in the arguments or the configuration."""
         if not self.exit_on_error:
             super().error(message, ex)
-        _fail(
-            summarise(message),
-            "'lightning-fold fit --help' lists the keys, 'lightning-fold fit --model.help CLASS_PATH' (or --data.help, "
-            "--trainer.callbacks.help) those of a class",
-        )
+        _fail(summarise(message), _HINTS.get(self.prog.partition(" ")[2], _HINT_FOR_KEYS))
 
 
 class FoldCLI(LightningCLI):
@@ -89,25 +89,43 @@ def main(args: ArgsType = None) -> None:
     Raises:
         SystemExit: Code 2 after a mistake in the arguments, the configuration or a path, reported on stderr.
     """
-    _silence()
+    silence()
+    words = args if isinstance(args, list) else sys.argv[1:] if args is None else []
     try:
-        FoldCLI(
-            lightning.LightningModule,
-            lightning.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            parser_class=Parser,
-            args=args,
-        )
+        if words and words[0] in COMMANDS:
+            COMMANDS[words[0]](**vars(command_parser(words[0]).parse_args(words[1:])))
+        else:
+            _run_lightning(args)
     except OSError as error:
         _fail(str(error), "check the paths in the configuration and on the command line, and the space on the disk")
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
         if not _is_explained(error):
             raise
-        _fail(_one_line(error), "'lightning-fold fit --print_config' shows the whole configuration")
+        shown = "'lightning-fold fit --print_config' shows the whole configuration"
+        _fail(_one_line(error), _HINTS.get(words[0], shown) if words else shown)
+
+
+def command_parser(name: str) -> Parser:
+    """The parser of a command after training: its options are the arguments of the command's function."""
+    function = COMMANDS[name]
+    parser = Parser(prog=f"lightning-fold {name}", description=cleandoc(function.__doc__ or "").partition("\n\n")[0])
+    parser.add_function_arguments(function, as_positional=False, as_group=False)
+    return parser
+
+
+def _run_lightning(args: ArgsType) -> None:
+    FoldCLI(
+        lightning.LightningModule,
+        lightning.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=42,
+        auto_configure_optimizers=False,
+        parser_class=Parser,
+        parser_kwargs={"epilog": _EPILOG},
+        args=args,
+    )
 
 
 def _is_explained(error: Exception) -> bool:
@@ -122,16 +140,6 @@ def _one_line(error: Exception) -> str:
     if "loading state_dict" not in lines[0]:
         return " ".join(lines)
     return f"the checkpoint is that of another network: {' '.join(lines[1:2])} ({len(lines) - 1} such differences)"
-
-
-def _silence() -> None:
-    for message in UNHELPFUL_WARNINGS:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-
-
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless" not in record.getMessage()
 
 
 def _fail(message: str, hint: str) -> NoReturn:

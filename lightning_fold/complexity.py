@@ -3,13 +3,13 @@
 import io
 import statistics
 import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
+from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode, written_out
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -26,17 +26,49 @@ def count_flops(model: nn.Module, example_inputs: Inputs) -> int:
         model: any module; it runs once in evaluation mode.
         example_inputs: a tensor, or a tuple of positional inputs, batch first; the whole batch counts.
     """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*as_inputs(example_inputs))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+    with written_out(), evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*as_inputs(example_inputs))
     return int(counter.get_total_flops())
 
 
-def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30, warmup: int = 5) -> float:
+class Latency(float):
+    """Median seconds of one forward pass; it also says how it was measured.
+
+    Attributes:
+        device: name of the device, for example "cpu" or "NVIDIA H100".
+        dtype: type of the first floating-point parameter, for example "float32".
+        batch: examples in one pass.
+        threads: threads that torch may use on the CPU.
+        runs: timed passes.
+    """
+
+    device: str
+    dtype: str
+    batch: int
+    threads: int
+    runs: int
+
+    def __new__(cls, seconds: float, *, device: str, dtype: str, batch: int, threads: int, runs: int) -> "Latency":
+        """Keep how the time was measured beside it."""
+        latency = super().__new__(cls, seconds)
+        vars(latency).update(device=device, dtype=dtype, batch=batch, threads=threads, runs=runs)
+        return latency
+
+    def __getnewargs_ex__(self) -> tuple[tuple[float], dict[str, Any]]:
+        return (float(self),), self.conditions()
+
+    def conditions(self) -> dict[str, Any]:
+        """How it was measured, as plain values."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        return (
+            f"{1000 * self:.3f} ms (median of {self.runs} runs, batch {self.batch}, {self.dtype}, {self.device}, "
+            f"threads: {self.threads})"
+        )
+
+
+def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30, warmup: int = 5) -> Latency:
     """Median seconds of one forward pass in evaluation mode, on the device where ``model`` and inputs are.
 
     Args:
@@ -51,17 +83,40 @@ def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30,
     if runs < 1 or warmup < 0:
         raise ValueError(f"measure_latency(runs={runs}, warmup={warmup}): expected runs >= 1 and warmup >= 0.")
     inputs = as_inputs(example_inputs)
-    synchronize = _synchronizer(model)
+    tensors = [value for value in (*model.parameters(), *inputs) if isinstance(value, Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
     seconds = []
     with evaluation_mode(model), torch.inference_mode():
         for run in range(warmup + runs):
-            synchronize()
+            _synchronize(device)
             start = time.perf_counter()
             model(*inputs)
-            synchronize()
+            _synchronize(device)
             if run >= warmup:
                 seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return Latency(
+        statistics.median(seconds),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        dtype=str(next((t.dtype for t in tensors if t.is_floating_point()), "none")).removeprefix("torch."),
+        batch=next((value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()), 1),
+        threads=torch.get_num_threads(),
+        runs=runs,
+    )
+
+
+def arrived_saving(flops: tuple[int, int], seconds: tuple[float, float]) -> float | None:
+    """The share of a saving in operations that arrives as a saving in time.
+
+    Args:
+        flops: floating-point operations before and after.
+        seconds: latency before and after.
+
+    Returns:
+        (1 - t_after / t_before) / (1 - f_after / f_before): 1 where time falls as the operations do, 0 where it stays,
+        negative where it rises; ``None`` where no operation was saved.
+    """
+    saved = 1 - flops[1] / max(flops[0], 1)
+    return (1 - seconds[1] / seconds[0]) / saved if saved > 0 else None
 
 
 def count_bytes(model: nn.Module) -> int:
@@ -71,6 +126,6 @@ def count_bytes(model: nn.Module) -> int:
     return buffer.getbuffer().nbytes
 
 
-def _synchronizer(model: nn.Module) -> Callable[[], None]:
-    parameter = next(model.parameters(), None)
-    return torch.cuda.synchronize if parameter is not None and parameter.is_cuda else lambda: None
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

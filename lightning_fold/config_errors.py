@@ -31,6 +31,7 @@ _REPLACEMENTS = (
     (re.compile(r"\. Got value: Namespace\(.*"), ""),
     (re.compile(r"\.? (?:Given|Got) value: "), ", found "),
     (re.compile(r"Expected a dot import path string: (\w+)(, found \1)?"), r"no known class is called '\1'"),
+    (re.compile(r"Expected a typing\.Literal\[(.*?)\]"), r"expected one of \1"),
     (re.compile(r"Expected a "), "expected "),
     (re.compile(r"Type typing\.Callable\[.*\] expects a function or a callable class: "), ""),
 )

@@ -3,53 +3,85 @@
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_fold.models.factory import build_network
 from lightning_fold.rewrites.rebuild import rebuild
+from lightning_fold.safetensors_files import read_safetensors, write_safetensors
 from lightning_fold.structure.description import describe
+from lightning_fold.structure.trace import Inputs, as_inputs
 from lightning_fold.surgery import Surgery
 
 _FORMAT = 1
 
 
-def save(model: nn.Module, path: str | Path, *, network: str, network_args: dict[str, Any] | None = None) -> None:
+def save(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    network: str,
+    network_args: dict[str, Any] | None = None,
+    example_inputs: Inputs | None = None,
+) -> None:
     """Write ``model`` to ``path`` so that :func:`load` brings it back.
 
     Args:
         model: the network.
-        path: file to write; it is replaced only once the new one is complete.
+        path: file to write; it is replaced only once the new one is complete. ``.safetensors`` makes it one of that
+            format, with everything but the tensors in its metadata.
         network: dotted class path or timm name that builds the network before compression.
         network_args: its arguments, plain values.
+        example_inputs: inputs whose shapes and types are kept, so that the file can be measured and exported later.
 
     Raises:
         OSError: the file cannot be written; an older file of that name is as it was.
+        ModuleNotFoundError: ``.safetensors`` without the extra ``export``.
     """
+    path = Path(path)
     content = {
         "lightning_fold": _FORMAT,
         "network": network,
         "network_args": dict(network_args or {}),
+        "inputs": [_describe_input(value) for value in as_inputs(example_inputs)] if example_inputs is not None else [],
         "structure": describe(model),
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
     }
-    write_atomically(content, Path(path))
+    write = write_safetensors if path.suffix == ".safetensors" else torch.save
+    write_atomically(path, lambda partial: write(content, partial))
 
 
-def load(path: str | Path) -> nn.Module:
-    """Bring a compressed network back from the file that :func:`save` wrote, in evaluation mode, on the CPU.
+def load(path: str | Path, *, trusted: bool = False) -> nn.Module:
+    """Bring a compressed network back from one file, in evaluation mode, on the CPU.
+
+    Args:
+        path: a file that :func:`save`, the commands ``fit`` and ``compress``, or :func:`lightning_fold.export` wrote.
+        trusted: whether code that the file holds may run. ``.pt2`` programs need it: torch evaluates expressions and
+            unpickles objects in them. No other kind of file does.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or was not written by :func:`save`.
+        ValueError: the file is truncated, was written by another program, or is a program that is not trusted.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"lightning_fold.load({str(path)!r}): there is no such file.")
-    content = read_checkpoint(path)
+    if path.suffix == ".pt2":
+        return _load_program(path, trusted)
+    return load_file(path)[0]
+
+
+def load_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network in a file that :func:`save` wrote, and what else the file holds.
+
+    Raises:
+        ValueError: as :func:`load`.
+    """
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     if content.get("lightning_fold") != _FORMAT or "network" not in content:
         raise ValueError(
             f"lightning_fold.load({str(path)!r}): expected a compressed network written by lightning-fold, found a "
@@ -63,7 +95,34 @@ def load(path: str | Path) -> nn.Module:
         model.load_state_dict(content["state_dict"])
     except (KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"lightning_fold.load({str(path)!r}): its parts do not belong together: {error}.") from error
-    return model.eval()
+    return model.eval(), content
+
+
+def example_of(content: dict[str, Any]) -> tuple[Tensor, ...] | None:
+    """Random inputs of the shapes and types that a file keeps, the same ones each time; ``None`` if it keeps none."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for entry in content.get("inputs", []):
+        dtype = getattr(torch, entry["dtype"])
+        random = torch.randn(entry["shape"], generator=generator) if dtype.is_floating_point else None
+        found.append(torch.zeros(entry["shape"], dtype=dtype) if random is None else random.to(dtype))
+    return tuple(found) or None
+
+
+def _describe_input(value: Tensor) -> dict[str, Any]:
+    return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+
+
+def _load_program(path: Path, trusted: bool) -> nn.Module:
+    if not trusted:
+        raise ValueError(
+            f"lightning_fold.load({str(path)!r}): a .pt2 program can run code while torch reads it. If you made it "
+            "yourself, or trust who did: lightning_fold.load(path, trusted=True)."
+        )
+    try:
+        return torch.export.load(path).module()
+    except (RuntimeError, AssertionError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"lightning_fold.load({str(path)!r}): torch.export cannot read it: {error}.") from error
 
 
 def _match_types(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -91,13 +150,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write ``content`` beside ``path`` and put it in place once it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` write a file beside ``path`` and put it in place once it is complete.
+
+    Raises:
+        OSError: it could not be written; an older file of that name is as it was.
+    """
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.save(content, partial)
+            write(partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -155,6 +155,17 @@ def test_installed_command_shows_its_help():
     shown = subprocess.run([Path(sys.executable).parent / "lightning-fold", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     assert "{fit,validate,test,predict}" in shown.stdout
+    assert "lightning-fold {compress,compare,export} --help" in shown.stdout
+
+
+@pytest.mark.parametrize("command", ["compress", "compare", "export"])
+def test_commands_after_training_explain_their_options(capsys, command):
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    assert shown.startswith(f"usage: lightning-fold {command}") and "--config CONFIG" in shown
+    assert "Lightning checkpoint" in " ".join(shown.split()) or "a folder that holds some" in " ".join(shown.split())
 
 
 def test_summarise_leaves_a_plain_sentence_alone():

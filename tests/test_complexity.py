@@ -1,12 +1,14 @@
 """Counts against formulas by hand."""
 
 import io
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 import lightning_fold as lf
+from lightning_fold.complexity import arrived_saving
 from tests.zoo import ZOO, build
 
 
@@ -46,6 +48,32 @@ def test_latency_is_the_median_of_the_timed_runs(monkeypatch: pytest.MonkeyPatch
     ticks = iter([100.0, 0.0, 3.0, 0.0, 1.0, 0.0, 2.0])
     monkeypatch.setattr("lightning_fold.complexity.time.perf_counter", lambda: next(ticks))
     assert lf.measure_latency(nn.Linear(2, 2), torch.randn(1, 2), runs=3, warmup=1) == 2.0
+
+
+def test_latency_says_how_it_was_measured() -> None:
+    latency = lf.measure_latency(nn.Linear(2, 2).double(), torch.randn(7, 2).double(), runs=3)
+    conditions = {"device": "cpu", "dtype": "float64", "batch": 7, "threads": torch.get_num_threads(), "runs": 3}
+    assert latency.conditions() == conditions
+    assert f"{1000 * float(latency):.3f} ms" in str(latency) and "batch 7, float64, cpu" in str(latency)
+    assert pickle.loads(pickle.dumps(latency)).conditions() == conditions
+
+
+def test_latency_grows_with_the_work() -> None:
+    small, large = nn.Linear(8, 8), nn.Sequential(*(nn.Linear(512, 512) for _ in range(8)))
+    assert lf.measure_latency(large, torch.randn(64, 512)) > 5 * lf.measure_latency(small, torch.randn(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("flops", "seconds", "share"),
+    [
+        ((100, 25), (4.0, 1.0), 1.0),
+        ((100, 50), (4.0, 3.0), 0.5),
+        ((100, 50), (4.0, 5.0), -0.5),
+        ((9, 9), (2.0, 1.0), None),
+    ],
+)
+def test_share_of_the_saving_that_arrives(flops, seconds, share) -> None:
+    assert arrived_saving(flops, seconds) == (share if share is None else pytest.approx(share))
 
 
 def test_bytes_are_those_of_the_file(tmp_path) -> None:

@@ -1,6 +1,7 @@
 import numpy as np
+import torch
 
-from lightning_fold.figures import accuracy_figure, width_figure
+from lightning_fold.figures import accuracy_figure, comparison_figure, spectrum_figure, width_figure
 
 HISTORY = [
     {"epoch": 0, "parameters": 1000, "accuracy": 0.9, "widths": {"a": 10, "b": 4}},
@@ -23,3 +24,27 @@ def test_accuracy_stands_against_parameters():
     np.testing.assert_array_equal(axes.collections[0].get_offsets(), [[1000, 0.9], [400, 0.8], [100, 0.7]])
     np.testing.assert_array_equal(axes.collections[0].get_array(), [0, 1, 3])
     assert axes.get_xscale() == "log"
+
+
+def test_spectra_are_the_singular_values_over_the_largest():
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    state = {
+        "a": rotation @ torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0])),
+        "bias": torch.ones(4),
+        "zero": torch.zeros(2, 3),
+    }
+    (axes, *_) = spectrum_figure({"dense": state}).axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [1, 0.5, 0.25, 0.125], rtol=1e-5)
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), [0, 0])
+    assert axes.get_title() == "dense, 2 layers"
+
+
+def test_comparison_has_a_line_for_each_method_in_order_of_size():
+    points = [("dense", 100, 0.9), ("fold", 70, 0.8), ("fold", 30, 0.5), ("fold + data", 30, 0.6), ("prune", 30, 0.4)]
+    figure = comparison_figure({"a": points, "b": [("dense", 50, 0.7)]}, "accuracy/test")
+    first, second = (axes for axes in figure.axes if axes.axison)
+    lines = {line.get_label(): line for line in first.lines}
+    np.testing.assert_array_equal(lines["fold"].get_xydata(), [[30, 0.5], [70, 0.8]])
+    assert lines["fold"].get_color() == lines["fold + data"].get_color() != lines["prune"].get_color()
+    np.testing.assert_array_equal(lines["dense"].get_xydata(), [[100, 0.9]])
+    assert (first.get_title(), second.get_title(), first.get_ylabel()) == ("a", "b", "accuracy/test")

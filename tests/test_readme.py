@@ -17,6 +17,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOT
 SETUP = {
     "pip install -e .",
     "pip install -e '.[test]'",
+    "pip install -e '.[export]'",
     "pip install lightning-fold",
     "python -m pip install -e .",
     "python -m pip install -e '.[test]'",

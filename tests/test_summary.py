@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import lightning_fold as lf
 from lightning_fold.cli import main
@@ -81,6 +82,42 @@ def test_summary_has_the_agreed_keys(finished):
     keys = {"test_accuracy", "val_accuracy", "parameters", "flops", "bytes", "latency_ms"}
     assert set(summary["dense"]) == set(summary["compressed"]) == keys
     assert [entry["method"] for entry in summary["methods"]] == ["squeeze-release"]
+
+
+def test_latency_names_its_conditions_and_what_arrives(finished):
+    run, summary, _ = finished
+    dense, small, latency = summary["dense"], summary["compressed"], summary["latency"]
+    assert {**latency, "threads": 0, "share_of_flop_saving": 0} == {
+        **{"device": "cpu", "dtype": "float32", "batch": 1, "threads": 0, "runs": 100, "share_of_flop_saving": 0}
+    }
+    arrived = (1 - small["latency_ms"] / dense["latency_ms"]) / (1 - small["flops"] / dense["flops"])
+    assert latency["share_of_flop_saving"] == pytest.approx(arrived)
+    events = EventAccumulator(str(run))
+    events.Reload()
+    for tag, value in (("dense_ms", dense["latency_ms"]), ("compressed_ms", small["latency_ms"])):
+        assert events.Scalars(f"latency/{tag}")[-1].value == pytest.approx(value)
+    assert events.Scalars("latency/share_of_flop_saving")[-1].value == pytest.approx(arrived)
+
+
+def test_tensorboard_ends_with_what_the_summary_says(finished):
+    run, summary, _ = finished
+    events = EventAccumulator(str(run))
+    events.Reload()
+    for tag, value in (
+        ("compressed/accuracy", summary["compressed"]["val_accuracy"]),
+        ("dense/accuracy", summary["dense"]["val_accuracy"]),
+        ("compression/parameters", summary["compressed"]["parameters"]),
+        ("compression/flops", summary["compressed"]["flops"]),
+    ):
+        assert events.Scalars(tag)[-1].value == pytest.approx(value)
+    data = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    shown = [info.name.tag for info in HParamsPluginData.FromString(data).experiment.metric_infos]
+    assert {"compressed/accuracy", "accuracy/test", "compression/factor", "latency/compressed_ms"} <= set(shown)
+    started = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    values = HParamsPluginData.FromString(started).session_start_info.hparams
+    assert values["network"].string_value == "lightning_fold.models.MLP"
+    assert values["network_args/in_features"].number_value == 64
+    assert values["rewrites"].string_value == "squeeze-release"
 
 
 def test_numbers_are_those_of_the_files(finished):

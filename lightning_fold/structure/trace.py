@@ -83,7 +83,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         ValueError: the model cannot be traced with these inputs; the message names what failed.
     """
     inputs = _few_examples(as_inputs(example_inputs))
-    with evaluation_mode(model), torch.no_grad(), _written_out():
+    with evaluation_mode(model), torch.no_grad(), written_out():
         try:
             program = torch.export.export(model, inputs, strict=False)
             if _writes_views(program.graph):
@@ -142,7 +142,7 @@ def layer_of(node: Node) -> str:
 
 
 @contextmanager
-def _written_out() -> Iterator[None]:
+def written_out() -> Iterator[None]:
     """Attention layers as the operators that they are, not as one for a whole encoder layer."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

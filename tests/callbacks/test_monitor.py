@@ -1,12 +1,14 @@
+import csv
+
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.callbacks import CompressionMonitor, SqueezeRelease
-from lightning_fold.callbacks.monitor import layer_widths
+from lightning_fold.callbacks import ChannelPruning, CompressionMonitor, SqueezeRelease
+from lightning_fold.callbacks.monitor import flatten, layer_widths
 from lightning_fold.checkpointing import follow
 
 
@@ -52,12 +54,12 @@ def values(events, tag):
 def test_tags_hold_the_size_of_the_network(monitored):
     module, _, events = monitored
     dense, small = follow(module).dense.parameters, lf.count_parameters(module.network)
-    assert values(events, "compression/parameters") == [dense] * 3 + [small] * 2
-    assert values(events, "compression/factor") == pytest.approx([1] * 3 + [dense / small] * 2)
+    assert values(events, "compression/parameters") == [dense] * 3 + [small] * 3  # the last one is where it ends
+    assert values(events, "compression/factor") == pytest.approx([1] * 3 + [dense / small] * 3)
     example = torch.rand(1, 1, 6, 6)
     assert values(events, "compression/flops")[-1] == lf.count_flops(module.network, example)
     assert values(events, "compression/flops")[0] == 2 * (36 * 12 + 12 * 10 + 10 * 3)
-    assert values(events, "compression/sparsity") == pytest.approx([0, 0, 0.6, 0, 0], abs=0.01)
+    assert values(events, "compression/sparsity") == pytest.approx([0, 0, 0.6, 0, 0, 0], abs=0.01)
 
 
 def test_tags_hold_the_accuracies(monitored):
@@ -70,7 +72,7 @@ def test_tags_hold_the_accuracies(monitored):
 
 def test_figures_are_there(monitored):
     _, monitor, events = monitored
-    assert set(events.Tags()["images"]) == {"compression/widths", "compression/accuracy"}
+    assert set(events.Tags()["images"]) == {"compression/widths", "compression/spectra", "compression/accuracy"}
     assert events.Images("compression/widths")[0].width > 300
     assert [row["epoch"] for row in monitor.history] == list(range(5))
 
@@ -100,6 +102,44 @@ def test_it_works_alone_and_without_an_accuracy(make_plain, make_trainer, data):
     (row,) = monitor.history
     assert row["parameters"] == lf.count_parameters(module.backbone)
     assert "accuracy" not in row
+
+
+class Plain(Logger):
+    """A logger whose experiment takes neither figures nor pages."""
+
+    name, version, experiment = "plain", 0, object()
+
+    def __init__(self):
+        super().__init__()
+        self.metrics = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.metrics |= metrics
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, tmp_path):
+    """A rewrite after the last validation shows, also with loggers that take no figures."""
+    module, plain = make_classifier(), Plain()
+    loggers = [CSVLogger(tmp_path, name="csv"), plain, TensorBoardLogger(tmp_path, name="board")]
+    make_trainer(1, ChannelPruning(ratio=0.5), CompressionMonitor(), logger=loggers).fit(module, data)
+    small = lf.count_parameters(module.network)
+    assert small < follow(module).dense.parameters
+    assert plain.metrics["compression/parameters"] == small
+    with open(tmp_path / "csv" / "version_0" / "metrics.csv", newline="") as file:
+        written = [row["compression/parameters"] for row in csv.DictReader(file) if row["compression/parameters"]]
+    assert float(written[-1]) == small
+    events = EventAccumulator(str(tmp_path / "board" / "version_0"))
+    events.Reload()
+    assert values(events, "compression/parameters")[-1] == small
+    assert "compression/spectra" in events.Tags()["images"]
+
+
+def test_nested_hyperparameters_become_flat():
+    nested = {"_class_path": "x", "lr": 0.1, "net": {"widths": [1, 2], "bias": None, "_private": 1}, "name": "a"}
+    assert flatten(nested) == {"lr": 0.1, "net/widths": "[1, 2]", "name": "a"}
 
 
 def test_widths_of_a_single_layer():

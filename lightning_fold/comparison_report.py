@@ -1,0 +1,77 @@
+"""What a comparison found, as a table for the terminal and as a plot."""
+
+from collections.abc import Sequence
+from os.path import commonpath
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_fold.comparison import DENSE, Row
+from lightning_fold.figures import comparison_figure
+
+
+def tables_of(rows: Sequence[Row]) -> list[RenderableType]:
+    """One table for each network: methods in rows, sizes in columns, the best method at each size in bold.
+
+    What a method could not do stands below, with the reason.
+    """
+    found: list[RenderableType] = []
+    for name, own in _by_network(rows).items():
+        dense = next(row for row in own if row.trial.method == DENSE)
+        others = [row for row in own if row is not dense]
+        sizes = sorted({row.trial.keep for row in others}, reverse=True)
+        found.append(escape(f"{name}: {dense.parameters:,} parameters, {dense.trial.monitor} {_shown(dense.accuracy)}"))
+        headings = [f"{size:.0%} of the parameters" for size in sizes]
+        table = Table("method", *headings)
+        for method in dict.fromkeys(map(_method, others)):
+            cells = {row.trial.keep: _cell(row, others) for row in others if _method(row) == method}
+            table.add_row(method, *(cells.get(size, "") for size in sizes))
+        found.append(table)
+        found += [f"{_method(row)} at {row.trial.keep:.0%}: {row.note}" for row in others if row.note]
+    return found
+
+
+def draw(rows: Sequence[Row], folder: Path) -> None:
+    """Write the plot of the metric against parameters as ``comparison.png`` and for TensorBoard.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    figure = comparison_figure(
+        {name: [_point(row) for row in own if row.accuracy is not None] for name, own in _by_network(rows).items()},
+        rows[0].trial.monitor,
+    )
+    figure.savefig(folder / "comparison.png", dpi=150)
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_figure("comparison", figure)
+
+
+def _by_network(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each network, by its file's path below the folder that all have in common."""
+    files = list(dict.fromkeys(row.trial.checkpoint for row in rows))
+    top = commonpath([Path(file).parent for file in files])
+    return {str(Path(file).relative_to(top)): [row for row in rows if row.trial.checkpoint == file] for file in files}
+
+
+def _method(row: Row) -> str:
+    return row.trial.method + (" + data" if row.trial.repair == "data" else "")
+
+
+def _cell(row: Row, rows: Sequence[Row]) -> str:
+    if row.accuracy is None:
+        return "-"
+    best = max(other.accuracy or 0 for other in rows if other.trial.keep == row.trial.keep)
+    text = _shown(row.accuracy)
+    return f"{f'[bold]{text}[/bold]' if row.accuracy == best else text}  [dim]{row.parameters:,}[/dim]"
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}" if 0 <= value <= 1 else f"{value:.4g}"
+
+
+def _point(row: Row) -> tuple[str, int, float]:
+    assert row.accuracy is not None
+    return _method(row), row.parameters, row.accuracy

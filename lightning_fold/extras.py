@@ -1,0 +1,15 @@
+"""Packages that only some functions need."""
+
+from importlib.util import find_spec
+
+
+def require(what: str, *packages: str) -> None:
+    """Raise ``ModuleNotFoundError``, with the command that installs them, unless all ``packages`` can be imported.
+
+    Args:
+        what: what needs them, as the beginning of the message.
+        packages: names to import.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ModuleNotFoundError(f"{what} needs {', '.join(missing)}: pip install 'lightning-fold[export]'.")

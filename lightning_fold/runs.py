@@ -1,0 +1,189 @@
+"""A trained network read back from a file, with its LightningModule, its data and its name."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import lightning
+import yaml
+from torch import Tensor, nn
+
+from lightning_fold.checkpointing import follow, network_of
+from lightning_fold.config_errors import summarise
+from lightning_fold.models.factory import accepted_arguments, find_builder
+from lightning_fold.modules import Classifier
+from lightning_fold.serialization import example_of, load_file, read_checkpoint
+from lightning_fold.structure.trace import Inputs
+
+_EXAMPLES = 32
+
+
+@dataclass
+class Run:
+    """A trained network with what it takes to rewrite it, measure it and write it.
+
+    Attributes:
+        path: the file it was read from.
+        module: the LightningModule that holds it, in evaluation mode, on the CPU.
+        datamodule: the data of the configuration; ``None`` where there is no configuration.
+        inputs: example inputs, batch first.
+        name, arguments: what the network is built by; ``name`` is ``None`` where only its LightningModule knows.
+    """
+
+    path: Path
+    module: lightning.LightningModule
+    datamodule: lightning.LightningDataModule | None
+    inputs: Inputs
+    name: str | None
+    arguments: dict[str, Any]
+
+    @property
+    def network(self) -> nn.Module:
+        """The network."""
+        return network_of(self.module)
+
+    def training_batches(self, count: int) -> Iterable[Any]:
+        """At most ``count`` batches of the training data.
+
+        Raises:
+            ValueError: there is no data.
+        """
+        if self.datamodule is None:
+            raise ValueError(
+                f"{str(self.path)!r}: data is needed, and there is no configuration beside the file that says which. "
+                "Give that of the run with --config."
+            )
+        return islice(self.datamodule.train_dataloader(), count)
+
+
+def read_run(path: str | Path, config: str | Path | None = None) -> Run:
+    """Read a Lightning checkpoint, or a file that :func:`lightning_fold.save` wrote.
+
+    The LightningModule is built from the checkpoint's hyper-parameters where these name its class, else from the
+    section ``model`` of the configuration; the data comes from its section ``data``.
+
+    Args:
+        path: the file.
+        config: the YAML file of the run; ``None`` takes the ``config.yaml`` beside the file or above its folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file or the configuration cannot be read, or something needed is in neither.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r}: there is no such file; expected a Lightning checkpoint or a network.")
+    sections = read_config(path, config)
+    datamodule = _build(lightning.LightningDataModule, "data", sections["data"]) if "data" in sections else None
+    batch = _first_inputs(datamodule) if datamodule is not None else None
+    if path.suffix == ".safetensors" or "network" in (content := read_checkpoint(path)):
+        network, content = load_file(path)
+        inputs = batch if batch is not None else example_of(content)
+        inputs = _needed(inputs, path)
+        module = Classifier(network, num_classes=_classes(network, inputs))
+        name, arguments = content["network"], content["network_args"]
+    else:
+        module = _restore(path, content, sections)
+        inputs = _needed(batch, path)
+        name, arguments = network_source(module)
+    return Run(path, module.eval(), datamodule, inputs, name, arguments)
+
+
+def read_config(path: Path, config: str | Path | None = None) -> dict[str, Any]:
+    """The configuration of the run that wrote ``path``; an empty one where none is found.
+
+    Raises:
+        FileNotFoundError: ``config`` is given but not there.
+        ValueError: it is no YAML mapping.
+    """
+    beside = [folder / "config.yaml" for folder in list(path.absolute().parents)[:2]]
+    found = Path(config) if config is not None else next((file for file in beside if file.is_file()), None)
+    if found is None:
+        return {}
+    try:
+        sections = yaml.safe_load(found.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{str(found)!r} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(sections, dict):
+        raise ValueError(f"{str(found)!r}: expected a configuration with the sections model and data.")
+    return sections
+
+
+def network_source(module: lightning.LightningModule) -> tuple[str | None, dict[str, Any]]:
+    """The name and arguments that the network of a ``Classifier`` is built by; ``None`` where it has no name."""
+    name = module.hparams.get("network")
+    if not isinstance(module, Classifier) or not isinstance(name, str):
+        return None, {}
+    takes_classes = "num_classes" in accepted_arguments(find_builder(name))
+    extra = {"num_classes": module.num_classes} if takes_classes else {}
+    return name, {**extra, **(module.hparams.get("network_args") or {})}
+
+
+def _restore(path: Path, content: dict[str, Any], sections: dict[str, Any]) -> lightning.LightningModule:
+    arguments = content.get("hyper_parameters", {})
+    if "state_dict" not in content:
+        raise ValueError(
+            f"{str(path)!r}: expected a Lightning checkpoint or a network written by lightning-fold, found a file with "
+            f"the keys {sorted(map(str, content))[:8]}."
+        )
+    if "_class_path" in arguments:
+        own = {name: value for name, value in arguments.items() if name not in ("_class_path", "_instantiator")}
+        section = {"class_path": arguments["_class_path"], "init_args": own}
+    elif "model" in sections:
+        section = sections["model"]
+    else:
+        raise ValueError(
+            f"{str(path)!r} does not name the class of its LightningModule. Give the configuration of the run with "
+            "--config, with a section 'model' of class_path and init_args."
+        )
+    module = _build(lightning.LightningModule, "model", section)
+    follow(module, content.get("lightning_fold", {}).get("network", ""))
+    module.on_load_checkpoint(content)
+    try:
+        module.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ValueError(
+            f"{str(path)!r} is the checkpoint of another network than {section['class_path']} builds: "
+            f"{' '.join(lines[1:2])} ({len(lines) - 1} such differences)."
+        ) from error
+    return module
+
+
+def _build(base: type, key: Literal["model", "data"], section: dict[str, Any]) -> Any:
+    """An object from ``class_path`` and ``init_args``, checked and nested as LightningCLI does it."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, key, fail_untyped=False)
+    try:
+        return parser.instantiate_classes(parser.parse_object({key: section}))[key]
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"section {key!r} of the configuration: {summarise(str(error))}") from error
+
+
+def _first_inputs(datamodule: lightning.LightningDataModule) -> Tensor:
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    batch = next(iter(datamodule.train_dataloader()))
+    first = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(first, Tensor):
+        raise ValueError(
+            f"{type(datamodule).__name__}: expected batches of tensors or (inputs, ...), found {type(batch).__name__}."
+        )
+    return first[:_EXAMPLES]
+
+
+def _needed(inputs: Inputs | None, path: Path) -> Inputs:
+    if inputs is None:
+        raise ValueError(
+            f"{str(path)!r}: the network must be run to be read, and there is no configuration beside the file that "
+            "says with which data. Give that of the run with --config."
+        )
+    return inputs
+
+
+def _classes(network: nn.Module, inputs: Inputs) -> int:
+    found = network(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+    return found.shape[-1]

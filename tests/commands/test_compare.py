@@ -1,0 +1,171 @@
+import csv
+import inspect
+import shutil
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lightning_fold as lf
+from lightning_fold import comparison
+from lightning_fold.methods import METHODS
+from lightning_fold.modules import Classifier
+
+
+@pytest.fixture
+def rows():
+    def read(path):
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    return read
+
+
+@pytest.fixture
+def checkpoint(trained):
+    return trained / "checkpoints" / "last.ckpt"
+
+
+SIZED = [name for name, rewrite in METHODS.items() if "keep_parameters" in inspect.signature(rewrite).parameters]
+
+
+def test_rows_are_what_the_functions_make(run, checkpoint, accuracy, rows, tmp_path):
+    run("compare", "--checkpoint", checkpoint, "--methods", SIZED, "--sizes", "[0.5]", "--output", "out")
+    found = rows("out/comparison.csv")
+    assert [(row["method"], row["keep"]) for row in found] == [("dense", "1.0"), *((name, "0.5") for name in SIZED)]
+    dense = Classifier.load_from_checkpoint(checkpoint).network
+    for row in found:
+        network = Classifier.load_from_checkpoint(checkpoint).network.eval()
+        if row["method"] != "dense":
+            METHODS[row["method"]](network, torch.rand(4, 1, 8, 8), keep_parameters=float(row["keep"]))
+        assert int(row["parameters"]) == lf.count_parameters(network)
+        assert float(row["share"]) == pytest.approx(lf.count_parameters(network) / lf.count_parameters(dense), abs=1e-4)
+        assert int(row["flops"]) == lf.count_flops(network, torch.rand(1, 1, 8, 8))
+        assert float(row["accuracy"]) == pytest.approx(accuracy(network))
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(tmp_path / "out"))
+    events.Reload()
+    assert events.Tags()["images"] == ["comparison"]
+
+
+def test_table_names_network_methods_and_sizes(run, checkpoint, accuracy, capsys):
+    run("compare", "--checkpoint", checkpoint, "--methods", "[factorize]", "--sizes", "[0.5]", "--output", "out")
+    printed = capsys.readouterr().out
+    dense = Classifier.load_from_checkpoint(checkpoint).network
+    assert f"last.ckpt: {lf.count_parameters(dense):,} parameters, accuracy/test {accuracy(dense):.2%}" in printed
+    assert "50% of the parameters" in printed and "factorize" in printed
+
+
+def test_rows_that_are_there_are_not_measured_again(run, checkpoint, rows, monkeypatch):
+    words = ["compare", "--checkpoint", checkpoint, "--methods", "[factorize]", "--output", "out"]
+    run(*words, "--sizes", "[0.5]")
+    first = rows("out/comparison.csv")
+    measured, measure = [], comparison.measure
+
+    def counted(trial, config=None):
+        measured.append((trial.method, trial.keep, trial.repair))
+        return measure(trial, config)
+
+    monkeypatch.setattr(comparison, "measure", counted)
+    run(*words, "--sizes", "[0.5]")
+    assert measured == [] and rows("out/comparison.csv") == first
+    run(*words, "--sizes", "[0.5,0.4]")
+    run(*words, "--sizes", "[0.5]", "--repair", "[none,data]")
+    run(*words, "--sizes", "[0.5]", "--limit_batches", "1")
+    assert measured == [
+        ("factorize", 0.4, "none"),
+        ("factorize", 0.5, "data"),
+        ("dense", 1.0, "none"),
+        ("factorize", 0.5, "none"),
+    ]
+    assert rows("out/comparison.csv")[:2] == first
+
+
+def test_another_network_of_the_same_name_is_measured_again(run, checkpoint, rows, tmp_path):
+    module = Classifier.load_from_checkpoint(checkpoint)
+    content = torch.load(checkpoint, weights_only=True)
+    shutil.copy(checkpoint.parents[1] / "config.yaml", tmp_path)
+    words = ["compare", "--checkpoint", "copy.ckpt", "--methods", "[factorize]", "--sizes", "[0.5]", "--output", "out"]
+    torch.save(content, tmp_path / "copy.ckpt")
+    run(*words)
+    content["state_dict"] = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
+    torch.save(content, tmp_path / "copy.ckpt")
+    comparison._cached_run.cache_clear()
+    run(*words)
+    dense = [float(row["accuracy"]) for row in rows("out/comparison.csv") if row["method"] == "dense"]
+    assert len(dense) == 2 and dense[0] > 0.5 > dense[1]
+
+
+def test_an_interruption_keeps_the_rows_so_far(run, checkpoint, rows, monkeypatch):
+    measure = comparison.measure
+
+    def interrupted(trial, config=None):
+        if trial.keep == 0.4:
+            raise KeyboardInterrupt
+        return measure(trial, config)
+
+    monkeypatch.setattr(comparison, "measure", interrupted)
+    words = [
+        "compare",
+        "--checkpoint",
+        checkpoint,
+        "--methods",
+        "[factorize]",
+        "--sizes",
+        "[0.5,0.4]",
+        "--output",
+        "out",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run(*words, "--sizes", "[0.5,0.4]")
+    assert [float(row["keep"]) for row in rows("out/comparison.csv")] == [1.0, 0.5]
+    monkeypatch.undo()
+
+
+def test_what_a_method_cannot_do_is_reported_and_tried_again(run, checkpoint, rows, capsys):
+    words = ["compare", "--checkpoint", checkpoint, "--methods", "[factorize]", "--output", "out"]
+    run(*words, "--sizes", "[0.5,0.01]")
+    (failed,) = [row for row in rows("out/comparison.csv") if row["note"]]
+    assert failed["keep"] == "0.01" and failed["accuracy"] == ""
+    assert "factorize at 1%: factorize: " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_folder_in_processes_gives_the_same_rows(run, trained, rows, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(trained, tmp_path / "many" / name)
+    data = {"class_path": "lightning_fold.data.DigitsDataModule", "init_args": {"batch_size": 100}}
+    (tmp_path / "many" / "b" / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    words = ["compare", "--checkpoint", "many", "--methods", SIZED, "--sizes", "[0.5]"]
+    run(*words, "--output", "one")
+    run(*words, "--output", "two", "--workers", "2")
+    one, two = (
+        sorted(({k: v for k, v in row.items() if k != "seconds"} for row in rows(f"{out}/comparison.csv")), key=str)
+        for out in ("one", "two")
+    )
+    assert one == two and len(one) == 2 + 2 * len(SIZED)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--checkpoint", "nowhere/*.ckpt"], "'nowhere/*.ckpt': there is no such file"),
+        (["--sizes", "[1.5]"], "compare(sizes=[1.5]): expected shares of the parameters in (0, 1)"),
+        (["--sizes", "0.5"], "key 'sizes'"),
+        (["--methods", "[luck]"], "key 'methods'"),
+        (
+            ["--monitor", "accuracy/tset"],
+            "'accuracy/tset'): the test data gives ['accuracy/test', 'loss/test']",
+        ),
+    ],
+)
+def test_mistake_is_reported_in_one_line(checkpoint, mistake, words, expected):
+    assert expected in mistake("compare", "--checkpoint", checkpoint, "--output", "out", *words)[0]
+
+
+def test_foreign_table_is_left_alone(checkpoint, mistake, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "comparison.csv").write_text("a,b\n1,2\n")
+    assert "is no table of compare" in mistake("compare", "--checkpoint", checkpoint, "--output", "out")[0]
+    assert (tmp_path / "out" / "comparison.csv").read_text() == "a,b\n1,2\n"

@@ -1,0 +1,176 @@
+import lightning
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import lightning_fold as lf
+from lightning_fold.data import DigitsDataModule
+from lightning_fold.modules import Classifier
+from lightning_fold.runs import read_run
+
+EXAMPLES = torch.rand(4, 1, 8, 8)
+
+
+def rewritten(trained, method, **options):
+    module = Classifier.load_from_checkpoint(trained / "checkpoints" / "last.ckpt")
+    getattr(lf, method)(module.network.eval(), EXAMPLES, **options)
+    return module.network
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "options"),
+    [
+        ("fold", ["--ratio", "0.5"], {"ratio": 0.5}),
+        ("prune", ["--ratio", "0.25"], {"ratio": 0.25}),
+        ("factorize", ["--keep_parameters", "0.6"], {"keep_parameters": 0.6}),
+        ("minimize", [], {}),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_file_holds_what_the_function_makes(run, trained, tmp_path, method, words, options, suffix):
+    if suffix == "safetensors":
+        pytest.importorskip("safetensors")
+    output = tmp_path / f"small.{suffix}"
+    run(
+        "compress",
+        "--checkpoint",
+        trained / "checkpoints" / "last.ckpt",
+        "--method",
+        method,
+        *words,
+        "--output",
+        output,
+    )
+    torch.testing.assert_close(lf.load(output).state_dict(), rewritten(trained, method, **options).state_dict())
+
+
+def test_table_holds_what_is_measured(run, trained, accuracy, capsys):
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    run("compress", "--checkpoint", checkpoint, "--method", "factorize", "--keep_parameters", "0.5", "--output", "x.pt")
+    printed = capsys.readouterr().out
+    dense, small = Classifier.load_from_checkpoint(checkpoint).network, lf.load("x.pt")
+    for network in (dense, small):
+        assert f"{accuracy(network):.2%}" in printed
+        assert f"{lf.count_parameters(network):,}" in printed
+        assert f"{lf.count_flops(network, EXAMPLES[:1]):,}" in printed
+    assert f"{lf.count_parameters(dense) / lf.count_parameters(small):.1f}x smaller" in printed
+
+
+def test_a_written_file_is_read_without_its_run(run, trained, tmp_path):
+    """The file says with what shapes the network runs, so it is compressed again where no configuration is."""
+    run("compress", "--checkpoint", trained / "checkpoints" / "last.ckpt", "--ratio", "0.5", "--output", "once.pt")
+    run("compress", "--checkpoint", "once.pt", "--method", "prune", "--ratio", "0.5", "--output", "twice.pt")
+    assert lf.count_parameters(lf.load("twice.pt")) < 0.7 * lf.count_parameters(lf.load("once.pt"))
+    assert read_run(tmp_path / "twice.pt").inputs[0].shape[1:] == (1, 8, 8)
+
+
+def test_repair_estimates_statistics_on_training_batches(run, tmp_path):
+    network = {"network": "lightning_fold.models.CifarResNet"}
+    arguments = {"depth": 8, "in_channels": 1, "widths": [4, 5, 6], "num_classes": 10}
+    model = lf.models.CifarResNet(**arguments)
+    lf.save(model, tmp_path / "dense.pt", **network, network_args=arguments)
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"data": {"class_path": "lightning_fold.data.DigitsDataModule"}})
+    )
+    run(
+        "compress",
+        "--checkpoint",
+        "dense.pt",
+        "--method",
+        "prune",
+        "--ratio",
+        "0",
+        "--repair",
+        "data",
+        "--output",
+        "x.pt",
+    )
+    lf.repair(model, DigitsDataModule().train_dataloader())
+    torch.testing.assert_close(lf.load("x.pt").bn1.running_mean, model.bn1.running_mean)
+    assert model.bn1.running_mean.abs().max() > 0
+
+
+class Foreign(lightning.LightningModule):
+    """A LightningModule that knows nothing of this package, and whose network has no name."""
+
+    def __init__(self, width: int = 20):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", nn.functional.cross_entropy(self.backbone(batch[0]), batch[1]))
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    module = Foreign(width=24)
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "foreign.ckpt")
+    model = {"class_path": f"{Foreign.__module__}.Foreign", "init_args": {"width": 24}}
+    data = {"class_path": "lightning_fold.data.DigitsDataModule"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
+    return module
+
+
+def test_network_without_a_name_becomes_a_program(run, foreign, mistake):
+    error, _ = mistake("compress", "--checkpoint", "foreign.ckpt", "--ratio", "0.5", "--output", "small.ckpt")
+    assert "torch.export program: --output small.pt2" in error
+    run("compress", "--checkpoint", "foreign.ckpt", "--ratio", "0.5", "--output", "small.pt2")
+    lf.fold(foreign.backbone, EXAMPLES, ratio=0.5)
+    with pytest.raises(ValueError, match="trusted=True"):
+        lf.load("small.pt2")
+    for batch in (EXAMPLES, EXAMPLES[:1]):
+        torch.testing.assert_close(lf.load("small.pt2", trusted=True)(batch), foreign.backbone(batch))
+
+
+def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["model"]["init_args"]["width"] = 25
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    error, _ = mistake("compress", "--checkpoint", "foreign.ckpt", "--output", "small.pt2")
+    assert "is the checkpoint of another network" in error and "3 such differences" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["--method", "factorize", "--ratio", "0.3"],
+            "the method 'factorize' takes no ratio=0.3; expected keep_parameters",
+        ),
+        (["--method", "minimize", "--ratio", "0.3"], "takes no ratio=0.3; expected no size, since the zeros"),
+        (["--ratio", "1.5"], "expected a share of the channels in [0, 1)"),
+        (["--method", "folds"], "expected one of 'prune', 'prune-l1', 'fold'"),
+        (["--ratio", "half"], "key 'ratio'"),
+        (["--output", "small.onnx"], "expected a file that ends in .ckpt, .pt, .safetensors or .pt2"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--rato", "0.3"], "--rato"),
+    ],
+)
+def test_mistake_is_reported_in_one_line(trained, mistake, words, expected):
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    error, hint = mistake("compress", "--checkpoint", checkpoint, "--output", "small.pt", *words)
+    assert expected in error
+    assert "compress --help" in hint or "paths" in hint
+
+
+def test_bad_files_are_reported_in_one_line(trained, mistake, tmp_path):
+    whole = (trained / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "alone.ckpt").write_bytes(whole)
+    torch.save({"epoch": 3}, tmp_path / "other.ckpt")
+    for name, expected in (
+        ("none.ckpt", "no such file"),
+        ("half.ckpt", "truncated"),
+        ("alone.ckpt", "no configuration beside the file"),
+        ("other.ckpt", "expected a Lightning checkpoint"),
+    ):
+        assert expected in mistake("compress", "--checkpoint", name, "--output", "small.pt")[0]
+    assert not (tmp_path / "small.pt").exists()
+
+
+def test_checkpoint_is_not_overwritten(trained, mistake):
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    assert "the checkpoint itself" in mistake("compress", "--checkpoint", checkpoint, "--output", checkpoint)[0]
+    assert checkpoint.read_bytes() == before

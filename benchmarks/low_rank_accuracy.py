@@ -3,7 +3,7 @@
     python benchmarks/low_rank_accuracy.py DATA/checkpoints/resnet20-12fca82f.th --data DATA
 
 The checkpoint is one of github.com/akamaster/pytorch_resnet_cifar10. Nothing is trained. Each accuracy is on the
-10,000 test images; whitening and BatchNorm re-estimation ("repaired") read training images only.
+test images, all 10,000 unless fewer are asked for; whitening and BatchNorm re-estimation ("repaired") read training images only.
 """
 
 import argparse
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--keep", type=float, nargs="+", default=[0.7, 0.5, 0.3])
+    parser.add_argument("--images", type=int, default=10_000, help="test images")
     parser.add_argument("--whiten", type=int, nargs="+", default=[0, 512, 2048], help="training images; 0: none")
     parser.add_argument("--repair", type=int, default=2000, help="training images that estimate BatchNorm again")
     parser.add_argument("--flops", action="store_true", help="shares of the FLOPs, not of the parameters")
@@ -54,7 +55,7 @@ def main() -> None:
     dense = CifarResNet(depth=int(found[1]))
     state = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     dense.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
-    inputs, targets = images(arguments.data, train=False)
+    inputs, targets = (each[: arguments.images] for each in images(arguments.data, train=False))
     chosen = torch.randperm(50_000, generator=torch.Generator().manual_seed(0))[: max(*arguments.whiten, 2000)]
     training = images(arguments.data, train=True)[0][chosen]
     print(f"dense {accuracy(dense, inputs, targets):.2f} %")  # noqa: T201

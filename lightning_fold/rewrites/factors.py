@@ -91,17 +91,31 @@ def second_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Sha
 
 
 def calls(model: nn.Module, example_inputs: Any, layers: Iterable[nn.Module]) -> dict[nn.Module, list[Tensor]]:
-    """What each layer is called with in one forward pass in evaluation mode; none for a layer whose weight is only read."""
+    """What each layer is called with in one forward pass in evaluation mode; none for a layer whose weight is only read.
+
+    Observed without hooks: ``nn.TransformerEncoderLayer`` leaves its fast path where it finds some.
+    """
     seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[module].append(inputs[0])
+    def observe(layer: nn.Module) -> None:
+        forward = layer.forward
 
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(evaluation_mode(model))
-        for layer in seen:
-            stack.callback(layer.register_forward_pre_hook(hook).remove)
-        model(*as_inputs(example_inputs))
+        def observed(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            seen[layer].append(x)
+            return forward(x, *args, **kwargs)
+
+        layer.forward = observed
+
+    with evaluation_mode(model), torch.no_grad():
+        own = {layer: vars(layer).get("forward") for layer in seen}
+        try:
+            for layer in seen:
+                observe(layer)
+            model(*as_inputs(example_inputs))
+        finally:
+            for layer, forward in own.items():
+                vars(layer).pop("forward")
+                vars(layer).update({} if forward is None else {"forward": forward})
     return seen
 
 

@@ -3,7 +3,8 @@
     python benchmarks/low_rank_accuracy.py DATA/checkpoints/resnet20-12fca82f.th --data DATA
 
 The checkpoint is one of github.com/akamaster/pytorch_resnet_cifar10. Nothing is trained. Each accuracy is on the
-test images, all 10,000 unless fewer are asked for; whitening and BatchNorm re-estimation ("repaired") read training images only.
+test images, all 10,000 unless fewer are asked for; whitening and BatchNorm re-estimation ("repaired") read training
+images only.
 """
 
 import argparse

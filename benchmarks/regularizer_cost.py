@@ -61,15 +61,18 @@ def main() -> None:
         optimizer.step()
 
     plain = seconds(step, arguments.repeats, arguments.device)
-    print(f"plain step {plain:.3f} s, {arguments.stem} stem, batch {arguments.batch}, {arguments.threads} threads, {arguments.device}")  # noqa: T201
+    setting = f"{arguments.stem} stem, batch {arguments.batch}, {arguments.threads} threads, {arguments.device}"
+    print(f"plain step {plain:.3f} s, {setting}")  # noqa: T201
     names: list[Penalty] = ["first_difference", "second_difference", "group_sparsity", "nuclear_norm"]
     for name in names:
         smoothness = Smoothness({name: 1e-3})
-        cost = seconds(lambda s=smoothness: s.add_gradients(network, step=0, epoch=0), arguments.repeats, arguments.device)
-        every = smoothness.every
-        print(  # noqa: T201
-            f"{name:18s} {cost:.3f} s: {cost / plain:6.1%} applied every step, {cost / plain / every:6.1%} every {every}"
-        )
+
+        def apply(smoothness: Smoothness = smoothness) -> None:
+            smoothness.add_gradients(network, step=0, epoch=0)
+
+        cost, every = seconds(apply, arguments.repeats, arguments.device), smoothness.every
+        shares = f"{cost / plain:6.1%} applied every step, {cost / plain / every:6.1%} every {every}"
+        print(f"{name:18s} {cost:.3f} s: {shares}", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
     """Trains weights that factorize, fold and prune with less loss, without a change of the module or its loss.
 
     Before an optimizer step, after gradients are unscaled and reduced and before they are clipped, the gradients of the
-    penalties are added, once per step under accumulation. After a rewrite it goes on with the layers that are then there.
+    penalties are added, once per step under accumulation. After a rewrite it goes on with the layers that are there.
     Logs, averaged over the epoch, each penalty without its strength as ``smoothness/<penalty>``, and at the epoch's
     end ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_fold.regularizers.penalty import Axis, dimensions, with_gradient
 
+
 def first_difference(weight: Tensor, axes: Sequence[Axis] = ("output", "input"), *, squared: bool = True) -> Tensor:
     """Mean of the squared (or absolute) differences w[i + 1] - w[i] along each axis, summed over the axes; a scalar.
 

@@ -22,7 +22,9 @@ def group_sparsity(weight: Tensor, axes: Sequence[Axis] = ("output",)) -> Tensor
         ValueError: an axis has another name.
     """
     slices = [weight.movedim(dim, 0).flatten(1) for dim in dimensions(weight, axes)]
-    norms = [torch.linalg.vector_norm(each.to(torch.promote_types(each.dtype, torch.float32)), dim=1) for each in slices]
+    norms = [
+        torch.linalg.vector_norm(each.to(torch.promote_types(each.dtype, torch.float32)), dim=1) for each in slices
+    ]
     return torch.cat(norms or [weight.new_zeros(1)]).sum()
 
 

@@ -35,8 +35,8 @@ def polar_factor(matrix: Tensor) -> Tensor:
 
     Each step applies p(s) = (3 a s - (a s)^3) / 2 to every singular value s, with the a that lifts the smallest most
     (Chen and Chow 2014). Singular values above a thousandth of the Schatten 4-norm become 1 within 1e-5 in float64 and
-    1e-3 in float32; smaller ones become something between 0 and 1, larger for larger. Steps commute with the matrix, so they are
-    taken on its Gram matrix, which is computed anew half-way, before rounding errors have grown.
+    1e-3 in float32; smaller ones become something between 0 and 1, larger for larger. Steps commute with the matrix, so
+    they are taken on its Gram matrix, which is computed anew half-way, before rounding errors have grown.
 
     Args:
         matrix: (m, n) float32 or float64, finite.

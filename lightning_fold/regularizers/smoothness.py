@@ -135,7 +135,7 @@ class Smoothness:
 
 
 def spectrum_decay(weights: Mapping[str, Tensor]) -> float:
-    """Share of the energy that lies in the largest quarter of the singular values, averaged over ``weights``; in [0, 1].
+    """Share of the energy in the largest quarter of the singular values, averaged over ``weights``; in [0, 1].
 
     The energy is the sum of squares, a weight (O, I, ...) the matrix O x (I ...). Where the singular values are all
     equal it is a quarter; a matrix whose rank is a quarter of its smaller side, or less, has 1; NaN without weights.
@@ -154,4 +154,3 @@ def _is_matrix(module: nn.Module) -> bool:
     if isinstance(module, _ConvNd):
         return module.groups == 1 and not module.transposed
     return isinstance(module, nn.Linear)
-

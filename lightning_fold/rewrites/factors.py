@@ -45,8 +45,10 @@ def shapes(path: str, layer: Layer) -> list[Shape]:
     """The ways to read a layer: O x I; O x (I k ...); for k x k also (O k) x (I k), a k x 1 before a 1 x k layer."""
     if isinstance(layer, nn.Linear):
         return [_linear(path, layer)]
-    separable = isinstance(layer, nn.Conv2d) and min(layer.kernel_size) > 1
-    return [_whole_then_point(path, layer), *([_column_then_row(path, layer)] if separable else [])]
+    whole = _whole_then_point(path, layer)
+    if isinstance(layer, nn.Conv2d) and min(layer.kernel_size) > 1:
+        return [whole, _column_then_row(path, layer)]
+    return [whole]
 
 
 def second_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Shape]) -> dict[int, Tensor]:
@@ -82,16 +84,17 @@ def second_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Sha
         for shape in found:
             handle = shape.layer.register_forward_pre_hook(observe(shape))
             stack.callback(handle.remove)
-        count = 0
-        for count, batch in enumerate(batches, start=1):
+        empty = True
+        for batch in batches:
             model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
-    if count == 0:
+            empty = False
+    if empty:
         raise ValueError("factorize(batches=...): there is no batch; expected at least one.")
     return moments
 
 
 def calls(model: nn.Module, example_inputs: Any, layers: Iterable[nn.Module]) -> dict[nn.Module, list[Tensor]]:
-    """What each layer is called with in one forward pass in evaluation mode; none for a layer whose weight is only read.
+    """What each layer is called with in one forward pass in evaluation mode; none where its weight is only read.
 
     Observed without hooks: ``nn.TransformerEncoderLayer`` leaves its fast path where it finds some.
     """

@@ -113,9 +113,7 @@ def test_goes_on_after_a_rewrite_and_resumes_bit_equal(make_classifier, make_tra
     assert any(isinstance(layer, nn.Sequential) for layer in unbroken.network.layers)
     for stopped_after in (0, 1):
         resumed = make_classifier()
-        make_trainer(3, *callbacks()).fit(
-            resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True
-        )
+        make_trainer(3, *callbacks()).fit(resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True)
         torch.testing.assert_close(unbroken.state_dict(), resumed.state_dict(), rtol=0, atol=0)
     plain = make_classifier()
     make_trainer(3, callbacks()[1]).fit(plain, data)
@@ -156,7 +154,7 @@ def test_two_optimizers_are_each_penalised_as_often(make_plain, make_trainer, da
     added = {0: 0, 1: 0}
 
     def training_step(batch, batch_idx):
-        for index, optimizer in enumerate(module.optimizers()):
+        for optimizer in module.optimizers():
             optimizer.zero_grad()
             module.manual_backward(0 * sum(p.sum() for p in module.parameters()))
             optimizer.step()

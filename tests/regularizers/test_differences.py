@@ -51,7 +51,9 @@ def test_gradient_by_finite_differences():
 def test_what_is_smooth_has_no_penalty():
     constant = torch.full((5, 4), 3.0)
     line = torch.arange(5.0)[:, None] * torch.ones(4)
-    assert float(first_difference(constant)) == float(second_difference(constant)) == float(second_difference(line)) == 0
+    assert (
+        float(first_difference(constant)) == float(second_difference(constant)) == float(second_difference(line)) == 0
+    )
     assert float(first_difference(line)) == pytest.approx(1)  # the mean: it does not grow with the size
     assert float(first_difference(line.repeat(1, 8))) == pytest.approx(1)
 

@@ -108,7 +108,10 @@ def test_spectrum_decay_of_known_spectra():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"penalties": {}}, r"Smoothness\(penalties=\{\}\): expected strengths of at least 0 for names among nuclear_n"),
+        (
+            {"penalties": {}},
+            r"Smoothness\(penalties=\{\}\): expected strengths of at least 0 for names among nuclear_n",
+        ),
         ({"penalties": {"nuclear": 1.0}}, "nuclear_norm"),
         ({"penalties": {"nuclear_norm": -1.0}}, "at least 0"),
         ({"penalties": {"nuclear_norm": float("nan")}}, "at least 0"),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.models import CifarResNet, MLP
+from lightning_fold.models import MLP, CifarResNet
 from lightning_fold.rewrites.factors import shapes
 from tests.zoo import ZOO, build, error_of, run
 

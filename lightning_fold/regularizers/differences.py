@@ -44,8 +44,9 @@ def _evaluate(dims: list[int], order: int, squared: bool, weight: Tensor) -> tup
     for dim in dims:
         length = weight.shape[dim] - order
         difference = torch.diff(weight, n=order, dim=dim)
-        value += (difference.square() if squared else difference.abs()).mean()
-        slope = 2 * difference if squared else difference.sign()
+        norm = torch.linalg.vector_norm(difference, 2 if squared else 1)
+        value += norm ** (2 if squared else 1) / difference.numel()
+        slope, scale = (difference, 2) if squared else (difference.sign(), 1)
         for k, factor in enumerate(binomial):
-            gradient.narrow(dim, k, length).add_(slope, alpha=factor / difference.numel())
+            gradient.narrow(dim, k, length).add_(slope, alpha=scale * factor / difference.numel())
     return value, gradient

@@ -4,6 +4,7 @@ from lightning_fold.callbacks.folding import ChannelFolding
 from lightning_fold.callbacks.low_rank import LowRankFactorization
 from lightning_fold.callbacks.monitor import CompressionMonitor
 from lightning_fold.callbacks.pruning import ChannelPruning
+from lightning_fold.callbacks.smoothness import SmoothnessRegularization
 from lightning_fold.callbacks.squeeze_release import SqueezeRelease
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "ChannelPruning",
     "CompressionMonitor",
     "LowRankFactorization",
+    "SmoothnessRegularization",
     "SqueezeRelease",
 ]

@@ -1,7 +1,13 @@
 """LowRankFactorization: splits layers into two of low rank at the end of training."""
 
+from itertools import islice
+from typing import Any
+
+import lightning
+
 from lightning_fold.callbacks.at_end import RewriteOnce
 from lightning_fold.callbacks.base import Rewrite, check_share
+from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.low_rank import factorize
 
 
@@ -15,6 +21,9 @@ class LowRankFactorization(RewriteOnce):
 
     Args:
         keep_parameters: share of the parameters to keep, in (0, 1], allocated over the network.
+        keep_flops: share of the floating-point operations to keep in place of that, in (0, 1]; 0 for none.
+        whiten_batches: training batches on whose inputs the error of each layer's outputs becomes the smallest of its
+            rank; 0 looks at the weights alone.
         at_epoch: epoch before which the network is factorized, counted from 0; -1 factorizes at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of a logged validation metric, higher is better.
@@ -24,14 +33,39 @@ class LowRankFactorization(RewriteOnce):
     """
 
     def __init__(
-        self, keep_parameters: float = 0.5, at_epoch: int = -1, module: str = "", monitor: str = "accuracy/val"
+        self,
+        keep_parameters: float = 0.5,
+        keep_flops: float = 0.0,
+        whiten_batches: int = 0,
+        at_epoch: int = -1,
+        module: str = "",
+        monitor: str = "accuracy/val",
     ) -> None:
         super().__init__("factorize", at_epoch, module, monitor)
         check_share("LowRankFactorization", "keep_parameters", keep_parameters, one=True)
-        self.keep_parameters = keep_parameters
+        if keep_flops != 0:
+            check_share("LowRankFactorization", "keep_flops", keep_flops, one=True)
+        if whiten_batches < 0:
+            raise ValueError(f"LowRankFactorization(whiten_batches={whiten_batches}): expected at least 0.")
+        self.keep_parameters, self.keep_flops = keep_parameters, keep_flops
+        self.whiten_batches = whiten_batches
+        self._batches: list[Any] | None = None
 
     def change(self) -> Rewrite:
         """Factorize."""
+        budget = {"keep_flops": self.keep_flops} if self.keep_flops else {"keep_parameters": self.keep_parameters}
         return lambda network, inputs, optimizers: factorize(
-            network, inputs, keep_parameters=self.keep_parameters, optimizers=optimizers
+            network, inputs, batches=self._batches, optimizers=optimizers, **budget
         )
+
+    def rewrite(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, method: str, change: Rewrite
+    ) -> RewriteReport:
+        """Factorize with the first training batches, the same ones on every process."""
+        if self.whiten_batches:
+            loader = trainer.train_dataloader
+            assert loader is not None
+            self._batches = trainer.strategy.broadcast(list(islice(loader, self.whiten_batches)))
+        report = super().rewrite(trainer, pl_module, method, change)
+        self._batches = None
+        return report

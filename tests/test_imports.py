@@ -11,7 +11,7 @@ import pytest
 import lightning_fold
 
 ROOT = Path(lightning_fold.__file__).parent
-CORE = ["structure", "rewrites", "surgery.py", "report.py", "complexity.py"]
+CORE = ["structure", "rewrites", "regularizers", "surgery.py", "report.py", "complexity.py"]
 
 
 def _files(part: str) -> list[Path]:

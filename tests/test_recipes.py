@@ -20,14 +20,22 @@ FOLDERS = {
     "CIFAR10DataModule": "cifar-10-batches-py",
 }
 
+# Recipes for a GPU take minutes on a CPU even when shortened.
+HEAVY = [path for path in RECIPES if "GPU" in (REPOSITORY / path).read_text()]
+
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=str)
+run_every_recipe = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(path, marks=pytest.mark.slow) if path in HEAVY else path for path in RECIPES],
+    ids=str,
+)
 
 
 def test_there_are_recipes():
     assert {"digits_mlp.yaml", "mnist_mlp.yaml"} <= {path.name for path in RECIPES}
 
 
-@every_recipe
+@run_every_recipe
 def test_recipe_compresses(recipes_in, recipe, request):
     config = yaml.safe_load(recipe.read_text())
     if config["data"]["class_path"].rpartition(".")[2] in FOLDERS:

@@ -61,16 +61,17 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Residual network for small images: one 3 x 3 convolution, three stages of basic blocks, mean, linear layer.
+    """Residual network for small images: one 3 x 3 convolution, stages of basic blocks, mean, linear layer.
 
     Parameter names are those of widely shared CIFAR-10 checkpoints (``conv1``, ``bn1``,
     ``layer{1,2,3}.N.{conv1,bn1,conv2,bn2}``, ``linear``), which load strictly once the prefix ``module.`` is dropped.
+    ResNet-18 for small images is depth 18, widths (64, 128, 256, 512), shortcut "B": 11.2 million parameters.
 
     Args:
-        depth: Number of layers with weights, 6 n + 2 for n blocks per stage: 8, 14, 20, 32, 44, 56, 110, ...
+        depth: Number of layers with weights, 2 s n + 2 for s stages of n blocks; for three stages 8, 14, 20, 32, ...
         num_classes: Values per example in the output, at least 1.
         in_channels: Channels of the images, at least 1.
-        widths: Channels of the three stages, each at least 1; with option A they must not shrink.
+        widths: Channels of each stage, at least 1; with option A they must not shrink.
         shortcut: Where the shape changes, "A" subsamples and pads with zero channels (no parameters), "B" is a
             1 x 1 convolution with BatchNorm.
 
@@ -91,19 +92,20 @@ class CifarResNet(nn.Module):
     ):
         _check(depth, widths, shortcut)
         super().__init__()
-        blocks = (depth - 2) // 6
+        blocks = (depth - 2) // (2 * len(widths))
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _stage(widths[0], widths[0], blocks, 1, shortcut)
-        self.layer2 = _stage(widths[0], widths[1], blocks, 2, shortcut)
-        self.layer3 = _stage(widths[1], widths[2], blocks, 2, shortcut)
-        self.linear = nn.Linear(widths[2], num_classes)
+        for stage, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False), start=1):
+            self.add_module(f"layer{stage}", _stage(before, width, blocks, 1 if stage == 1 else 2, shortcut))
+        self.stages = len(widths)
+        self.linear = nn.Linear(widths[-1], num_classes)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of a batch of images."""
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for stage in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
@@ -131,10 +133,11 @@ def _initialise(module: nn.Module) -> None:
 
 def _check(depth: int, widths: Sequence[int], shortcut: str) -> None:
     call = f"CifarResNet(depth={depth!r}, widths={tuple(widths)!r}, shortcut={shortcut!r})"
-    if depth < 8 or depth % 6 != 2:
-        raise ValueError(f"{call}: depth must be 6 n + 2 with n >= 1, such as 8, 14, 20, 32 or 56")
-    if len(widths) != 3 or min(widths) < 1:
-        raise ValueError(f"{call}: widths must be three integers of at least 1")
+    if not widths or min(widths) < 1:
+        raise ValueError(f"{call}: widths must be one integer of at least 1 for each stage")
+    step = 2 * len(widths)
+    if depth < step + 2 or (depth - 2) % step:
+        raise ValueError(f"{call}: depth must be {step} n + 2 with n >= 1, such as {step + 2} or {2 * step + 2}")
     if shortcut not in ("A", "B"):
         raise ValueError(f"{call}: shortcut must be 'A' or 'B'")
     if shortcut == "A" and list(widths) != sorted(widths):

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_fold.callbacks.smoothness import check_regularization, log_spectrum, regularize
 from lightning_fold.checkpointing import Snapshot, StructureCheckpoint, follow
 from lightning_fold.models.factory import accepted_arguments, build_network, find_builder
 from lightning_fold.modules.hyperparameters import plain_arguments
+from lightning_fold.regularizers import Smoothness
 
 
 class Classifier(StructureCheckpoint):
@@ -42,6 +45,9 @@ class Classifier(StructureCheckpoint):
         distillation: Share of the training objective that compares with the outputs of the network before its first
             rewrite, in [0, 1]; it counts from that rewrite on (Hinton et al. 2015, arXiv 1503.02531).
         temperature: Divides the logits of both networks in that comparison, above 0.
+        regularizers: Penalties on weights, as ``SmoothnessRegularization`` adds them to any module; in YAML a list of
+            ``class_path: lightning_fold.regularizers.Smoothness`` and ``init_args``. Dotted names begin with
+            ``network.``.
 
     Raises:
         ValueError: num_classes, label_smoothing, distillation, temperature or the network's name outside what is said
@@ -59,6 +65,7 @@ class Classifier(StructureCheckpoint):
         label_smoothing: float = 0.0,
         distillation: float = 0.0,
         temperature: float = 3.0,
+        regularizers: list[Smoothness] | None = None,
     ):
         super().__init__()
         if num_classes < 2:
@@ -74,6 +81,7 @@ class Classifier(StructureCheckpoint):
         self.save_hyperparameters(plain_arguments(type(self), arguments))
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.distillation, self.temperature = distillation, temperature
+        self.regularizers = list(regularizers or [])
         self._teacher: tuple[Snapshot, nn.Module] | None = None
         self.optimizer, self.lr_scheduler = optimizer or torch.optim.AdamW, lr_scheduler
         self.network: nn.Module = _make_network(network, network_args or {}, num_classes)
@@ -122,6 +130,21 @@ class Classifier(StructureCheckpoint):
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None and batch_idx == 0:
             torch.manual_seed(int(seed) * 1_000_003 + self.current_epoch)
+
+    def on_fit_start(self) -> None:
+        """Refuse what the penalties cannot train with."""
+        for regularizer in self.regularizers:
+            check_regularization(regularizer, self.trainer, self)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Add the gradients of the penalties."""
+        for regularizer in self.regularizers:
+            regularize(regularizer, self.trainer, self, optimizer)
+
+    def on_train_epoch_end(self) -> None:
+        """Log how fast the spectrum of the penalised weights decays."""
+        for regularizer in self.regularizers:
+            log_spectrum(regularizer, self)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Objective of one batch."""

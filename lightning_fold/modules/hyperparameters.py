@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from lightning_fold.regularizers import Smoothness
+
 
 def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Turn the arguments of a class into what Lightning stores in a checkpoint and LightningCLI reads back.
@@ -11,13 +13,13 @@ def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         cls: Class that the arguments construct.
         arguments: Values by name. A class, or a ``functools.partial`` of one with plain keywords, becomes
-            ``{"class_path": ..., "init_args": ...}``.
+            ``{"class_path": ..., "init_args": ...}``, and so do penalties in a list.
 
     Returns:
         Plain values by name, without those that have no plain form, and the two keys by which Lightning knows to
         rebuild classes from their paths.
     """
-    described = {name: _describe_class(value) or value for name, value in arguments.items()}
+    described = {name: _described(value) for name, value in arguments.items()}
     plain = {name: value for name, value in described.items() if is_plain(value)}
     return {**plain, "_class_path": _path(cls), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
@@ -29,6 +31,14 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_described(item) for item in value]
+    if isinstance(value, Smoothness):
+        return {"class_path": _path(type(value)), "init_args": value.arguments()}
+    return _describe_class(value) or value
 
 
 def _describe_class(build: Any) -> dict[str, Any] | None:

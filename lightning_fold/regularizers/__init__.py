@@ -1,5 +1,17 @@
 """Penalties on weights that make a network easier to compress."""
 
-from lightning_fold.regularizers.group_sparsity import GroupSparsity
+from lightning_fold.regularizers.differences import first_difference, second_difference
+from lightning_fold.regularizers.group_sparsity import GroupSparsity, group_sparsity
+from lightning_fold.regularizers.nuclear import nuclear_norm, polar_factor
+from lightning_fold.regularizers.smoothness import Smoothness, spectrum_decay
 
-__all__ = ["GroupSparsity"]
+__all__ = [
+    "GroupSparsity",
+    "Smoothness",
+    "first_difference",
+    "group_sparsity",
+    "nuclear_norm",
+    "polar_factor",
+    "second_difference",
+    "spectrum_decay",
+]

@@ -5,7 +5,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.regularizers.penalty import Axis, dimensions
 from lightning_fold.structure.groups import ChannelGroup
+
+
+def group_sparsity(weight: Tensor, axes: Sequence[Axis] = ("output",)) -> Tensor:
+    """The L2,1 norm of one weight (O, I, ...): the sum of the norms of its slices along each axis, a scalar.
+
+    :class:`GroupSparsity` joins all weights that write or read a channel; this one needs no graph of the network.
+
+    Args:
+        weight: (O, I, ...), floating point; a slice that is zero has gradient zero.
+        axes: "output" for dimension 0, "input" for dimension 1, "space" for all that follow.
+
+    Raises:
+        ValueError: an axis has another name.
+    """
+    slices = [weight.movedim(dim, 0).flatten(1) for dim in dimensions(weight, axes)]
+    norms = [
+        torch.linalg.vector_norm(each.to(torch.promote_types(each.dtype, torch.float32)), dim=1) for each in slices
+    ]
+    return torch.cat(norms or [weight.new_zeros(1)]).sum()
 
 
 class GroupSparsity:

@@ -1,15 +1,17 @@
 """factorize: linear layers and convolutions become two of low rank, by singular value decomposition."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from lightning_fold.complexity import count_parameters
+from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
+from lightning_fold.rewrites.factors import KINDS, Shape, calls, second_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
@@ -21,180 +23,205 @@ def factorize(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    keep_parameters: float = 0.3,
+    keep_parameters: float | None = None,
+    keep_flops: float | None = None,
+    batches: Iterable[Any] | None = None,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
     """Replace linear layers and convolutions of ``model``, in place, by two layers of low rank each.
 
     A linear layer becomes two. A k x k convolution becomes k x k to r channels then 1 x 1, or k x 1 then 1 x k,
-    whichever keeps more energy for the same parameters. The ranks are allocated over the whole network: singular
-    values with the most energy (as a share of their layer's) per parameter come first. A layer whose factors would
-    not be smaller is left alone.
+    whichever keeps more energy at a third of the cost. The ranks are allocated over the whole network: singular values
+    with the most energy (as a share of their layer's) per parameter, or per FLOP, come first, until the budget is
+    spent: what is left of it is less than one more rank anywhere would cost. A layer whose factors would not be
+    smaller is left alone.
 
-    Source: the compressor of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469); shapes and allocation
-    are this project's own.
+    With ``batches`` the decomposition is that of the layer's outputs on data: of W C^(1/2), C the second moment of its
+    inputs, so that the error of the outputs, not that of the weights, is the smallest of its rank (for k x 1 then
+    1 x k: with every column of the window by itself).
+
+    Source: the compressor of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469); shapes, allocation and
+    whitening are this project's own.
 
     Args:
         model: any network with at least one linear layer or convolution inside.
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
-        keep_parameters: share of the network's parameters to keep, in (0, 1].
+        keep_parameters: share of the network's parameters to keep, in (0, 1]; 0.3 where neither share is given.
+        keep_flops: share of its floating-point operations to keep, in (0, 1], in place of ``keep_parameters``.
+        batches: a few batches of inputs, or (inputs, ...) of which the first element is read.
         optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
             bias stays the same parameter.
 
     Raises:
-        ValueError: ``keep_parameters`` is out of range, there is no layer to factorize, or the share cannot be reached.
+        ValueError: a share is out of range or both are given, there is no layer to factorize, there are no batches, or
+            the budget cannot be reached.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
-    if not 0 < keep_parameters <= 1:
-        raise ValueError(f"factorize(keep_parameters={keep_parameters}): expected a share in (0, 1], for example 0.3.")
-    layers = [layer for name, module in _layers(model) if (layer := _best_shape(name, module)) is not None]
-    if not layers:
-        raise ValueError(f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution; found none.")
-    total = count_parameters(model)
-    ranks = _allocate(layers, total - sum(layer.size for layer in layers), int(keep_parameters * total))
-    return rewrite("factorize", model, example_inputs, optimizers, lambda s: _factorize(s, layers, ranks))
+    if keep_parameters is not None and keep_flops is not None:
+        raise ValueError(
+            f"factorize(keep_parameters={keep_parameters}, keep_flops={keep_flops}): expected one of them, not both."
+        )
+    unit = "parameters" if keep_flops is None else "flops"
+    share = keep_flops if keep_flops is not None else 0.3 if keep_parameters is None else keep_parameters
+    if not 0 < share <= 1:
+        raise ValueError(f"factorize(keep_{unit}={share}): expected a share in (0, 1], for example 0.3.")
+
+    def change(surgery: Surgery) -> list[Kept]:
+        layers, kept = _layers(model, example_inputs, unit, batches)
+        total = count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)
+        ranks = _allocate(layers, total - sum(layer.size for layer in layers), int(share * total), unit)
+        return kept + _replace(surgery, layers, ranks)
+
+    return rewrite("factorize", model, example_inputs, optimizers, change)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's weight as a matrix: its singular value decomposition and how two factors are built from it."""
+    """A layer to factorize.
 
-    path: str
+    Attributes:
+        shape: how it is read as a matrix.
+        size: what it costs as it is, in parameters or FLOPs.
+        cost: what one rank costs.
+        basis: (rows, rows or columns) orthonormal directions of the outputs, the most energy first.
+        energies: the share of the energy in each of them.
+    """
+
+    shape: Shape
     size: int
     cost: int
-    left: Tensor
-    values: Tensor
-    right: Tensor
-    build: Callable[[Tensor, Tensor], nn.Module]
+    basis: Tensor
+    energies: Tensor
 
-    @property
-    def energies(self) -> Tensor:
-        return self.values.square() / self.values.square().sum().clamp_min(torch.finfo(self.values.dtype).tiny)
+    def spent(self, rank: int) -> int:
+        """What it costs with this rank; 0 leaves it as it is."""
+        return rank * self.cost if rank else self.size
+
+    def at(self, rank: int) -> int:
+        """``rank``, or 0 where factors of this rank would not be smaller."""
+        return rank if rank * self.cost < self.size else 0
 
 
-def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    shared = _shared_weights(model)
+def _layers(
+    model: nn.Module, example_inputs: Inputs, unit: str, batches: Iterable[Any] | None
+) -> tuple[list[_Layer], list[Kept]]:
+    """The layers that can be factorized, decomposed, and the other weights with the reason why they stay."""
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, _ConvNd))}
+    seen = calls(model, example_inputs, modules.values())
+    reasons = {name: reason for name, module in modules.items() if (reason := _reason(model, name, module, seen))}
+    found = [shapes(name, module) for name, module in modules.items() if name not in reasons]  # pyright: ignore
+    if not found:
+        why = "; ".join(f"{name or 'the network itself'} {reason}" for name, reason in reasons.items())
+        raise ValueError(
+            f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none"
+            f"{f' ({why})' if why else ''}."
+        )
+    moments = None if batches is None else second_moments(model, batches, [each for group in found for each in group])
+    layers = []
+    for group in found:
+        candidates = [_decompose(shape, seen[shape.layer], unit, moments) for shape in group]
+        smaller = [layer for layer in candidates if layer.cost < layer.size]
+        if smaller:
+            layers.append(max(smaller, key=lambda layer: float(layer.energies[: layer.size // (3 * layer.cost)].sum())))
+        else:
+            reasons[group[0].path] = "two factors would not be smaller"
+    kept = [Kept(name, modules[name].weight.shape[0], reason) for name, reason in reasons.items()]
+    return layers, kept + _other_weights(model)
+
+
+def _reason(model: nn.Module, name: str, module: nn.Module, seen: dict[nn.Module, list[Tensor]]) -> str | None:
+    """Why a layer cannot be replaced."""
+    weight = module._parameters.get("weight")
+    owners = [m for m in model.modules() if any(p is weight for p in m._parameters.values())]
+    if not name:
+        return "is the network itself, which cannot be replaced in place"
+    if not seen[module]:
+        return "is not called on the example inputs: another module reads its weight"
+    if type(module) not in KINDS or weight is None:
+        return f"is a {type(module).__name__}, which may compute more than its weight says"
+    if getattr(module, "groups", 1) > 1:
+        return "is grouped: each of its groups is a matrix of its own, and small"
+    if len(owners) > 1:
+        return "shares its weight with another layer"
+    return None
+
+
+def _other_weights(model: nn.Module) -> list[Kept]:
+    """Parameters of two dimensions and more that belong to no linear layer or convolution."""
     return [
-        (name, module)
-        for name, module in model.named_modules()
-        if name  # the network itself cannot be replaced in place
-        and (type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1))
-        and id(module.weight) not in shared
+        Kept(f"{path}.{name}".removeprefix("."), parameter.shape[0], f"is a parameter of a {type(module).__name__}")
+        for path, module in model.named_modules()
+        if not isinstance(module, (nn.Linear, _ConvNd))
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() > 1
     ]
 
 
-def _shared_weights(model: nn.Module) -> set[int]:
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        (shared if id(parameter) in seen else seen).add(id(parameter))
-    return shared
+def _decompose(shape: Shape, inputs: Sequence[Tensor], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
+    matrix = shape.matrix.to(torch.promote_types(shape.matrix.dtype, torch.float32))
+    if moments is None:
+        basis, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+        energies = values.square()
+    else:
+        energies, basis = torch.linalg.eigh(moments[id(shape)])
+        rank = min(matrix.shape)
+        energies, basis = energies.flip(0)[:rank].clamp_min(0), basis.flip(1)[:, :rank].to(matrix)
+    size, cost = shape.layer.weight.numel(), sum(matrix.shape)
+    if unit == "flops":
+        one = shape.pair(matrix[:, :1], matrix[:1])
+        size = sum(count_flops(shape.layer, each) for each in inputs)
+        cost = sum(count_flops(one, each) for each in inputs)
+    return _Layer(shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
 
 
-def _best_shape(path: str, module: nn.Module) -> _Layer | None:
-    """The decomposition with the most energy in a third of the parameters; ``None`` where none is smaller."""
-    assert isinstance(module, (nn.Linear, nn.Conv2d))
-    candidates = [_linear_layer(path, module)] if isinstance(module, nn.Linear) else _conv_layers(path, module)
-    candidates = [layer for layer in candidates if layer.cost < layer.size]
-    return max(
-        candidates, key=lambda layer: float(layer.energies[: layer.size // (3 * layer.cost)].sum()), default=None
-    )
-
-
-def _decompose(
-    path: str, module: nn.Linear | nn.Conv2d, matrix: Tensor, build: Callable[[Tensor, Tensor], nn.Module]
-) -> _Layer:
-    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    left, values, right = torch.linalg.svd(matrix.detach().to(dtype), full_matrices=False)
-    return _Layer(path, module.weight.numel(), sum(matrix.shape), left, values, right, build)
-
-
-def _linear_layer(path: str, module: nn.Linear) -> _Layer:
-    def build(outer: Tensor, inner: Tensor) -> nn.Module:
-        first = nn.Linear(inner.shape[1], inner.shape[0], bias=False)
-        second = nn.Linear(outer.shape[1], outer.shape[0], bias=module.bias is not None)
-        return _pair(module, first, inner, second, outer)
-
-    return _decompose(path, module, module.weight, build)
-
-
-def _conv_layers(path: str, module: nn.Conv2d) -> list[_Layer]:
-    rows, columns, height, width = module.weight.shape
-    shared: dict[str, Any] = {"padding_mode": module.padding_mode}
-    window: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    vertical: dict[str, Any] = {"stride": (module.stride[0], 1), "dilation": (module.dilation[0], 1)}
-    horizontal: dict[str, Any] = {"stride": (1, module.stride[1]), "dilation": (1, module.dilation[1])}
-    has_bias = module.bias is not None
-
-    def whole_then_point(outer: Tensor, inner: Tensor) -> nn.Module:
-        first = nn.Conv2d(columns, len(inner), (height, width), bias=False, **window, **shared)
-        second = nn.Conv2d(len(inner), rows, 1, bias=has_bias)
-        return _pair(module, first, inner.reshape(first.weight.shape), second, outer.reshape(second.weight.shape))
-
-    def column_then_row(outer: Tensor, inner: Tensor) -> nn.Module:
-        rank, pads = len(inner), module.padding
-        up, across = ((pads[0], 0), (0, pads[1])) if not isinstance(pads, str) else (pads, pads)
-        first = nn.Conv2d(columns, rank, (height, 1), padding=up, bias=False, **vertical, **shared)
-        second = nn.Conv2d(rank, rows, (1, width), padding=across, bias=has_bias, **horizontal, **shared)
-        last = outer.reshape(rows, width, rank).permute(0, 2, 1)[:, :, None]
-        return _pair(module, first, inner.reshape(rank, columns, height, 1), second, last)
-
-    layers = [_decompose(path, module, module.weight.flatten(1), whole_then_point)]
-    if height > 1 and width > 1:
-        matrix = module.weight.permute(0, 3, 1, 2).reshape(rows * width, columns * height)
-        layers.append(_decompose(path, module, matrix, column_then_row))
-    return layers
-
-
-def _pair(
-    module: nn.Linear | nn.Conv2d,
-    first: nn.Linear | nn.Conv2d,
-    inner: Tensor,
-    second: nn.Linear | nn.Conv2d,
-    outer: Tensor,
-) -> nn.Sequential:
-    weight = module.weight
-    pair = nn.Sequential(first, second).to(device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        first.weight.copy_(inner)
-        second.weight.copy_(outer)
-    pair.train(module.training).requires_grad_(weight.requires_grad)
-    second.register_parameter("bias", module._parameters["bias"])  # the same one: an optimizer goes on with it
-    return pair
-
-
-def _allocate(layers: list[_Layer], rest: int, budget: int) -> list[int]:
+def _allocate(layers: list[_Layer], rest: int, budget: int, unit: str) -> list[int]:
     """The rank of each layer, 0 where it stays as it is, so that ``rest`` and all layers fit into ``budget``."""
-    smallest = rest + sum(min(layer.cost, layer.size) for layer in layers)
-    if smallest > budget:
-        raise ValueError(
-            f"factorize: {budget:,} parameters were asked for, but rank 1 in every layer leaves {smallest:,}. "
-            "Ask for more, or fold or prune the network first."
-        )
+
+    def total(ranks: list[int]) -> int:
+        return rest + sum(layer.spent(rank) for layer, rank in zip(layers, ranks, strict=True))
 
     def ranks_at(threshold: float) -> list[int]:
-        wanted = [max(int((layer.energies / layer.cost >= threshold).sum()), 1) for layer in layers]
-        return [rank if rank * layer.cost < layer.size else 0 for rank, layer in zip(wanted, layers, strict=True)]
+        return [layer.at(max(int((layer.energies / layer.cost >= threshold).sum()), 1)) for layer in layers]
 
+    smallest = total([layer.at(1) for layer in layers])
+    if smallest > budget:
+        raise ValueError(
+            f"factorize: {budget:,} {unit} were asked for, but rank 1 in every layer leaves {smallest:,}. "
+            "Ask for more, or fold or prune the network first."
+        )
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5 if low > 0 else high / 1e3
-        size = rest + sum(_size(layer, rank) for layer, rank in zip(layers, ranks_at(middle), strict=True))
-        low, high = (middle, high) if size > budget else (low, middle)
-    return ranks_at(high)
+        low, high = (middle, high) if total(ranks_at(middle)) > budget else (low, middle)
+    ranks = ranks_at(high)
+    return _spend_rest(layers, ranks, budget - total(ranks))
 
 
-def _size(layer: _Layer, rank: int) -> int:
-    return rank * layer.cost if rank else layer.size
+def _spend_rest(layers: list[_Layer], ranks: list[int], left: int) -> list[int]:
+    """One more rank, or the layer as it was, wherever that still fits, the most energy first."""
+    while True:
+        prices = {
+            index: layer.spent(layer.at(rank + 1)) - layer.spent(rank)
+            for index, (layer, rank) in enumerate(zip(layers, ranks, strict=True))
+            if rank
+        }
+        fitting = [index for index, price in prices.items() if price <= left]
+        if not fitting:
+            return ranks
+        best = max(fitting, key=lambda index: float(layers[index].energies[ranks[index]]) / layers[index].cost)
+        left -= prices[best]
+        ranks = [layers[i].at(rank + 1) if i == best else rank for i, rank in enumerate(ranks)]
 
 
-def _factorize(surgery: Surgery, layers: list[_Layer], ranks: list[int]) -> list[Kept]:
+def _replace(surgery: Surgery, layers: list[_Layer], ranks: list[int]) -> list[Kept]:
     kept = []
     for layer, rank in zip(layers, ranks, strict=True):
         if rank == 0:
-            kept.append(Kept(layer.path, len(layer.values), "two factors would not be smaller at this energy"))
+            reason = "two factors would not be smaller at this energy"
+            kept.append(Kept(layer.shape.path, len(layer.energies), reason))
             continue
-        root = layer.values[:rank].sqrt()
-        outer, inner = layer.left[:, :rank] * root, root[:, None] * layer.right[:rank]
-        surgery.replace_module(layer.path, layer.build(outer, inner))
+        basis = layer.basis[:, :rank]
+        inner = basis.mT @ layer.shape.matrix.to(basis.dtype)
+        root = inner.norm(dim=1).clamp_min(torch.finfo(basis.dtype).tiny).sqrt()  # both factors of one size
+        surgery.replace_module(layer.shape.path, layer.shape.pair(basis * root, inner / root[:, None]))
     return kept

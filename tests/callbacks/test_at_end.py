@@ -16,6 +16,11 @@ METHODS = {
         {"ratio": 0.4, "importance": "l1"},
         lambda net, x: lf.prune(net, x, ratio=0.4, importance="l1"),
     ),
+    "factorize_flops": (
+        LowRankFactorization,
+        {"keep_flops": 0.7},
+        lambda net, x: lf.factorize(net, x, keep_flops=0.7),
+    ),
     "factorize": (
         LowRankFactorization,
         {"keep_parameters": 0.6},
@@ -43,7 +48,9 @@ def test_rewrites_at_the_end_as_the_function_does(make_classifier, make_trainer,
     report = function(by_hand.network, torch.rand(4, 1, 6, 6))
     assert report.parameters_after < report.parameters_before
     assert_same_network(by_callback.network, by_hand.network)
-    assert follow(by_callback).methods == [{"method": method, "epoch": 2, "parameters": report.parameters_after}]
+    assert follow(by_callback).methods == [
+        {"method": method.partition("_")[0], "epoch": 2, "parameters": report.parameters_after}
+    ]
     assert follow(by_callback).dense.parameters == report.parameters_before
 
 
@@ -96,6 +103,18 @@ def test_low_rank_after_the_cycles_resumes_as_the_unbroken_run(
     assert lf.count_parameters(resumed.network) == factorized["parameters"] <= 0.6 * squeezed["parameters"]
 
 
+def test_factorizes_on_training_batches(make_classifier, make_trainer, data):
+    """With all batches of the epoch, and then by hand on the same training images."""
+    by_callback, by_hand = make_classifier("conv"), make_classifier("conv")
+    make_trainer(1, LowRankFactorization(keep_parameters=0.6, whiten_batches=99)).fit(by_callback, data)
+    make_trainer(1).fit(by_hand, data)
+    images, _ = data.splits.train.__getitems__(range(96))
+    lf.factorize(by_hand.network, images[:2], keep_parameters=0.6, batches=[images])
+    assert lf.describe(by_callback.network) == lf.describe(by_hand.network)
+    other = data.splits.test.__getitems__(range(32))[0]
+    torch.testing.assert_close(by_callback.network.eval()(other), by_hand.network.eval()(other), rtol=1e-3, atol=1e-3)
+
+
 def test_rewrite_is_done_once(make_classifier, make_trainer, data):
     module, callback = make_classifier(), ChannelPruning(ratio=0.3)
     make_trainer(1, callback).fit(module, data)
@@ -114,6 +133,8 @@ def test_rewrite_is_done_once(make_classifier, make_trainer, data):
         (lambda: ChannelPruning(at_epoch=-2), r"ChannelPruning\(at_epoch=-2\): expected an epoch of at least 0, or -1"),
         (lambda: LowRankFactorization(keep_parameters=0.0), r"keep_parameters=0\.0\): expected a share in \(0, 1\]"),
         (lambda: LowRankFactorization(keep_parameters=1.1), r"keep_parameters=1\.1\)"),
+        (lambda: LowRankFactorization(keep_flops=1.1), r"keep_flops=1\.1\)"),
+        (lambda: LowRankFactorization(whiten_batches=-1), r"whiten_batches=-1\): expected at least 0"),
     ],
 )
 def test_values_out_of_range_are_refused(build, message):

@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
 from lightning_fold.data import CIFAR10DataModule
 from lightning_fold.models import CifarResNet
@@ -22,6 +23,21 @@ def published(depth):
 @pytest.mark.parametrize("depth", [8, 20, 32])
 def test_has_the_published_number_of_parameters(depth):
     assert sum(parameter.numel() for parameter in CifarResNet(depth).parameters()) == published(depth)
+
+
+def test_four_stages_are_resnet_18():
+    """torchvision's, but for the 3 x 3 stem; and the same output from the same weights."""
+    torch.manual_seed(0)
+    network = CifarResNet(18, widths=(64, 128, 256, 512), shortcut="B").eval()
+    reference = torchvision.models.resnet18(num_classes=10).eval()
+    reference.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    reference.maxpool = torch.nn.Identity()
+    renamed = {
+        key.replace("shortcut", "downsample").replace("linear", "fc"): v for key, v in network.state_dict().items()
+    }
+    reference.load_state_dict(renamed)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(network(x), reference(x))
 
 
 def test_padded_shortcut_is_a_fixed_sparse_convolution():
@@ -50,7 +66,9 @@ def test_takes_any_image_size_and_channels(size):
     [
         ({"depth": 18}, "6 n"),
         ({"depth": 2}, "6 n"),
-        ({"widths": (8, 16)}, "three"),
+        ({"widths": (8, 16), "depth": 8}, "4 n"),
+        ({"widths": ()}, "one integer of at least 1 for each stage"),
+        ({"widths": (8, 0, 8)}, "one integer of at least 1 for each stage"),
         ({"shortcut": "C"}, "'A' or 'B'"),
         ({"widths": (8, 4, 2)}, "do not shrink"),
     ],

@@ -1,0 +1,49 @@
+"""What all penalties on one weight share: a value that brings its own gradient, and names for the axes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Dimension 0 of a weight, dimension 1, all that follow.
+Axis = Literal["output", "input", "space"]
+_AXES = get_args(Axis)
+
+# A detached weight -> the penalty's value, a scalar, and its gradient, of the weight's shape.
+ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def with_gradient(weight: Tensor, evaluate: ValueAndGradient) -> Tensor:
+    """The value of a penalty as a scalar that autograd differentiates once, by the gradient ``evaluate`` gives.
+
+    Half precision is evaluated in float32, whatever autocast says.
+    """
+    return _WithGradient.apply(weight, evaluate)  # pyright: ignore[reportReturnType]
+
+
+def dimensions(weight: Tensor, axes: Sequence[Axis]) -> list[int]:
+    """The dimensions of a weight (O, I, ...) that ``axes`` name.
+
+    Raises:
+        ValueError: an axis has another name.
+    """
+    if unknown := set(axes) - set(_AXES):
+        raise ValueError(f"axes={list(axes)}: expected names among {', '.join(_AXES)}; found {sorted(unknown)}.")
+    return [dim for dim in range(weight.dim()) if _AXES[min(dim, 2)] in axes]
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, evaluate: ValueAndGradient) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            value, gradient = evaluate(weight.detach().to(torch.promote_types(weight.dtype, torch.float32)))
+        ctx.save_for_backward(gradient.to(weight.dtype))
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None

@@ -1,0 +1,156 @@
+"""Smoothness: penalties on the layers of a network, added to its gradients while it trains."""
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_fold.regularizers.differences import first_difference, second_difference
+from lightning_fold.regularizers.group_sparsity import group_sparsity
+from lightning_fold.regularizers.nuclear import nuclear_norm
+from lightning_fold.regularizers.penalty import Axis, dimensions
+
+Penalty = Literal["nuclear_norm", "first_difference", "second_difference", "group_sparsity"]
+
+
+class Smoothness:
+    """Penalties that make the weights of linear layers and ungrouped convolutions easier to compress.
+
+    The training objective gains strength * sum over layers. A difference counts once for every weight of its
+    layer, so its strength compares with a weight decay; the nuclear norm and group sparsity are the sums that they are.
+
+    Args:
+        penalties: strength, at least 0, of "nuclear_norm", "first_difference", "second_difference" (along axes, after
+            "Smooth Model Compression without Fine-Tuning", arXiv 2505.24469) or "group_sparsity" (L2,1 over axes).
+        axes: "output" (channels), "input" (channels), "space" (of a kernel): where differences and groups are taken.
+        squared: squared differences, or else absolute ones.
+        every: optimizer steps from one application to the next, at least 1; each is as strong as all of them together.
+        start_epoch: first epoch with penalties, at least 0.
+        warmup_epochs: epochs, at least 0, over which the strength grows in equal steps until it is full.
+        layers: patterns, as in file names, one of which a layer's dotted name or type must match ("*.conv?",
+            "Linear").
+        skip: patterns of layers that are left out.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        penalties: dict[Penalty, float] = {"nuclear_norm": 1e-3},  # noqa: B006  read only
+        axes: list[Axis] = ["output", "input"],  # noqa: B006  read only
+        squared: bool = True,
+        every: int = 4,
+        start_epoch: int = 0,
+        warmup_epochs: int = 0,
+        layers: list[str] = ["*"],  # noqa: B006  read only
+        skip: list[str] = [],  # noqa: B006  read only
+    ) -> None:
+        self.penalties, self.axes, self.squared = dict(penalties), list(axes), squared
+        self.every, self.start_epoch, self.warmup_epochs = every, start_epoch, warmup_epochs
+        self.layers, self.skip = list(layers), list(skip)
+        self._check()
+        self._functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "nuclear_norm": nuclear_norm,
+            "first_difference": lambda w: w.numel() * first_difference(w, self.axes, squared=self.squared),
+            "second_difference": lambda w: w.numel() * second_difference(w, self.axes, squared=self.squared),
+            "group_sparsity": lambda w: group_sparsity(w, self.axes),
+        }
+
+    def weights(self, network: nn.Module) -> dict[str, nn.Parameter]:
+        """The trained weights that are penalised, by dotted name; tied weights count once."""
+        found: dict[nn.Parameter, str] = {}
+        for name, module in network.named_modules():
+            weight = module._parameters.get("weight")
+            if _is_matrix(module) and weight is not None and weight.requires_grad and self._is_selected(name, module):
+                found.setdefault(weight, f"{name}.weight".removeprefix("."))
+        return {name: weight for weight, name in found.items()}
+
+    def strength(self, epoch: int) -> float:
+        """Share of the full strength in ``epoch``, counted from 0."""
+        return min(max((epoch - self.start_epoch + 1) / (self.warmup_epochs + 1), 0.0), 1.0)
+
+    def add_gradients(
+        self, network: nn.Module, *, step: int, epoch: int, trained: Iterable[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Add the penalties' gradients to ``.grad`` of the weights, if this step is one of those that do.
+
+        Args:
+            network: the network as it is now: its layers are looked up anew each time.
+            step: optimizer steps done before this one.
+            epoch: the epoch, counted from 0.
+            trained: parameters that the step changes; all where not given.
+
+        Returns:
+            The value of each penalty without its strength; empty where nothing was added.
+        """
+        scale = self.every * self.strength(epoch)
+        if step % self.every or scale == 0:
+            return {}
+        chosen = None if trained is None else set(trained)
+        weights = [weight for weight in self.weights(network).values() if chosen is None or weight in chosen]
+        return {name: self._add(name, scale * self.penalties[name], weights) for name in self._active if weights}
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values."""
+        names = ("penalties", "axes", "squared", "every", "start_epoch", "warmup_epochs", "layers", "skip")
+        return {name: getattr(self, name) for name in names}
+
+    def _add(self, name: Penalty, scale: float, weights: list[nn.Parameter]) -> Tensor:
+        values = []
+        for weight in weights:
+            with torch.enable_grad():
+                value = self._functions[name](weight)
+            (gradient,) = torch.autograd.grad(value, weight)
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad.add_(gradient, alpha=scale)
+            values.append(value.detach())
+        return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+    @property
+    def _active(self) -> list[Penalty]:
+        return [name for name, strength in self.penalties.items() if strength > 0]
+
+    def _is_selected(self, name: str, module: nn.Module) -> bool:
+        def matches(patterns: list[str]) -> bool:
+            return any(fnmatchcase(text, each) for each in patterns for text in (name, type(module).__name__))
+
+        return matches(self.layers) and not matches(self.skip)
+
+    def _check(self) -> None:
+        call = type(self).__name__
+        known = get_args(Penalty)
+        if not self.penalties or set(self.penalties) - set(known) or not all(s >= 0 for s in self.penalties.values()):
+            raise ValueError(
+                f"{call}(penalties={self.penalties}): expected strengths of at least 0 for names among "
+                f"{', '.join(known)}, for example {{'nuclear_norm': 1e-3}}."
+            )
+        for name, lowest in (("every", 1), ("start_epoch", 0), ("warmup_epochs", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{call}({name}={getattr(self, name)}): expected at least {lowest}.")
+        dimensions(torch.zeros(1, 1), self.axes)
+
+
+def spectrum_decay(weights: Mapping[str, Tensor]) -> float:
+    """Share of the energy in the largest quarter of the singular values, averaged over ``weights``; in [0, 1].
+
+    The energy is the sum of squares, a weight (O, I, ...) the matrix O x (I ...). Where the singular values are all
+    equal it is a quarter; a matrix whose rank is a quarter of its smaller side, or less, has 1; NaN without weights.
+    """
+    shares = []
+    for weight in weights.values():
+        matrix = weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
+        matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+        energies = torch.linalg.eigvalsh(matrix @ matrix.mT).clamp_min(0).flip(0)
+        total = energies.sum().clamp_min(torch.finfo(energies.dtype).tiny)
+        shares.append(energies[: -(-len(energies) // 4)].sum() / total)
+    return float(torch.stack(shares).mean()) if shares else float("nan")
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    if isinstance(module, _ConvNd):
+        return module.groups == 1 and not module.transposed
+    return isinstance(module, nn.Linear)

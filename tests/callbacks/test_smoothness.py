@@ -1,0 +1,182 @@
+"""SmoothnessRegularization: its step is the step of loss plus penalty; in any module, however it is trained."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_fold.callbacks import LowRankFactorization, SmoothnessRegularization
+from lightning_fold.modules import Classifier
+from lightning_fold.regularizers import Smoothness
+
+PENALTIES = {"nuclear_norm": 0.02, "first_difference": 0.05}
+
+
+def penalty(network):
+    """The same penalties by other means: singular values, and differences by indexing."""
+    total = torch.zeros(())
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            w = layer.weight
+            squares = [(w[1:] - w[:-1]).square().mean(), (w[:, 1:] - w[:, :-1]).square().mean()]
+            squares = [square for square, size in zip(squares, w.shape, strict=False) if size > 1]
+            total = total + 0.02 * torch.linalg.svdvals(w.flatten(1)).sum() + 0.05 * w.numel() * sum(squares)
+    return total
+
+
+def plain_sgd(module, batches, *, accumulate=1, clip=None, every=1):
+    """Train by hand on loss plus penalty."""
+    optimizer = module.configure_optimizers()
+    for step in range(len(batches) // accumulate):
+        optimizer.zero_grad()
+        for index in range(step * accumulate, (step + 1) * accumulate):
+            (module.training_step(batches[index], index) / accumulate).backward()
+        if step % every == 0:
+            (every * penalty(module)).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(module.parameters(), clip)
+        optimizer.step()
+
+
+def batches_of(data, epochs):
+    found = []
+    for epoch in range(epochs):
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        found += list(loader)
+    return found
+
+
+def assert_close(one, other, atol=2e-4):
+    for (name, left), right in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"clip": 0.5}, {"every": 2}], ids=str)
+def test_trains_as_loss_plus_penalty_by_hand(make_plain, make_trainer, data, network, options):
+    by_callback, by_hand = make_plain(network), make_plain(network)
+    callback = SmoothnessRegularization(PENALTIES, every=options.get("every", 1))
+    settings = {"accumulate_grad_batches": options.get("accumulate", 1), "gradient_clip_val": options.get("clip")}
+    make_trainer(2, callback, **settings).fit(by_callback, data)
+    by_hand.train()
+    plain_sgd(by_hand, batches_of(data, 2), **options)
+    assert_close(by_callback, by_hand)
+    without = make_plain(network)
+    make_trainer(2, **settings).fit(without, data)
+    moved = max(float((a - b).abs().max()) for a, b in zip(without.parameters(), by_hand.parameters(), strict=True))
+    assert moved > 0.02, "the penalty hardly matters here"
+
+
+def test_bf16_follows_float32(make_plain, make_trainer, data):
+    whole, mixed = make_plain(), make_plain()
+    make_trainer(2, SmoothnessRegularization(PENALTIES)).fit(whole, data)
+    make_trainer(2, SmoothnessRegularization(PENALTIES), precision="bf16-mixed").fit(mixed, data)
+    assert all(p.dtype == torch.float32 for p in mixed.parameters())
+    assert_close(whole, mixed, atol=0.03)
+
+
+def test_only_the_penalty_moves_weights_without_a_loss(make_plain, make_trainer, data):
+    """The weights lose rank, and the log says so."""
+    module = make_plain()
+    module.training_step = lambda batch, batch_idx: 0 * sum(p.sum() for p in module.parameters())
+    layers = [layer.weight for layer in module.backbone.layers if isinstance(layer, nn.Linear)]
+    rank = torch.linalg.matrix_rank(layers[0], rtol=0.05)
+    trainer = make_trainer(6, SmoothnessRegularization({"nuclear_norm": 0.05}, layers=["backbone.*"], every=2))
+    trainer.fit(module, data)
+    assert torch.linalg.matrix_rank(layers[0], rtol=0.05) < rank
+    decays = [s[: -(-len(s) // 4)].sum() / s.sum() for s in (torch.linalg.svdvals(w).square() for w in layers)]
+    expected = pytest.approx(float(sum(decays)) / 3, rel=1e-4)
+    assert float(trainer.callback_metrics["smoothness/spectrum_decay"]) == expected
+    assert "smoothness/nuclear_norm" in trainer.callback_metrics
+
+
+def test_logged_value_is_the_penalty(make_plain, make_trainer, data):
+    module = make_plain()
+    norms = sum(float(torch.linalg.svdvals(w).sum()) for w in module.parameters() if w.dim() == 2)
+    trainer = make_trainer(1, SmoothnessRegularization({"nuclear_norm": 0.1}, every=100))
+    trainer.fit(module, data)
+    assert float(trainer.callback_metrics["smoothness/nuclear_norm"]) == pytest.approx(norms, rel=1e-4)
+
+
+def test_goes_on_after_a_rewrite_and_resumes_bit_equal(make_classifier, make_trainer, run_and_save, data):
+    def callbacks():
+        return [
+            SmoothnessRegularization(PENALTIES, every=2, warmup_epochs=2),
+            LowRankFactorization(keep_parameters=0.6, at_epoch=1),
+        ]
+
+    unbroken = make_classifier()
+    folder = run_and_save(unbroken, 3, *callbacks())
+    assert any(isinstance(layer, nn.Sequential) for layer in unbroken.network.layers)
+    for stopped_after in (0, 1):
+        resumed = make_classifier()
+        make_trainer(3, *callbacks()).fit(resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True)
+        torch.testing.assert_close(unbroken.state_dict(), resumed.state_dict(), rtol=0, atol=0)
+    plain = make_classifier()
+    make_trainer(3, callbacks()[1]).fit(plain, data)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(unbroken.state_dict(), plain.state_dict())
+
+
+def test_classifier_takes_the_same_penalties(make_classifier, make_trainer, data):
+    arguments = {"penalties": PENALTIES, "every": 2, "layers": ["network.*"]}
+    by_callback = make_classifier()
+    make_trainer(2, SmoothnessRegularization(**arguments)).fit(by_callback, data)
+    by_argument = make_classifier(regularizers=[Smoothness(**arguments)])
+    trainer = make_trainer(2)
+    trainer.fit(by_argument, data)
+    torch.testing.assert_close(by_callback.state_dict(), by_argument.state_dict(), rtol=0, atol=0)
+    assert {"smoothness/nuclear_norm", "smoothness/spectrum_decay"} <= set(trainer.callback_metrics)
+
+
+def test_checkpoint_of_a_classifier_holds_its_penalties(tmp_path, make_trainer, data):
+    network = {"in_features": 36, "hidden": [8], "out_features": 3}
+    optimizer = partial(torch.optim.SGD, lr=0.1)
+    smoothness = Smoothness(PENALTIES, axes=["input"], every=5)
+    module = Classifier("lightning_fold.models.MLP", network, 3, optimizer, regularizers=[smoothness])
+    trainer = make_trainer(1)
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = Classifier.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert [each.arguments() for each in loaded.regularizers] == [smoothness.arguments()]
+
+
+def test_two_optimizers_are_each_penalised_as_often(make_plain, make_trainer, data):
+    """With two optimizers that step in turn each gets its own weights, every second of its own steps."""
+    module = make_plain()
+    module.automatic_optimization = False
+    layers = [layer for layer in module.backbone.layers if isinstance(layer, nn.Linear)]
+    parts = [[layers[0].weight], [layers[1].weight]]
+    module.configure_optimizers = lambda: [torch.optim.SGD(part, lr=0.0) for part in parts]
+    added = {0: 0, 1: 0}
+
+    def training_step(batch, batch_idx):
+        for optimizer in module.optimizers():
+            optimizer.zero_grad()
+            module.manual_backward(0 * sum(p.sum() for p in module.parameters()))
+            optimizer.step()
+            for other in (0, 1):
+                added[other] += int(parts[other][0].grad is not None and bool(parts[other][0].grad.any()))
+            module.zero_grad()
+
+    module.training_step = training_step
+    make_trainer(1, SmoothnessRegularization({"nuclear_norm": 1.0}, every=2), limit_train_batches=2).fit(module, data)
+    assert added == {0: 1, 1: 1}
+
+
+def test_layers_that_match_nothing_are_refused(make_plain, make_trainer, data):
+    with pytest.raises(ValueError, match=r"SmoothnessRegularization\(layers=\['head'\].*expected patterns of dotted"):
+        make_trainer(1, SmoothnessRegularization(layers=["head"])).fit(make_plain(), data)
+
+
+def test_gradients_that_are_still_scaled_are_refused(make_plain):
+    """float16 with an optimizer that unscales inside its step."""
+    module = make_plain()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer._step_supports_amp_scaling = True
+    trainer = SimpleNamespace(scaler=object(), precision="16-mixed")
+    with pytest.raises(ValueError, match=r"precision='16-mixed'\): the gradients of a fused SGD .* Use fused=False"):
+        SmoothnessRegularization().on_before_optimizer_step(trainer, module, optimizer)

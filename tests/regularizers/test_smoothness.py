@@ -1,0 +1,125 @@
+"""Smoothness: which weights, how strong, and what is added to their gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_fold as lf
+from lightning_fold.regularizers import Smoothness, first_difference, nuclear_norm, spectrum_decay
+
+
+def make():
+    torch.manual_seed(0)
+    network = nn.Sequential()
+    network.stem = nn.Conv2d(2, 6, 3)
+    network.depthwise = nn.Conv2d(6, 6, 3, groups=6)
+    network.norm = nn.BatchNorm2d(6)
+    network.up = nn.ConvTranspose2d(6, 6, 2)
+    network.block = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+    return network.double()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ["stem.weight", "block.0.weight", "block.2.weight"]),
+        ({"layers": ["block.*"]}, ["block.0.weight", "block.2.weight"]),
+        ({"layers": ["Conv2d"]}, ["stem.weight"]),
+        ({"layers": ["stem", "*.2"], "skip": ["stem"]}, ["block.2.weight"]),
+        ({"skip": ["Linear", "Conv*"]}, []),
+    ],
+)
+def test_selection_by_name_and_type(arguments, expected):
+    assert list(Smoothness(**arguments).weights(make())) == expected
+
+
+def test_tied_weights_count_once_and_frozen_ones_not():
+    network = make()
+    network.block[2] = nn.Linear(6, 8).double()
+    network.block[2].weight = network.block[0].weight
+    network.stem.requires_grad_(False)
+    assert list(Smoothness().weights(network)) == ["block.0.weight"]
+
+
+def test_gradients_are_those_of_the_penalties():
+    network = make()
+    smoothness = Smoothness({"nuclear_norm": 0.3, "first_difference": 0.2}, every=3)
+    before = torch.randn(6, 2, 3, 3, dtype=torch.float64)
+    network.stem.weight.grad = before.clone()
+    values = smoothness.add_gradients(network, step=6, epoch=0)
+    found = [network.stem.weight.grad - before, network.block[0].weight.grad, network.block[2].weight.grad]
+    weights = [w.detach().clone().requires_grad_() for w in smoothness.weights(network).values()]
+    nuclear = torch.stack([torch.linalg.svdvals(w.flatten(1)).sum() for w in weights]).sum()
+    first = torch.stack([w.numel() * first_difference(w) for w in weights]).sum()
+    (3 * (0.3 * nuclear + 0.2 * first)).backward()
+    for gradient, weight in zip(found, weights, strict=True):
+        torch.testing.assert_close(gradient, weight.grad, rtol=0, atol=1e-4)
+    assert float(values["nuclear_norm"]) == pytest.approx(float(nuclear), rel=1e-5)
+    assert float(values["first_difference"]) == pytest.approx(float(first), rel=1e-12)
+    assert network.depthwise.weight.grad is None and network.norm.weight.grad is None
+
+
+def test_mean_strength_does_not_depend_on_how_often():
+    """On weights that stand still, N steps add the same for every interval that divides N."""
+    totals = []
+    for every in (1, 3, 6):
+        network = make()
+        smoothness = Smoothness({"nuclear_norm": 0.1}, every=every)
+        for step in range(6):
+            smoothness.add_gradients(network, step=step, epoch=0)
+        totals.append(network.stem.weight.grad)
+    torch.testing.assert_close(totals[0], totals[1])
+    torch.testing.assert_close(totals[0], totals[2])
+
+
+def test_strength_grows_over_the_warm_up():
+    smoothness = Smoothness(start_epoch=2, warmup_epochs=3)
+    assert [smoothness.strength(epoch) for epoch in range(7)] == [0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert [Smoothness().strength(epoch) for epoch in range(2)] == [1, 1]
+    network = make()
+    assert smoothness.add_gradients(network, step=0, epoch=1) == {}
+    assert network.stem.weight.grad is None
+
+
+def test_only_trained_parameters_get_gradients():
+    network = make()
+    Smoothness(every=1).add_gradients(network, step=5, epoch=0, trained=network.block[0].parameters())
+    assert network.stem.weight.grad is None and network.block[0].weight.grad is not None
+    assert network.block[0].bias.grad is None
+
+
+def test_goes_on_after_a_rewrite():
+    network = nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3))
+    smoothness = Smoothness({"nuclear_norm": 1.0}, every=1)
+    lf.factorize(network, torch.randn(2, 30), keep_parameters=0.5)
+    smoothness.add_gradients(network, step=0, epoch=0)
+    first = network[0][0].weight
+    torch.testing.assert_close(first.grad, torch.autograd.grad(nuclear_norm(first), first)[0])
+
+
+def test_spectrum_decay_of_known_spectra():
+    flat = torch.eye(8)
+    assert spectrum_decay({"a": flat}) == pytest.approx(0.25)
+    low = torch.outer(torch.arange(8.0), torch.ones(12))
+    assert spectrum_decay({"a": low}) == pytest.approx(1)
+    assert spectrum_decay({"a": flat, "b": low.reshape(8, 3, 2, 2)}) == pytest.approx(0.625)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"penalties": {}},
+            r"Smoothness\(penalties=\{\}\): expected strengths of at least 0 for names among nuclear_n",
+        ),
+        ({"penalties": {"nuclear": 1.0}}, "nuclear_norm"),
+        ({"penalties": {"nuclear_norm": -1.0}}, "at least 0"),
+        ({"penalties": {"nuclear_norm": float("nan")}}, "at least 0"),
+        ({"every": 0}, r"Smoothness\(every=0\): expected at least 1"),
+        ({"warmup_epochs": -1}, r"warmup_epochs=-1"),
+        ({"axes": ["outputs"]}, r"axes=\['outputs'\]"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Smoothness(**arguments)

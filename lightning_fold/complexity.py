@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
+from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode, written_out
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -26,13 +26,8 @@ def count_flops(model: nn.Module, example_inputs: Inputs) -> int:
         model: any module; it runs once in evaluation mode.
         example_inputs: a tensor, or a tuple of positional inputs, batch first; the whole batch counts.
     """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*as_inputs(example_inputs))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+    with evaluation_mode(model), torch.no_grad(), written_out(), FlopCounterMode(display=False) as counter:
+        model(*as_inputs(example_inputs))
     return int(counter.get_total_flops())
 
 

@@ -16,6 +16,7 @@ from lightning_fold.rewrites.input_selection import select_read_features
 from lightning_fold.rewrites.pruning import kept_groups
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.constants import is_padded
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
 from lightning_fold.structure.labels import Contraction
@@ -25,6 +26,7 @@ from lightning_fold.structure.trace import Inputs, layer_of
 from lightning_fold.surgery import Surgery
 
 
+@on_network
 def minimize(
     model: nn.Module,
     example_inputs: Inputs,
@@ -81,7 +83,7 @@ def _rewritten(
     structure = read()
 
     def change(surgery: Surgery) -> list[Kept]:
-        current = read() if surgery.bake_masks() else structure
+        current = structure
         kept = _minimize(surgery, current)
         while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
             current = read()

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
+from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode, written_out
 from lightning_fold.surgery import Surgery
 
 # Largest relative change of an output that an exact rewrite may show before it is taken back.
@@ -66,7 +66,7 @@ def rewrite(
 
 def outputs(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
     """Every floating-point tensor that ``model`` returns in evaluation mode."""
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad(), written_out():
         found = tree_leaves(model(*as_inputs(example_inputs)))
     return [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
 

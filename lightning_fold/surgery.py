@@ -18,9 +18,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
+
+from lightning_fold.structure.trace import evaluation_mode
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -155,10 +157,14 @@ class Surgery:
     def _write_out(self, module: nn.Module) -> None:
         for _, hook in _hooks(module, _COMPUTED):
             (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
+            loading = module._load_state_dict_pre_hooks  # where torch leaves one of spectral_norm's
+            for key, other in list(loading.items()):
+                if isinstance(getattr(other, "hook", other), SpectralNormLoadStateDictPreHook):
+                    del loading[key]
         if not is_parametrized(module):
             return
         lists: Any = module.parametrizations
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(module):  # in training mode spectral_norm changes its vectors
             values = {leaf: getattr(module, leaf).detach().clone() for leaf in lists}
         module.__class__ = type_before_parametrizations(module)
         del module._modules["parametrizations"]

@@ -84,6 +84,7 @@ def training_step(model: nn.Module, images: Tensor) -> bool:
 def estimate_statistics(model: nn.Module, images: Tensor) -> None:
     """Estimate BatchNorm statistics: with those from before masking, outputs hardly depend on the input."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None

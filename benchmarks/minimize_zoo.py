@@ -20,14 +20,9 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import lightning_fold as lf
-from benchmarks.networks import NETWORKS, PATTERNS, build, error_of
-from lightning_fold.rewrites.widths import parameters_left
-from lightning_fold.structure.groups import read_structure
-from lightning_fold.structure.liveness import live_groups
-from lightning_fold.structure.trace import Inputs
+from benchmarks.networks import NETWORKS, PATTERNS, build, error_of, reachable_factor
 
 
 class PeakMemory:
@@ -52,16 +47,6 @@ class PeakMemory:
 def _resident() -> int:
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * 4096 if status.exists() else 0
-
-
-def reachable_factor(model: nn.Module, example_inputs: Inputs) -> float:
-    """The factor if every channel went that a layer writes and that is dead or constant by the analysis."""
-    structure = read_structure(model, example_inputs)
-    written = [structure.group_of[c.rows] for c in structure.labels.contractions if c.rows is not None]
-    dead = torch.zeros(structure.count, dtype=torch.bool)
-    dead[torch.cat(written)] = True
-    dead &= ~live_groups(structure)
-    return lf.count_parameters(model) / parameters_left(structure, dead)
 
 
 def measure(network: str, pattern: str, dtype: torch.dtype, multiple_of: int) -> str:

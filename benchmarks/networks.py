@@ -12,6 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from lightning_fold.complexity import count_parameters
+from lightning_fold.rewrites.widths import parameters_left
+from lightning_fold.structure.groups import read_structure
+from lightning_fold.structure.liveness import live_groups
+
 FEW = 4
 # Shares of zeros, the first with which the output still depends on the input.
 SHARES = {"rows": (0.5, 0.3, 0.1), "columns": (0.5, 0.3, 0.1), "scattered": (0.97, 0.9, 0.7, 0.4, 0.2)}
@@ -59,6 +64,16 @@ def error_of(model: nn.Module, dense: nn.Module, images: Tensor) -> float:
     """The largest difference of an output element, relative to the spread of the outputs over the images."""
     pairs = zip(outputs(model, images), outputs(dense, images), strict=True)
     return max(float((left - right).abs().max()) / _spread(right) for left, right in pairs)
+
+
+def reachable_factor(model: nn.Module, example_inputs: Tensor) -> float:
+    """The factor if every channel went that a layer writes and that is dead or constant by the analysis."""
+    structure = read_structure(model, example_inputs)
+    written = [structure.group_of[c.rows] for c in structure.labels.contractions if c.rows is not None]
+    dead = torch.zeros(structure.count, dtype=torch.bool)
+    dead[torch.cat(written)] = True
+    dead &= ~live_groups(structure)
+    return count_parameters(model) / parameters_left(structure, dead)
 
 
 def runs_at(model: nn.Module, images: Tensor) -> bool:

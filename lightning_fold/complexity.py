@@ -4,6 +4,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,11 +28,16 @@ def count_flops(model: nn.Module, example_inputs: Inputs) -> int:
         model: any module; it runs once in evaluation mode.
         example_inputs: a tensor, or a tuple of positional inputs, batch first; the whole batch counts.
     """
+    return counted_run(model, example_inputs)[1]
+
+
+def counted_run(model: nn.Module, example_inputs: Inputs) -> tuple[Any, int]:
+    """What ``model`` returns in evaluation mode, without gradients, and its FLOPs as of :func:`count_flops`."""
     # Views of parameters that are trained make the counter fail, even without gradients: it gets none.
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     with evaluation_mode(model), torch.no_grad(), written_out(), FlopCounterMode(display=False) as counter:
-        functional_call(model, parameters, as_inputs(example_inputs))
-    return int(counter.get_total_flops())
+        found = functional_call(model, parameters, as_inputs(example_inputs))
+    return found, int(counter.get_total_flops())
 
 
 def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30, warmup: int = 5) -> float:

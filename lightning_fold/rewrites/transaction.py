@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from lightning_fold.complexity import count_flops, count_parameters
+from lightning_fold.complexity import count_parameters, counted_run
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode, written_out
+from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
 
 # Largest relative change of an output that an exact rewrite may show before it is taken back: some thousand roundings
@@ -40,14 +40,14 @@ def rewrite(
     Raises:
         RewriteError: the rewritten network does not run, or is not exact; the network is as it was before.
     """
-    shapes, parameters, flops = _shapes(model), count_parameters(model), count_flops(model, example_inputs)
-    expected = outputs(model, example_inputs)
+    shapes, parameters = _shapes(model), count_parameters(model)
+    expected, flops = outputs(model, example_inputs)
     _check(method, model, expected)
     computed_in = {tensor.dtype for tensor in [*expected, *model.parameters()]}
     tolerance = max(TOLERANCES.get(dtype, 0.0) for dtype in computed_in)
     with Surgery(model, optimizers) as surgery:
         kept = tuple(change(surgery))
-        found = _run(method, model, example_inputs)
+        found, flops_after = _run(method, model, example_inputs)
         error = relative_error(found, expected) if exact else None
         if error is not None and not error <= tolerance:
             raise RewriteError(
@@ -60,18 +60,17 @@ def rewrite(
         parameters_before=parameters,
         parameters_after=count_parameters(model),
         flops_before=flops,
-        flops_after=count_flops(model, example_inputs),
+        flops_after=flops_after,
         max_relative_error=error,
         changes=compare_shapes(shapes, _shapes(model)),
         kept=kept,
     )
 
 
-def outputs(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
-    """Every floating-point tensor that ``model`` returns in evaluation mode."""
-    with evaluation_mode(model), torch.no_grad(), written_out():
-        found = tree_leaves(model(*as_inputs(example_inputs)))
-    return [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
+def outputs(model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:
+    """Every floating-point tensor that ``model`` returns in evaluation mode, and its FLOPs."""
+    found, flops = counted_run(model, example_inputs)
+    return [value for value in tree_leaves(found) if isinstance(value, Tensor) and value.is_floating_point()], flops
 
 
 def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -94,7 +93,7 @@ def compare_shapes(before: dict[str, tuple], after: dict[str, tuple]) -> tuple[C
     )
 
 
-def _run(method: str, model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
+def _run(method: str, model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:
     try:
         return outputs(model, example_inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:

@@ -51,7 +51,7 @@ def fill(structure: Structure, removal: Removal, multiple_of: int, *, exact: boo
 def fill_cost(structure: Structure, before: Removal, filled: Removal, multiple_of: int) -> list[Kept]:
     """What :func:`fill` took back, by the width it belongs to, with the parameters that it costs."""
     removed, costs = filled.removed.clone(), []
-    for width in group_channels(structure):
+    for width in group_channels(structure) if multiple_of > 1 else []:
         back = width.ids[before.removed[width.ids] & ~removed[width.ids]]
         if len(back):
             left = parameters_left(structure, removed)

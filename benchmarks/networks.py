@@ -41,10 +41,12 @@ class Case:
         return torch.randn(count, 3, side, side, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def build(network: str, pattern: str, *, dtype: torch.dtype = torch.float64) -> Case:
+def build(
+    network: str, pattern: str, *, dtype: torch.dtype = torch.float64, shares: tuple[float, ...] | None = None
+) -> Case:
     """The network ``name:size`` in evaluation mode, with as many zeros as leave its output dependent on its input."""
     name, _, size = network.partition(":")
-    for share in SHARES[pattern]:
+    for share in shares or SHARES[pattern]:
         case = Case(_create(name, int(size), dtype).eval(), int(size), share)
         _mask(case.model, pattern, share)
         estimate_statistics(case.model, case.images(8, seed=2))

@@ -44,7 +44,7 @@ def rewrite(
     expected, flops = outputs(model, example_inputs)
     _check(method, model, expected)
     computed_in = {tensor.dtype for tensor in [*expected, *model.parameters()]}
-    tolerance = max(TOLERANCES.get(dtype, 0.0) for dtype in computed_in)
+    tolerance = max((TOLERANCES[dtype] for dtype in computed_in if dtype in TOLERANCES), default=1e-4)
     with Surgery(model, optimizers) as surgery:
         kept = tuple(change(surgery))
         found, flops_after = _run(method, model, example_inputs)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.rewrites.widths import parameters_left
+from lightning_fold.rewrites.filling import parameters_left
 from lightning_fold.structure.groups import read_structure
 from lightning_fold.structure.liveness import live_groups
 from tests.zoo import PATTERNS, ZOO, build, error_of, run
@@ -37,7 +37,7 @@ def test_widths_are_multiples_and_the_report_says_what_that_cost() -> None:
     assert lf.minimize(model, x, multiple_of=8).changes == ()
 
 
-@pytest.mark.parametrize("name", ["residual", "grouped", "separable", "dense", "stream", "attention_fused"])
+@pytest.mark.parametrize("name", ["residual", "grouped", "separable", "stream", "attention_fused"])
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_network_stays_exact_and_no_larger(name: str, pattern: str) -> None:
     model, inputs = build(name, pattern), ZOO[name].inputs()

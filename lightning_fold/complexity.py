@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode, written_out
@@ -26,9 +27,16 @@ def count_flops(model: nn.Module, example_inputs: Inputs) -> int:
         model: any module; it runs once in evaluation mode.
         example_inputs: a tensor, or a tuple of positional inputs, batch first; the whole batch counts.
     """
-    with written_out(), evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*as_inputs(example_inputs))
-    return int(counter.get_total_flops())
+    return counted_run(model, example_inputs)[1]
+
+
+def counted_run(model: nn.Module, example_inputs: Inputs) -> tuple[Any, int]:
+    """What ``model`` returns in evaluation mode, without gradients, and its FLOPs as of :func:`count_flops`."""
+    # Views of parameters that are trained make the counter fail, even without gradients: it gets none.
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    with evaluation_mode(model), torch.no_grad(), written_out(), FlopCounterMode(display=False) as counter:
+        found = functional_call(model, parameters, as_inputs(example_inputs))
+    return found, int(counter.get_total_flops())
 
 
 class Latency(float):

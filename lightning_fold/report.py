@@ -25,11 +25,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Kept:
-    """Channels that could have gone but stayed: where, how many, and why."""
+    """Channels that could have gone but stayed: where, how many, why, and the parameters that costs where known."""
 
     tensor: str
     channels: int
     reason: str
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class RewriteReport:
         if self.changes:
             console.print(self._table())
         for kept in self.kept:
-            console.print(f"kept {kept.channels} channels of {kept.tensor}: {kept.reason}", soft_wrap=True)
+            cost = "" if kept.parameters is None else f" ({kept.parameters:,} parameters)"
+            console.print(f"kept {kept.channels} channels of {kept.tensor}: {kept.reason}{cost}", soft_wrap=True)
         return lines.getvalue().rstrip()
 
     def _summary(self) -> str:

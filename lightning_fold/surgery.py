@@ -15,10 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
+from lightning_fold.structure.trace import evaluation_mode
+
 Transform = Callable[[Tensor], Tensor]
+
+_COMPUTED = (WeightNorm, SpectralNorm)  # forward pre-hooks that compute a weight
 
 # Which Python attributes of a module repeat the sizes of its tensors.
 _SIZES: list[tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = [
@@ -45,7 +53,7 @@ class Surgery:
         self.optimizers = list(optimizers)
 
     def __enter__(self) -> "Surgery":
-        self._modules = [(module, _saved_module(module)) for module in self.model.modules()]
+        self._modules = [(module, type(module), _saved_module(module)) for module in self.model.modules()]
         self._states = [
             ([{**group, "params": list(group["params"])} for group in optimizer.param_groups], _saved_state(optimizer))
             for optimizer in self.optimizers
@@ -128,18 +136,47 @@ class Surgery:
             _exchange(optimizer, old, list(new.parameters()))
         self.model.get_submodule(parent)._modules[leaf] = new
 
-    def bake_masks(self) -> bool:
-        """Multiply the masks of ``torch.nn.utils.prune`` into their weights for good; whether there were any."""
-        baked = False
-        for module in self.model.modules():
-            for key, hook in list(module._forward_pre_hooks.items()):
-                if isinstance(hook, BasePruningMethod):
-                    self._bake(module, hook._tensor_name)
-                    del module._forward_pre_hooks[key]
-                    baked = True
-        return baked
+    def bake(self) -> None:
+        """Write out, as plain weights for good, what masks, parametrizations and weight hooks compute.
 
-    def _bake(self, module: nn.Module, leaf: str) -> None:
+        These are ``torch.nn.utils.prune``, ``torch.nn.utils.parametrize`` (weight_norm, spectral_norm, ...) and the
+        older hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm``. Behind a mask the optimizers go on with
+        their moments; what was computed otherwise starts without, in the group of what it was computed from.
+        """
+        computed = [module for module in self.model.modules() if is_parametrized(module) or _hooks(module, _COMPUTED)]
+        for module in computed:
+            parameters = list(module.parameters())
+            self._write_out(module)
+            for optimizer in self.optimizers:
+                _exchange(optimizer, parameters, list(module.parameters()))
+        for module in self.model.modules():
+            for key, hook in _hooks(module, BasePruningMethod):
+                self._bake_mask(module, hook._tensor_name)
+                del module._forward_pre_hooks[key]
+
+    def _write_out(self, module: nn.Module) -> None:
+        for _, hook in _hooks(module, _COMPUTED):
+            (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
+            loading = module._load_state_dict_pre_hooks  # where torch leaves one of spectral_norm's
+            for key, other in list(loading.items()):
+                if isinstance(getattr(other, "hook", other), SpectralNormLoadStateDictPreHook):
+                    del loading[key]
+        if not is_parametrized(module):
+            return
+        lists: Any = module.parametrizations
+        with torch.no_grad(), evaluation_mode(module):  # in training mode spectral_norm changes its vectors
+            values = {leaf: getattr(module, leaf).detach().clone() for leaf in lists}
+        module.__class__ = type_before_parametrizations(module)
+        del module._modules["parametrizations"]
+        for leaf, value in values.items():
+            sources = list(lists[leaf].parameters())
+            if sources:
+                trained = any(parameter.requires_grad for parameter in sources)
+                module.register_parameter(leaf, nn.Parameter(value, requires_grad=trained))
+            else:
+                module.register_buffer(leaf, value)
+
+    def _bake_mask(self, module: nn.Module, leaf: str) -> None:
         mask = module._buffers.pop(f"{leaf}_mask")
         old = module._parameters.pop(f"{leaf}_orig")
         assert old is not None and mask is not None
@@ -174,7 +211,8 @@ class Surgery:
                 optimizer.state[new] = _moved_state(optimizer, optimizer.state.pop(old), old.shape, change)
 
     def _restore(self) -> None:
-        for module, saved in self._modules:
+        for module, kind, saved in self._modules:
+            module.__class__ = kind
             module.__dict__.clear()
             module.__dict__.update(saved)
         for optimizer, (groups, state) in zip(self.optimizers, self._states, strict=True):
@@ -256,8 +294,12 @@ def _copied(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _saved_module(module: nn.Module) -> dict[str, Any]:
-    tables = ("_parameters", "_buffers", "_modules", "_forward_pre_hooks")
-    return {key: copy(value) if key in tables else value for key, value in module.__dict__.items()}
+    tables = ("_parameters", "_buffers", "_modules")
+    return {key: copy(value) if key in tables or "_hooks" in key else value for key, value in vars(module).items()}
+
+
+def _hooks(module: nn.Module, kinds: Any) -> list[tuple[int, Any]]:
+    return [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, kinds)]
 
 
 def _saved_state(optimizer: Optimizer) -> dict[Any, Any]:

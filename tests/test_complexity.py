@@ -86,3 +86,17 @@ def test_bad_arguments() -> None:
     for runs, warmup in ((0, 1), (1, -1)):
         with pytest.raises(ValueError, match=r"expected runs >= 1 and warmup >= 0"):
             lf.measure_latency(nn.Linear(2, 2), torch.randn(1, 2), runs=runs, warmup=warmup)
+
+
+def test_flops_where_a_module_reads_a_view_of_a_parameter() -> None:
+    """A class token handed from module to module in a tuple (PiT), which the counter's module hooks cannot take."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.zeros(1, 1, 4)), nn.Sequential(nn.Linear(4, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.token.expand(len(x), -1, -1)) + x.sum()
+
+    assert lf.count_flops(Tokens(), torch.zeros(2, 4)) == 2 * 2 * 4 * 3

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.pruning import channel_rows, channels_left, kept_groups, shrinkable_groups
 from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.groups import ChannelGroup, Structure, reading_axes
 from lightning_fold.structure.labels import Axis, Blocks
 from lightning_fold.structure.operators import batch_norm_eps, family, oriented
@@ -23,6 +24,7 @@ Repair = Literal["data-free", "none"]
 _STARTS: Any = 3  # scikit-learn annotates it as a string
 
 
+@on_network
 def fold(
     model: nn.Module,
     example_inputs: Inputs,

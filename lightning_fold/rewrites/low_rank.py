@@ -13,12 +13,14 @@ from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.factors import KINDS, Shape, calls, second_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
 
 _BISECTIONS = 60
 
 
+@on_network
 def factorize(
     model: nn.Module,
     example_inputs: Inputs,

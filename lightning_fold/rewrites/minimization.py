@@ -12,10 +12,12 @@ from torch.optim import Optimizer
 
 from lightning_fold.report import Kept, RewriteError, RewriteReport
 from lightning_fold.rewrites.compensation import compensable, compensate
+from lightning_fold.rewrites.filling import fill, fill_cost
 from lightning_fold.rewrites.input_selection import select_read_features
 from lightning_fold.rewrites.pruning import kept_groups
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.constants import is_padded
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
 from lightning_fold.structure.labels import Contraction
@@ -25,11 +27,13 @@ from lightning_fold.structure.trace import Inputs, layer_of
 from lightning_fold.surgery import Surgery
 
 
+@on_network
 def minimize(
     model: nn.Module,
     example_inputs: Inputs,
     *,
     select_inputs: bool = False,
+    multiple_of: int = 1,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
     """Rewrite ``model`` in place into a smaller dense network that computes the same function.
@@ -47,6 +51,8 @@ def minimize(
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
         select_inputs: also drop the input features that no Linear layer reads, behind a :class:`SelectFeatures` in
             front of it.
+        multiple_of: what the number of channels that stay of every width is rounded up to a multiple of (8 suits most
+            hardware), up to the width itself; the report says what that cost. At least 1.
         optimizers: optimizers of the network; they go on with the moments of what stays.
 
     Returns:
@@ -55,22 +61,25 @@ def minimize(
         constant channel is not the same there.
 
     Raises:
-        ValueError: the network cannot be traced, or holds NaN.
+        ValueError: the network cannot be traced, or holds NaN; ``multiple_of`` is out of range.
         RewriteError: the rewritten network does not run or is not exact; everything is as it was before.
     """
+    if multiple_of < 1:
+        raise ValueError(f"minimize(multiple_of={multiple_of}): expected at least 1, for example multiple_of=8.")
     optimizers = list(optimizers)
     try:
-        return _rewritten(model, example_inputs, select_inputs, optimizers, ask_attributes=True)
+        return _rewritten(model, example_inputs, select_inputs, multiple_of, optimizers, ask_attributes=True)
     except RewriteError:
         if not read_structure(model, example_inputs).labels.sizes:
             raise  # else the code may not ask the attributes that repeat the size of its attention heads
-        return _rewritten(model, example_inputs, select_inputs, optimizers, ask_attributes=False)
+        return _rewritten(model, example_inputs, select_inputs, multiple_of, optimizers, ask_attributes=False)
 
 
 def _rewritten(
     model: nn.Module,
     example_inputs: Inputs,
     select_inputs: bool,
+    multiple_of: int,
     optimizers: list[Optimizer],
     *,
     ask_attributes: bool,
@@ -81,11 +90,11 @@ def _rewritten(
     structure = read()
 
     def change(surgery: Surgery) -> list[Kept]:
-        current = read() if surgery.bake_masks() else structure
-        kept = _minimize(surgery, current)
+        current = structure
+        kept = _minimize(surgery, current, multiple_of)
         while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
             current = read()
-            kept = _minimize(surgery, current)
+            kept = _minimize(surgery, current, multiple_of)
         if select_inputs:
             select_read_features(surgery, current)
         return kept
@@ -102,25 +111,30 @@ class _Receiver:
     created_beside: str | None = None
 
 
-def _minimize(surgery: Surgery, structure: Structure) -> list[Kept]:
+def _minimize(surgery: Surgery, structure: Structure, multiple_of: int) -> list[Kept]:
     contractions = structure.labels.contractions
     receivers = {c.node: _receiver(surgery, structure, c) for c in contractions}
     fixed = {node for node, receiver in receivers.items() if receiver is None}
     norms = [norm for norm in structure.labels.norms if compensable(structure, norm)]
     fixed |= {norm.node for norm in structure.labels.norms if norm not in norms}
-    live, carriers, removal = _decide(structure, fixed)
+    live, carriers, needed, removal = _decide(structure, fixed, multiple_of)
     for contraction in contractions:
         receiver = receivers[contraction.node]
         if receiver is not None:
             _move_constants(surgery, structure, contraction, receiver, removal, carriers)
+    filling = fill_cost(structure, needed, removal, multiple_of)
     remove(surgery, structure, removal)
     for norm in norms:
         compensate(surgery, structure, norm, removal)
-    return _kept(structure, removal, ~live)
+    return filling + _kept(structure, removal, ~live & ~needed.removed)
 
 
-def _decide(structure: Structure, fixed: set[Node]) -> tuple[Tensor, dict[Node, int], Removal]:
-    """Which groups are live, which carry constants through zero padding, and which go.
+def _decide(
+    structure: Structure, fixed: set[Node], multiple_of: int
+) -> tuple[Tensor, dict[Node, int], Removal, Removal]:
+    """Which groups are live, which carry constants through zero padding, which could go, and which do.
+
+    The last two differ where widths are filled up to a multiple.
 
     A dead group that stays (as carrier, or to keep a tensor rectangular) must stay the constant it is, so what it
     reads through a convolution that cannot take constants stays too; that can keep further groups.
@@ -131,10 +145,11 @@ def _decide(structure: Structure, fixed: set[Node]) -> tuple[Tensor, dict[Node, 
         dead = ~live
         dead[list(structure.pinned)] = False
         carriers = _choose_carriers(structure, dead, live)
-        removal = complete(structure, dead, exact=True)
+        needed = complete(structure, dead, exact=True)
+        removal = fill(structure, needed, multiple_of, exact=True)
         staying = ~live & ~removal.removed
         if not bool((staying & ~held).any()):
-            return live, carriers, removal
+            return live, carriers, needed, removal
         held |= staying
 
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.removal import complete, remove
 from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.groups import ChannelGroup, Member, Structure, group_channels, read_structure
 from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
@@ -17,6 +18,7 @@ from lightning_fold.surgery import Surgery
 Importance = Literal["l1", "l2"]
 
 
+@on_network
 def prune(
     model: nn.Module,
     example_inputs: Inputs,

@@ -11,12 +11,14 @@ from torch.utils._pytree import tree_leaves
 from lightning_fold.complexity import count_parameters
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.sparsification import prunable_weights
+from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
 from lightning_fold.surgery import Surgery
 
 _BISECTIONS = 12
 
 
+@on_network
 def release(
     model: nn.Module,
     *,

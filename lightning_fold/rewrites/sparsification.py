@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.complexity import count_parameters
 from lightning_fold.report import RewriteReport
+from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.groups import ChannelGroup, channel_groups
 from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
@@ -16,6 +17,7 @@ from lightning_fold.surgery import Surgery
 Criterion = Literal["magnitude", "connected"]
 
 
+@on_network
 def sparsify(
     model: nn.Module,
     sparsity: float,

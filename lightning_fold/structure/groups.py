@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_fold.structure.constants import Values, constants
 from lightning_fold.structure.labels import PINNED, WINDOW, Axis, Labels, Pin, label_channels
-from lightning_fold.structure.trace import Inputs, Trace, trace
+from lightning_fold.structure.trace import Inputs, Trace, trace, unwrapped
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def channel_groups(model: nn.Module, example_inputs: Inputs) -> list[ChannelGrou
     Raises:
         ValueError: the model cannot be traced with ``example_inputs``.
     """
-    return group_channels(read_structure(model, example_inputs))
+    return group_channels(read_structure(unwrapped(model), example_inputs))
 
 
 def group_channels(structure: Structure) -> list[ChannelGroup]:

@@ -1,18 +1,21 @@
 """One graph of ATen operators for any network that ``torch.export`` can trace."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.structure.joining import join
 from lightning_fold.structure.operators import compensated_norm, is_in_place, is_view
 
 Inputs = Tensor | tuple[Any, ...]
@@ -23,7 +26,7 @@ _EXAMPLES = 2
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a network in evaluation mode.
+    """The graph of a network in evaluation mode, and of what else it computes only while it trains.
 
     Attributes:
         graph: ATen operators; ``node.meta["val"]`` holds shapes and dtypes.
@@ -72,8 +75,38 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def training_paths(model: nn.Module) -> Iterator[None]:
+    """Modules that hold others in training mode inside the block, so that they call all that training needs.
+
+    Modules that hold none (BatchNorm, Dropout) are in evaluation mode: they compute what evaluation computes.
+    """
+    with evaluation_mode(model):
+        for module in model.modules():
+            module.training = bool(module._modules)
+        yield
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` and what ``torch.compile`` returns."""
+    while (inner := unwrapped_once(model)) is not model:
+        model = inner
+    return model
+
+
+def unwrapped_once(model: nn.Module) -> nn.Module:
+    """What the outermost wrapper holds; ``model`` itself where it is none."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    inner = model._modules.get("_orig_mod")
+    return model if inner is None else inner
+
+
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Export ``model`` in evaluation mode and name the tensors its graph reads.
+
+    Where evaluation leaves parameters unread (auxiliary heads), the paths of training are read too, into one graph.
+    If those cannot be traced, a warning says so and evaluation alone decides.
 
     Args:
         model: any module that ``torch.export`` can trace; it is left as it was.
@@ -83,16 +116,51 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         ValueError: the model cannot be traced with these inputs; the message names what failed.
     """
     inputs = _few_examples(as_inputs(example_inputs))
-    with evaluation_mode(model), torch.no_grad(), written_out():
+    programs = [_export(model, inputs, evaluation_mode)]
+    if unread := _unread_parameters(programs[0]):
         try:
-            program = torch.export.export(model, inputs, strict=False)
-            if _writes_views(program.graph):
-                program = program.run_decompositions({})  # the graph is read as functions: none may change its operands
+            programs.append(_export(model, inputs, training_paths))
+        except ValueError as error:
+            warnings.warn(
+                f"{type(model).__name__} does not read {', '.join(unread[:3])}{', ...' * (len(unread) > 3)} in "
+                f"evaluation mode, and what it does in training cannot be traced: {error} Channels that only training "
+                "reads are not known: train a few steps before you rely on the result.",
+                stacklevel=2,
+            )
+    if any(_writes_views(program.graph) for program in programs):
+        programs = [
+            program.run_decompositions({}) for program in programs
+        ]  # read as functions: none may change its operands
+    graph, tensors, names = _named(model, programs[0])
+    for program in programs[1:]:
+        join(graph, tensors, names, *_named(model, program))
+    modules = dict(model.named_modules())
+    _join_compensated(graph, modules)
+    return Trace(graph, tensors, names, modules)
+
+
+def _export(
+    model: nn.Module, inputs: tuple[Any, ...], mode: Callable[[nn.Module], AbstractContextManager[None]]
+) -> ExportedProgram:
+    with mode(model), torch.no_grad(), written_out():
+        try:
+            return torch.export.export(model, inputs, strict=False)
         except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{type(model).__name__} cannot be traced with the example inputs {_shapes(inputs)}: {error}. "
                 "Pass example inputs that model(*example_inputs) accepts."
             ) from error
+
+
+def _unread_parameters(program: ExportedProgram) -> list[str]:
+    """The parameters that the graph does not read."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    unread = [node for node in program.graph.nodes if node.op == "placeholder" and not node.users]
+    return [str(specs[node.name].target) for node in unread if specs[node.name].kind == InputKind.PARAMETER]
+
+
+def _named(model: nn.Module, program: ExportedProgram) -> tuple[Graph, dict[Node, Tensor], dict[Node, str]]:
+    """The graph, the tensors its placeholders stand for, and the names of those that the network owns."""
     names = tensor_names(model)
     live = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
@@ -106,9 +174,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             node_names[node] = names[id(live[target])]
         elif isinstance(lifted := program.constants.get(str(target)), Tensor):
             tensors[node] = lifted.detach()
-    modules = dict(model.named_modules())
-    _join_compensated(program.graph, modules)
-    return Trace(program.graph, tensors, node_names, modules)
+    return program.graph, tensors, node_names
 
 
 def interpret(trace: Trace, placeholder: Callable[[Node], Any], call: Callable[[Node, tuple, dict], Any]) -> dict:
@@ -143,11 +209,12 @@ def layer_of(node: Node) -> str:
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """Attention layers as the operators that they are, not as one for a whole encoder layer."""
+    """Attention layers as the operators that they are, and compiled modules as they are written."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

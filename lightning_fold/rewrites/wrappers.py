@@ -1,0 +1,76 @@
+"""Networks as they come: inside wrappers, with masks and computed weights, or not yet there at all."""
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar, cast
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from lightning_fold.structure.trace import unwrapped, unwrapped_once
+from lightning_fold.surgery import Surgery
+
+Rewrite = TypeVar("Rewrite", bound=Callable[..., Any])
+
+
+def on_network(rewrite: Rewrite) -> Rewrite:
+    """Let ``rewrite(model, ..., optimizers=...)`` meet a plain network.
+
+    It gets the network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``; names in its report
+    are those of the network inside. Masks of ``torch.nn.utils.prune`` and parametrizations are written out as plain
+    weights before. If it fails, all is as it was. ``DistributedDataParallel`` gets the new parameters afterwards; call
+    the rewrite on all processes.
+
+    Raises:
+        ValueError: weights are on the meta device, or lazy: there is nothing to read.
+    """
+
+    @wraps(rewrite)
+    def wrapped(model: nn.Module, *args: Any, optimizers: Iterable[Optimizer] = (), **kwargs: Any) -> Any:
+        network = unwrapped(model)
+        _check_there(rewrite.__name__, network)
+        optimizers = list(optimizers)
+        with Surgery(network, optimizers) as surgery:
+            surgery.bake()
+            report = rewrite(network, *args, optimizers=optimizers, **kwargs)
+        if network is not model:
+            _renew(model)
+        return report
+
+    return cast(Rewrite, wrapped)
+
+
+def _check_there(method: str, model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        call = f"{method}({type(model).__name__})"
+        if is_lazy(tensor):
+            raise ValueError(f"{call}: {name} has no shape yet; run the network once first: model(*example_inputs).")
+        if tensor.is_meta:
+            raise ValueError(
+                f"{call}: {name} is on the meta device; expected weights that can be read. Load them first: "
+                "model.to_empty(device='cpu'), then model.load_state_dict(...)."
+            )
+
+
+def _renew(model: nn.Module) -> None:
+    """Build every DistributedDataParallel around the network again: it holds the parameters that it was built with."""
+    while (inner := unwrapped_once(model)) is not model:
+        if isinstance(model, DistributedDataParallel):
+            _rebuild(model)
+        model = inner
+
+
+def _rebuild(wrapper: DistributedDataParallel) -> None:
+    training, hooks = wrapper.training, wrapper._comm_hooks
+    options = {name: vars(wrapper)[name] for name in signature(type(wrapper)).parameters if name in vars(wrapper)}
+    for said_twice in ("module", "device_mesh", "bucket_cap_mb_list"):
+        options.pop(said_twice, None)
+    if not wrapper.bucket_bytes_cap_default:
+        options["bucket_cap_mb"] = wrapper.bucket_bytes_cap // 2**20
+    DistributedDataParallel.__init__(wrapper, wrapper.module, **options)
+    wrapper.training = training
+    for hook, state in hooks:
+        wrapper.register_comm_hook(state, hook)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_fold.structure.constants import along
 from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.known import along
 from lightning_fold.structure.labels import Blocks, Product
 from lightning_fold.surgery import Surgery
 

@@ -9,10 +9,17 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from lightning_fold.structure.constants import channel_constants, contraction_channel, depends
 from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.known import channel_constants, depends
 from lightning_fold.structure.labels import Contraction, Norm, Product, Value
-from lightning_fold.structure.operators import compact, family, feeds_softmax, operator_name, oriented
+from lightning_fold.structure.operators import (
+    compact,
+    contraction_channel,
+    family,
+    feeds_softmax,
+    operator_name,
+    oriented,
+)
 
 
 def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor | None = None) -> Tensor:

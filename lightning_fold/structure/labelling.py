@@ -15,7 +15,7 @@ from lightning_fold.structure.known import Values
 from lightning_fold.structure.labels import Labelling, Labels, Value, labels_in
 from lightning_fold.structure.operators import family
 from lightning_fold.structure.rules import RULES
-from lightning_fold.structure.rules.heads import around_attention
+from lightning_fold.structure.rules.heads import agree_on_sizes, around_attention
 from lightning_fold.structure.trace import Trace, interpret
 
 
@@ -36,6 +36,7 @@ def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True) 
         return run.unknown(node, args, kwargs) if rule is None else rule.labels(run, node, args, kwargs)
 
     run.labels.values = interpret(trace, lambda node: _placeholder(run, node), call)
+    agree_on_sizes(run.labels)
     for node in trace.outputs:
         run.pin(labels_in(run.labels.values[node]), node, "is an output of the network")
     return run.labels

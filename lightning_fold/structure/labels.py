@@ -105,14 +105,16 @@ class Blocks:
     """Channels in blocks that must keep equally many, ``(blocks, channels of a block)`` each.
 
     A grouped convolution has two sides, its inputs and its outputs; a block leaves on both sides or on none. With
-    ``counted`` the network's code counts the blocks, so none can leave. With ``whole`` the channels of a block share
-    statistics: an exact rewrite removes all of them or none, and ``layer`` is the GroupNorm that counts its blocks.
+    ``counted`` the network's code counts the blocks, so none can leave; with ``fixed`` it counts the channels of a
+    block, so all of them leave or none. With ``whole`` the channels of a block share statistics: an exact rewrite
+    removes all of them or none, and ``layer`` is the GroupNorm that counts its blocks.
     """
 
     sides: tuple[Tensor, ...]
     layer: str
     reason: str
     counted: bool = False
+    fixed: bool = False
     whole: bool = False
 
 
@@ -135,26 +137,39 @@ class Product:
     Attributes:
         node: the operator: attention, or a matrix product.
         channels: labels of the channels summed over, in the layout of the first operand, size 1 where not varying.
+        given: (heads, ...) labels of what each head makes: where nothing reads these, its channels are not read.
         writer: the contraction that writes the queries, where the operator scales by their number; else ``None``.
     """
 
     node: Node
     channels: Tensor
+    given: Tensor | None = None
     writer: Contraction | None = None
+
+
+@dataclass(frozen=True)
+class HeadUse:
+    """``node`` reads head ``i`` of ``taken`` from ``source`` only for head ``i`` of ``given``: (heads, ...) labels."""
+
+    node: Node
+    source: Node
+    taken: Tensor
+    given: Tensor
 
 
 @dataclass(frozen=True)
 class Size:
     """A Python attribute of the module ``layer`` that counts the channels ``labels``, (blocks, channels of a block).
 
-    It is the number of channels of each block, or of all blocks with ``total``, divided by ``share``.
+    Its ``value`` is the number of ``"channels"``, of ``"blocks"``, or of channels of each block (``"width"``), or in
+    proportion to it.
     """
 
     layer: str
     attribute: str
     labels: Tensor
-    total: bool
-    share: int
+    counts: str
+    value: int
 
 
 @dataclass
@@ -169,6 +184,7 @@ class Labels:
     blocks: list[Blocks] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
+    head_uses: list[HeadUse] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     count: int = 1
 
@@ -186,9 +202,13 @@ class Labelling:
     def axis(self, name: str, dim: int, size: int) -> Axis:
         """One dimension of a parameter or buffer, with labels of its own."""
         if (name, dim) not in self.labels.axes:
-            self.labels.axes[name, dim] = Axis(name, dim, self.labels.count, size)
-            self.labels.count += size
+            self.labels.axes[name, dim] = Axis(name, dim, int(self.fresh(size)[0]), size)
         return self.labels.axes[name, dim]
+
+    def fresh(self, size: int) -> Tensor:
+        """(size,) labels that no tensor holds."""
+        self.labels.count += size
+        return torch.arange(self.labels.count - size, self.labels.count)
 
     def tie(self, left: Tensor, right: Tensor) -> None:
         """These channels go or stay together, each with the one in the same place."""

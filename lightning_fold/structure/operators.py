@@ -29,7 +29,7 @@ _POOLING = {
     "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
     "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d",
 }  # fmt: skip
-_REDUCTION = {"mean", "sum", "amax", "amin", "var", "std", "logsumexp"}
+_REDUCTION = {"mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm"}
 
 FAMILIES: dict[str, str] = {
     **dict.fromkeys(_MOVEMENT, "movement"),
@@ -40,7 +40,8 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(_POINTWISE, "pointwise"),
     **dict.fromkeys(("to", "_to_copy"), "cast"),
     **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
-    "cat": "cat",
+    **dict.fromkeys(("cat", "concat"), "cat"),
+    "stack": "stack",
     "linear": "contraction",
     "conv1d": "contraction",
     "conv2d": "contraction",

@@ -8,29 +8,52 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_fold.structure.known import unknown
-from lightning_fold.structure.labels import Contraction, Labelling, Product, Value, labels_in, with_last
-from lightning_fold.structure.operators import compact, family, operands, operator_name, restride, softmax_over
+from lightning_fold.structure.labels import Contraction, HeadUse, Labelling, Product, Value, with_last
+from lightning_fold.structure.operators import (
+    argument,
+    compact,
+    family,
+    operands,
+    operator_name,
+    restride,
+    softmax_over,
+)
 from lightning_fold.structure.rules.contraction import is_contraction, known_contraction, label_contraction
+from lightning_fold.structure.rules.heads import by_head, heads_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 
 
 def _label_attention(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     query, key, value, *rest = args
-    if kwargs.get("enable_gqa") or not len(query.shape) == len(key.shape) == len(value.shape):
+    if not len(query.shape) == len(key.shape) == len(value.shape):
         return run.unknown(node, *run.without_heads(args, kwargs))
-    run.pin(labels_in((rest, kwargs)), node, "is a mask over tokens")
-    passed = [_last(run, node, operand) for operand in (query, key, value)]
-    scaled = kwargs.get("scale") is None
-    _product(run, node, passed[0], passed[1], scaled=scaled)
-    return with_last(node.meta["val"].shape, passed[2])
+    queries, keys, values = (_last(run, node, operand) for operand in (query, key, value))
+    keys = _repeated(keys, key.shape, query.shape, queries)
+    values = _repeated(values, value.shape, query.shape)
+    _product(run, node, queries, keys, given=values, scaled=kwargs.get("scale") is None)
+    mask = rest[0] if rest else kwargs.get("attn_mask")
+    scores = _mask(run, node, mask, len(query.shape)) if isinstance(mask, Value) else None
+    _weigh(run, node, scores, values, argument(node, 3, "attn_mask", None), (query.shape, queries))
+    return with_last(node.meta["val"].shape, values)
+
+
+def _mask(run: Labelling, node: Node, mask: Value, rank: int) -> Value:
+    """A mask over tokens in the rank of the queries; of what it holds only heads may leave."""
+    lifted = rank - len(mask.shape)
+    fields = {dim + lifted: labels for dim, labels in mask.fields.items()}
+    fixed = [labels for dim, labels in fields.items() if dim >= rank - 2]
+    run.pin([*fixed, *mask.wide], node, "is a mask over tokens")
+    return Value(torch.Size((1,) * lifted + tuple(mask.shape)), {d: f for d, f in fields.items() if d < rank - 2})
 
 
 def _known_attention(node: Node, args: tuple, kwargs: dict) -> Any:
     """Every row of weights sums to 1, unless a mask hides all tokens from it: known finite masks cannot."""
-    value: Tensor = args[2]
+    query, _, value = args[:3]
     mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
     masked = mask is not None and not (mask.is_floating_point() and bool(compact(mask).isfinite().all()))
-    return unknown(node) if masked or kwargs.get("enable_gqa") else _mixed(node, value)
+    if kwargs.get("enable_gqa"):
+        value = restride(value.repeat_interleave(query.shape[-3] // value.shape[-3], -3))
+    return unknown(node) if masked else _mixed(node, value)
 
 
 def _label_matmul(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
@@ -39,6 +62,8 @@ def _label_matmul(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     if is_contraction(node, weight) or len(left.shape) != len(right.shape) or len(left.shape) < 3:
         return label_contraction(run, node, *run.without_heads(args, kwargs))
     rank = len(left.shape)
+    scores = Value(left.shape, {d: f for d, f in left.fields.items() if d < rank - 2})
+    left = Value(left.shape, {d: f for d, f in left.fields.items() if d >= rank - 2}, left.wide)
     rows = left.fields.get(rank - 2)
     run.pin([rows] if rows is not None else [], node, "is multiplied with another value")
     flipped = Value(
@@ -46,19 +71,27 @@ def _label_matmul(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
         {2 * rank - 3 - d if d >= rank - 2 else d: f for d, f in right.fields.items()},
         tuple(wide.transpose(-1, -2) for wide in right.wide),
     )
-    columns = _last(run, node, right, contracted=rank - 2)
-    _product(run, node, _last(run, node, left), _last(run, node, flipped, contracted=rank - 2))
-    return with_last(node.meta["val"].shape, columns)
+    shape = node.meta["val"].shape
+    values = _repeated(_last(run, node, right, contracted=rank - 2), right.shape, shape)
+    queries = _last(run, node, left)
+    keys = _repeated(_last(run, node, flipped, contracted=rank - 2), right.shape, shape, queries)
+    _weigh(run, node, scores, values, operands(node, node.args, node.kwargs)[0])
+    multiplied = queries is not None and keys is not None and queries.shape == keys.shape
+    dim = heads_dim(queries) if multiplied and queries is not None else None
+    if dim is None or queries is None:
+        _product(run, node, queries, keys)
+        return with_last(shape, values)
+    heads = run.fresh(shape[dim])
+    join_heads(run, node, by_head(queries), heads[:, None])
+    _product(run, node, queries, keys, given=heads[:, None])
+    return Value(shape, {dim: heads})
 
 
 def _known_matmul(node: Node, args: tuple, kwargs: dict) -> Any:
     if is_contraction(node, operands(node, args, kwargs)[1]):
         return known_contraction(node, args, kwargs)
-    return (
-        _mixed(node, args[1])
-        if operator_name(node) in ("matmul", "bmm") and softmax_over(node.args[0])
-        else unknown(node)
-    )
+    mixes = operator_name(node) in ("matmul", "bmm") and softmax_over(node.args[0])
+    return _mixed(node, args[1]) if mixes else unknown(node)
 
 
 def _last(run: Labelling, node: Node, value: Value, contracted: int = -1) -> Tensor | None:
@@ -83,7 +116,26 @@ def _last(run: Labelling, node: Node, value: Value, contracted: int = -1) -> Ten
     return last[0] if last else None
 
 
-def _product(run: Labelling, node: Node, left: Tensor | None, right: Tensor | None, *, scaled: bool = False) -> None:
+def _repeated(labels: Tensor | None, shape: torch.Size, goal: torch.Size, other: Tensor | None = None) -> Tensor | None:
+    """``labels`` of a value of ``shape``, for each of the heads that read the same one (grouped queries)."""
+    if labels is None:
+        return None
+    for dim in range(len(goal) - 2):
+        varies = labels.shape[dim] > 1 or (other is not None and other.shape[dim] > 1)
+        if shape[dim] != goal[dim] and varies:
+            labels = labels.repeat_interleave(goal[dim] // shape[dim], dim)
+    return labels
+
+
+def _product(
+    run: Labelling,
+    node: Node,
+    left: Tensor | None,
+    right: Tensor | None,
+    *,
+    given: Tensor | None = None,
+    scaled: bool = False,
+) -> None:
     """Two values multiplied and summed over their last dimension."""
     if left is None or right is None or left.shape != right.shape:
         run.pin([side for side in (left, right) if side is not None], node, "is multiplied with a fixed size")
@@ -92,7 +144,36 @@ def _product(run: Labelling, node: Node, left: Tensor | None, right: Tensor | No
     writer = _writer(run, node.args[0], left) if scaled else None
     if scaled and (writer is None or bool(torch.isin(left, right).any())):
         run.pin([left], node, "is divided by the root of its size")
-    run.labels.products.append(Product(node, left, writer))
+    heads = None if given is None else given.reshape(-1, given.shape[-1])
+    run.labels.products.append(Product(node, left, heads, writer))
+
+
+def _weigh(
+    run: Labelling,
+    node: Node,
+    scores: Value | None,
+    values: Tensor | None,
+    source: Node | None,
+    queries: tuple[torch.Size, Tensor | None] | None = None,
+) -> None:
+    """``scores`` (..., heads, tokens, tokens) weigh ``values``: a head of the values leaves with all that makes it."""
+    dim = None if values is None else heads_dim(values)
+    fields = {} if scores is None else dict(scores.fields)
+    taken = fields.pop(dim, None) if dim is not None else None
+    run.pin(fields.values(), node, "is multiplied with another value")
+    if values is None or values.numel() == values.shape[-1]:
+        return
+    sides = [by_head(values)]
+    if taken is not None and source is not None:
+        sides.append(taken[:, None])
+        run.labels.head_uses.append(HeadUse(node, source, sides[1], sides[0]))
+    together = dim is not None and (scores is None or taken is not None or scores.shape[dim] == 1)
+    if queries is not None and dim is not None:
+        wide = queries[1]
+        cut = wide is not None and heads_dim(wide) == dim
+        sides += [by_head(wide)] if wide is not None and cut else []
+        together = together and (cut or queries[0][dim] == 1)
+    join_heads(run, node, *sides, together=together)
 
 
 def _writer(run: Labelling, node: Any, labels: Tensor) -> Contraction | None:

@@ -8,43 +8,66 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.known import UNKNOWN, unknown
-from lightning_fold.structure.labels import Labelling, Value
+from lightning_fold.structure.labels import HeadUse, Labelling, Value
 from lightning_fold.structure.operators import compact, functional, restride
+from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 
 
 def _label_pointwise(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     shape = node.meta["val"].shape
-    operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+    values = [_lifted(leaf, len(shape)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+    wide = [wide for value in values for wide in value.wide]
     merged: dict[int, Tensor] = {}
-    for dim in range(-1, -len(shape) - 1, -1):
-        present = [(v, v.fields.get(dim + len(v.shape))) for v in operands if -dim <= len(v.shape)]
-        labels = [label for _, label in present if label is not None]
+    for dim in reversed(range(len(shape))):
+        labels = [value.fields[dim] for value in values if dim in value.fields]
         if not labels:
             continue
         for other in labels[1:]:
             run.tie(labels[0], other)
-        merged[dim + len(shape)] = labels[0]
-        if any(label is None and v.shape[dim] > 1 for v, label in present):
+        if wide and heads_dim(wide[0]) == dim:
+            join_heads(run, node, by_head(wide[0]), labels[0][:, None])
+            run.labels.head_uses += _head_uses(node, labels[0], by_head(wide[0]))
+            continue
+        if not wide or dim != inner_dim(wide[0]):
+            merged[dim] = labels[0]
+        if any(dim not in value.fields and value.shape[dim] > 1 for value in values):
             run.pin(labels[:1], node, "is combined element by element with a tensor of fixed size")
-    return Value(shape, merged, _merged_heads(run, node, operands, shape))
+    return Value(shape, merged, _merged_heads(run, node, values))
 
 
-def _merged_heads(run: Labelling, node: Node, operands: list[Value], shape: torch.Size) -> tuple[Tensor, ...]:
+def _lifted(value: Value, rank: int) -> Value:
+    """``value`` with dimensions of size 1 in front, as broadcasting sees it."""
+    more = rank - len(value.shape)
+    wide = tuple(wide.reshape((1,) * more + wide.shape) for wide in value.wide)
+    return Value(torch.Size((1,) * more + tuple(value.shape)), {d + more: f for d, f in value.fields.items()}, wide)
+
+
+def _head_uses(node: Node, heads: Tensor, channels: Tensor) -> list[HeadUse]:
+    """One number for each head is read where the head's channels are."""
+    return [HeadUse(node, source, heads[:, None], channels) for source in node.all_input_nodes]
+
+
+def _merged_heads(run: Labelling, node: Node, values: list[Value]) -> tuple[Tensor, ...]:
     """The labels over heads of an element-wise operator's result."""
-    lifted = [wide.reshape((1,) * (len(shape) - wide.dim()) + wide.shape) for v in operands for wide in v.wide]
-    if not lifted:
+    given = [wide for value in values for wide in value.wide]
+    if not given:
         return ()
-    first, *others = lifted
-    for value in operands:
-        sizes = (1,) * (len(shape) - len(value.shape)) + tuple(value.shape)
-        if not value.wide and any(size > 1 and first.shape[dim] > 1 for dim, size in enumerate(sizes)):
-            others.append(torch.zeros(()))  # of fixed size
-    if all(other.shape == first.shape for other in others):
-        for other in others:
-            run.tie(first, other)
+    first, reason = given[0], "is combined element by element with a tensor of fixed size"
+    inner = inner_dim(first)
+    for value in values:
+        over = {dim for dim, size in enumerate(value.shape) if size > 1 and first.shape[dim] > 1} - value.fields.keys()
+        if value.wide or not over | (value.fields.keys() & {inner}):
+            continue
+        if over <= {inner}:
+            fix_heads(run, node, first, reason)
+        else:
+            run.pin(given, node, reason)
+    if all(wide.shape == first.shape for wide in given):
+        for wide in given[1:]:
+            run.tie(first, wide)
     else:
-        run.pin(lifted, node, "is combined element by element with a tensor of fixed size")
+        run.pin(given, node, reason)
     return (first,)
 
 

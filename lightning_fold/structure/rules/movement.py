@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -9,8 +10,21 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.known import UNKNOWN, along, depends, tidy
 from lightning_fold.structure.labels import Blocks, Labelling, Value, blank
-from lightning_fold.structure.operators import compact, functional, operator_name, restride
-from lightning_fold.structure.rules.heads import HEAD_SIZES, HEAD_TOTALS, RESHAPES, cut_into_heads, record_size
+from lightning_fold.structure.operators import argument, compact, functional, operator_name, restride
+from lightning_fold.structure.rules.heads import (
+    HEAD_COUNTS,
+    HEAD_SIZES,
+    HEAD_TOTALS,
+    RESHAPES,
+    by_head,
+    cut_into_heads,
+    expand_over_heads,
+    fix_heads,
+    follows,
+    inner_dim,
+    join_heads,
+    keep_slices,
+)
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.trace import layer_of
 
@@ -19,7 +33,8 @@ def label_movement(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any
     """The operator, run on the labels along every dimension that holds channels."""
     value: Value = args[0]
     if not isinstance(value, Value) or not (value.fields or value.wide):
-        return blank(node)
+        blanks = blank(node)
+        return Value(blanks.shape, expand_over_heads(run, node)) if isinstance(blanks, Value) else blanks
     if node not in run.around:
         (value,), _ = run.without_heads((value,), {})
     rest = map_arg(node.args[1:], run.known.__getitem__)
@@ -30,7 +45,8 @@ def label_movement(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any
     results = [functional(node)(labels, *rest) for labels in given]
     fake = node.meta["val"]
     if isinstance(fake, Tensor):
-        return _gather(run, node, results, fake, heads=bool(value.wide))
+        moved = _gather(run, node, results, fake, heads=bool(value.wide))
+        return Value(moved.shape, expand_over_heads(run, node) | moved.fields, moved.wide)
     _split(run, node, value)
     return [_gather(run, node, [result[i] for result in results], part) for i, part in enumerate(fake)]
 
@@ -59,7 +75,9 @@ def _gather(run: Labelling, node: Node, results: list[Tensor], fake: Tensor, *, 
             run.tie(fields[inner], labels[0])
         fields[inner] = labels[0]
         if node in run.around and operator_name(node) in RESHAPES:  # of all heads together, or of a single one
-            record_size(run, node, labels[:1], inner, HEAD_TOTALS if heads else HEAD_SIZES + HEAD_TOTALS, total=True)
+            asked = HEAD_TOTALS if heads else HEAD_SIZES + HEAD_TOTALS + HEAD_COUNTS
+            if not follows(run, node, labels[:1], inner, asked, "channels"):
+                run.pin([labels], node, "is cut into heads of a size that the code knows")
     return Value(fake.shape, fields, tuple(wide))
 
 
@@ -71,28 +89,48 @@ def _in_ones(node: Node, dim: int) -> bool:
 
 
 def _split(run: Labelling, node: Node, value: Value) -> None:
-    """A channel dimension cut into parts: sizes written in the network's code cannot follow a removal."""
-    parts = node.meta["val"]
-    cut = [d for d in value.fields if parts[0].dim() == len(value.shape) and parts[0].shape[d] != value.shape[d]]
-    wide = [w for w in value.wide if parts[0].dim() == w.dim()]
-    over = [
-        (w, dim) for w in wide for dim in range(w.dim()) if w.shape[dim] > 1 and parts[0].shape[dim] != value.shape[dim]
-    ]
-    for labels in [value.fields[dim] for dim in cut] + [w.movedim(dim, -1) for w, dim in over]:
-        if operator_name(node) == "chunk" and len({tuple(part.shape) for part in parts}) == 1:
-            sides = (labels.reshape(-1, labels.shape[-1] // len(parts)),)
+    """Channels cut into parts: sizes written in the network's code cannot follow a removal."""
+    parts, name = node.meta["val"], operator_name(node)
+    even = name == "chunk" and len({tuple(part.shape) for part in parts}) == 1
+    cut = _split_dim(node, len(value.shape))
+    if cut in value.fields and name != "unbind":
+        labels = value.fields[cut]
+        if even:
+            sides = (labels.reshape(len(parts), -1),)
             run.labels.blocks.append(Blocks(sides, layer_of(node), "is cut into equal chunks", counted=True))
         else:
             run.pin([labels], node, "is split at positions written in the network's code")
+    for wide in value.wide:
+        if wide.shape[cut] == 1:
+            continue
+        if cut != inner_dim(wide):
+            keep_slices(run, node, wide, cut)
+        elif even:
+            chunks = [by_head(chunk) for chunk in wide.chunk(len(parts), cut)]
+            join_heads(run, node, *chunks)
+            run.labels.blocks.append(Blocks((torch.cat(chunks),), layer_of(node), "is cut into equal chunks"))
+        else:
+            fix_heads(run, node, wide, "is split at positions written in the network's code")
+
+
+def _split_dim(node: Node, rank: int) -> int:
+    """The dimension along which ``node`` takes a value apart."""
+    position = 1 if operator_name(node) == "unbind" else 2
+    return argument(node, position, "dim", 0) % rank
 
 
 def _label_positions(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     value, fake = args[0], node.meta["val"]
     whole = operator_name(node) in ("slice", "narrow") and fake.shape == value.shape
     dims = set() if whole else _dims_with_positions(node, len(value.shape))
-    named = [f for d, f in value.fields.items() if d in dims]
-    named += [wide for wide in value.wide if len(value.shape) - 1 in dims and wide.shape[-1] > 1]
-    run.pin(named, node, "is read at positions the code names")
+    reason = "is read at positions the code names"
+    run.pin([f for d, f in value.fields.items() if d in dims], node, reason)
+    for wide in value.wide:
+        for dim in dims:
+            if wide.shape[dim] > 1 and dim != inner_dim(wide):
+                keep_slices(run, node, wide, dim)
+            elif wide.shape[dim] > 1:
+                fix_heads(run, node, wide, reason)
     return label_movement(run, node, args, kwargs)
 
 

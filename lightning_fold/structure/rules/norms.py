@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.structure.known import UNKNOWN, along, channel_constants, depends, unknown
-from lightning_fold.structure.labels import Blocks, Labelling, Norm, Value, argument_value, blank
+from lightning_fold.structure.labels import Blocks, Labelling, Norm, Value, argument_value, blank, labels_in
 from lightning_fold.structure.operators import (
     argument,
     batch_norm_eps,
@@ -17,6 +17,7 @@ from lightning_fold.structure.operators import (
     operator_name,
     restride,
 )
+from lightning_fold.structure.rules.heads import by_head, fix_heads, inner_dim
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.trace import layer_of
 
@@ -97,6 +98,8 @@ def _known_group_norm(node: Node, args: tuple, kwargs: dict) -> Any:
 def _label_layer_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     value: Value = args[0]
     dims = normalised_dims(node)
+    if value.wide:
+        return _normalised_heads(run, node, args, kwargs)
     for tensor in norm_affine(node):
         fields = argument_value(node, args, kwargs, tensor).fields if tensor is not None else {}
         for dim, labels in fields.items():
@@ -107,6 +110,20 @@ def _label_layer_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> 
     if not alone or not _follows(run, node):
         run.pin(inside, node, "is normalised over a size that the code knows")
     return Value(value.shape, value.fields)
+
+
+def _normalised_heads(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    """A norm over the channels of each head: a head leaves as a whole, with nothing of the norm."""
+    value: Value = args[0]
+    wide, reason = value.wide[0], "is normalised with the other channels of its head"
+    if value.fields or len(value.wide) > 1 or normalised_dims(node) != (inner_dim(wide),):
+        (value,), _ = run.without_heads((value,), {})
+        return _label_layer_norm(run, node, (value, *args[1:]), kwargs)
+    affine = [argument_value(node, args, kwargs, tensor) for tensor in norm_affine(node) if tensor is not None]
+    run.pin(labels_in(affine), node, reason)
+    fix_heads(run, node, wide, reason)
+    run.labels.norms.append(Norm(node, by_head(wide), inner_dim(wide)))
+    return value
 
 
 def _follows(run: Labelling, node: Node) -> bool:
@@ -136,5 +153,5 @@ RULES = {
     "batch_norm": Rule(_label_batch_norm, _known_batch_norm),
     "instance_norm": Rule(_label_batch_norm, _known_instance_norm),
     "group_norm": Rule(_label_group_norm, _known_group_norm),
-    "layer_norm": Rule(_label_layer_norm, _known_layer_norm),
+    "layer_norm": Rule(_label_layer_norm, _known_layer_norm, reads_heads=True),
 }

@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.known import UNKNOWN, along, channel_constants, unknown
-from lightning_fold.structure.labels import Labelling, Value
-from lightning_fold.structure.operators import functional, operator_name, restride
+from lightning_fold.structure.labels import HeadUse, Labelling, Value
+from lightning_fold.structure.operators import argument, functional, operator_name, restride
+from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 
 
@@ -39,13 +41,37 @@ def _known_pooling(node: Node, args: tuple, kwargs: dict) -> Any:
 
 def _label_reduce(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     value, fake = args[0], node.meta["val"]
-    dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    dims = range(len(value.shape)) if dims is None or isinstance(dims, bool) or dims == [] else dims
-    reduced = {dim % len(value.shape) for dim in ([dims] if isinstance(dims, int) else dims)}
+    reduced = _reduced_dims(node, len(value.shape))
+    if value.wide:
+        if len(value.wide) == 1 and not value.fields and reduced == {inner_dim(value.wide[0])} and node in run.around:
+            return _reduced_heads(run, node, value.wide[0])
+        (value,), _ = run.without_heads((value,), {})
     run.pin([f for d, f in value.fields.items() if d in reduced], node, "is summed over")
     keep = fake.dim() == len(value.shape)
     moved = {d: d if keep else d - sum(r < d for r in reduced) for d in value.fields if d not in reduced}
     return Value(fake.shape, {moved[d]: value.fields[d] for d in moved})
+
+
+def _reduced_dims(node: Node, rank: int) -> set[int]:
+    """The dimensions that a reduction takes together."""
+    position = 2 if operator_name(node) == "linalg_vector_norm" else 1
+    dims: Any = argument(node, position, "dim", None)
+    if dims is None or isinstance(dims, bool) or dims == []:
+        return set(range(rank))
+    return {dim % rank for dim in ([dims] if isinstance(dims, int) else dims)}
+
+
+def _reduced_heads(run: Labelling, node: Node, wide: Tensor) -> Value:
+    """One number for each head, of all its channels."""
+    fix_heads(run, node, wide, "is summed over")
+    dim, fake = heads_dim(wide), node.meta["val"]
+    if dim is None:
+        run.pin([wide], node, "is summed over")
+        return Value(fake.shape)
+    heads = run.fresh(wide.shape[dim])
+    join_heads(run, node, by_head(wide), heads[:, None])
+    run.labels.head_uses.append(HeadUse(node, node.all_input_nodes[0], by_head(wide), heads[:, None]))
+    return Value(fake.shape, {dim: heads})
 
 
 def _known_reduction(node: Node, args: tuple, kwargs: dict) -> Any:
@@ -70,6 +96,6 @@ def _label_softmax(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any
 
 RULES = {
     "pooling": Rule(_label_resample, _known_pooling),
-    "reduction": Rule(_label_reduce, _known_reduction),
+    "reduction": Rule(_label_reduce, _known_reduction, reads_heads=True),
     "softmax": Rule(_label_softmax),
 }

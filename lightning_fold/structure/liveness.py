@@ -98,7 +98,9 @@ def norm_constants(structure: Structure, norm: Norm) -> Tensor:
     """(channels,) the constant that each channel read by ``norm`` is, NaN where it depends on the input."""
     assert norm.channels is not None
     given = channel_constants(structure.known[norm.node.all_input_nodes[0]], norm.dim)
-    return torch.full((norm.channels.numel(),), torch.nan) if given is None else given.cpu()
+    if given is None or len(given) != norm.channels.numel():  # or over the channels of each head
+        return torch.full((norm.channels.numel(),), torch.nan)
+    return given.cpu()
 
 
 def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> Tensor:

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.fx import Node
 
 _MOVEMENT = {
- "alias", "chunk", "clone", "contiguous", "detach", "expand", "expand_as", "flatten", "lift_fresh_copy", "movedim",
-    "permute", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "reshape", "split", "split_with_sizes",
-    "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as", "_unsafe_view",
+    "_unsafe_view", "adjoint", "alias", "channel_shuffle", "chunk", "clone", "contiguous", "detach", "expand",
+    "expand_as", "flatten", "lift_fresh_copy", "mH", "mT", "moveaxis", "movedim", "numpy_T", "permute",
+    "pixel_shuffle", "pixel_unshuffle", "ravel", "repeat", "repeat_interleave", "reshape", "reshape_as", "split",
+    "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "tile", "transpose", "unbind",
+    "unflatten", "unsafe_chunk", "unsafe_split", "unsqueeze", "view", "view_as",
 }  # fmt: skip
 # Data movement that names positions in the network's code: along these dimensions nothing can be removed.
 _POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slice", "unfold"}

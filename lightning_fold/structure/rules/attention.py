@@ -19,7 +19,7 @@ from lightning_fold.structure.operators import (
     softmax_over,
 )
 from lightning_fold.structure.rules.contraction import is_contraction, known_contraction, label_contraction
-from lightning_fold.structure.rules.heads import by_head, heads_dim, join_heads
+from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 
 
@@ -143,7 +143,7 @@ def _product(
     run.tie(left, right)
     writer = _writer(run, node.args[0], left) if scaled else None
     if scaled and (writer is None or bool(torch.isin(left, right).any())):
-        run.pin([left], node, "is divided by the root of its size")
+        fix_heads(run, node, left, "is divided by the root of its size")
     heads = None if given is None else given.reshape(-1, given.shape[-1])
     run.labels.products.append(Product(node, left, heads, writer))
 

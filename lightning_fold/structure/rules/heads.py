@@ -81,7 +81,9 @@ def join_heads(run: Labelling, node: Node, *sides: Tensor, together: bool = True
 
 
 def fix_heads(run: Labelling, node: Node, wide: Tensor, reason: str) -> None:
-    """The channels of a head leave together or not at all."""
+    """The channels of a head leave together or not at all; of a single head, none leaves."""
+    if wide.numel() == wide.shape[inner_dim(wide)]:
+        run.pin([wide], node, reason)
     run.labels.blocks.append(Blocks((by_head(wide),), layer_of(node), reason, fixed=True))
 
 

@@ -46,7 +46,8 @@ def label_movement(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any
     fake = node.meta["val"]
     if isinstance(fake, Tensor):
         moved = _gather(run, node, results, fake, heads=bool(value.wide))
-        return Value(moved.shape, expand_over_heads(run, node) | moved.fields, moved.wide)
+        repeated = {} if value.wide else expand_over_heads(run, node)
+        return Value(moved.shape, repeated | moved.fields, moved.wide)
     _split(run, node, value)
     return [_gather(run, node, [result[i] for result in results], part) for i, part in enumerate(fake)]
 

@@ -19,6 +19,7 @@ from lightning_fold.structure.operators import (
     feeds_softmax,
     operator_name,
     oriented,
+    shape_operands,
 )
 
 
@@ -53,6 +54,8 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
             continue
         live |= out & _mask(structure, carried[node])
         for source in node.all_input_nodes:
+            if source in shape_operands(node):
+                continue
             passes = node.target is getitem or _selects_heads(structure, node)
             needed = out if passes else out | ~_mask(structure, carried[node])
             if node in contractions and source is contractions[node].value:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.fx import Node
 
 _MOVEMENT = {
-    "_unsafe_view", "adjoint", "alias", "channel_shuffle", "chunk", "clone", "contiguous", "detach", "expand",
+    "_unsafe_view", "adjoint", "alias", "chunk", "clone", "contiguous", "detach", "expand",
     "expand_as", "flatten", "lift_fresh_copy", "mH", "mT", "moveaxis", "movedim", "numpy_T", "permute",
-    "pixel_shuffle", "pixel_unshuffle", "ravel", "repeat", "repeat_interleave", "reshape", "reshape_as", "split",
+    "pixel_unshuffle", "ravel", "repeat", "repeat_interleave", "reshape", "reshape_as", "split",
     "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "tile", "transpose", "unbind",
     "unflatten", "unsafe_chunk", "unsafe_split", "unsqueeze", "view", "view_as",
 }  # fmt: skip
@@ -24,12 +24,14 @@ _POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slic
 # Element by element, although ATen does not say so.
 _POINTWISE = {"hardswish", "log_sigmoid", "rsub", "type_as", "zeros_like", "ones_like", "full_like"}  # fmt: skip
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "lift_fresh"}
+_SHAPED_LIKE = {"expand_as", "reshape_as", "view_as"}
 _SAME = {"alias", "clone", "contiguous", "detach", "expand"}
 _POOLING = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
     "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
     "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact3d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
 }  # fmt: skip
 _REDUCTION = {"mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm"}
 
@@ -44,6 +46,9 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
     **dict.fromkeys(("cat", "concat"), "cat"),
     "stack": "stack",
+    **dict.fromkeys(("pixel_shuffle", "channel_shuffle", "native_channel_shuffle"), "shuffle"),
+    **dict.fromkeys(("im2col", "col2im"), "patches"),
+    "bilinear": "bilinear",
     "linear": "contraction",
     "conv1d": "contraction",
     "conv2d": "contraction",
@@ -185,6 +190,11 @@ def is_in_place(node: Node) -> bool:
     """Whether ``node``'s operator changes its first operand."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable and family(node) != "identity"
+
+
+def shape_operands(node: Node) -> tuple[Node, ...]:
+    """The operands of which ``node`` reads nothing but the shape."""
+    return tuple(node.all_input_nodes[1:]) if operator_name(node) in _SHAPED_LIKE else ()
 
 
 def is_view(node: Node) -> bool:

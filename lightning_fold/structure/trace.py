@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.structure.canonical import put_weights_second, write_out_einsum
 from lightning_fold.structure.operators import compensated_norm, is_in_place, is_view
 
 Inputs = Tensor | tuple[Any, ...]
@@ -86,6 +87,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     with evaluation_mode(model), torch.no_grad(), _written_out():
         try:
             program = torch.export.export(model, inputs, strict=False)
+            program = write_out_einsum(program)
             if _writes_views(program.graph):
                 program = program.run_decompositions({})  # the graph is read as functions: none may change its operands
         except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -108,6 +110,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             tensors[node] = lifted.detach()
     modules = dict(model.named_modules())
     _join_compensated(program.graph, modules)
+    put_weights_second(program.graph, tensors)
     return Trace(program.graph, tensors, node_names, modules)
 
 

@@ -28,9 +28,7 @@ class Heads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         q = self.q(x).reshape(b, n, self.num_heads, self.head_dim).transpose(1, 2)
-        k, v = (
-            layer(x).reshape(b, n, self.num_kv_heads, self.head_dim).transpose(1, 2) for layer in (self.k, self.v)
-        )
+        k, v = (layer(x).reshape(b, n, self.num_kv_heads, self.head_dim).transpose(1, 2) for layer in (self.k, self.v))
         return self.proj(self.attend(q, k, v).transpose(1, 2).reshape(b, n, self.attn_dim))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -99,6 +99,30 @@ def known_contraction(node: Node, args: tuple, kwargs: dict) -> Any:
     return along(result, channel, node.meta["val"].shape)
 
 
+def _label_bilinear(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    """Every row reads products of two inputs; of these nothing is known, so that both are read."""
+    left, right, weight = args[:3]
+    bias = args[3] if len(args) > 3 else kwargs.get("bias")
+    for dim, value in ((1, left), (2, right)):
+        last = value.fields.get(len(value.shape) - 1)
+        run.tie_or_pin(last, weight.fields.get(dim), node, "reads an input of fixed size")
+        run.pin([f for d, f in value.fields.items() if d < len(value.shape) - 1], node, "is read position by position")
+    rows = weight.fields.get(0)
+    if isinstance(bias, Value) and bias.fields:
+        run.tie_or_pin(rows, bias.fields.get(0), node, "has rows of fixed size")
+    shape = node.meta["val"].shape
+    return Value(shape, {len(shape) - 1: rows} if rows is not None else {})
+
+
+def _known_bilinear(node: Node, args: tuple, kwargs: dict) -> Any:
+    weight, bias = args[2], args[3] if len(args) > 3 else kwargs.get("bias")
+    if depends(weight) or depends(bias):
+        return unknown(node)
+    rows = torch.where((weight == 0).flatten(1).all(1), 0.0, torch.nan).to(weight)
+    shape = node.meta["val"].shape
+    return along(rows if bias is None else rows + bias, len(shape) - 1, shape)
+
+
 def _label_embedding(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     weight: Value = args[0]
     shape = node.meta["val"].shape
@@ -114,5 +138,6 @@ def _known_embedding(node: Node, args: tuple, kwargs: dict) -> Any:
 
 RULES = {
     "contraction": Rule(label_contraction, known_contraction),
+    "bilinear": Rule(_label_bilinear, _known_bilinear),
     "embedding": Rule(_label_embedding, _known_embedding),
 }

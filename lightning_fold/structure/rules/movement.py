@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.known import UNKNOWN, along, depends, tidy
 from lightning_fold.structure.labels import Blocks, Labelling, Value, blank
-from lightning_fold.structure.operators import argument, compact, functional, operator_name, restride
+from lightning_fold.structure.operators import argument, compact, functional, operator_name, restride, shape_operands
 from lightning_fold.structure.rules.heads import (
     HEAD_COUNTS,
     HEAD_SIZES,
@@ -37,7 +37,7 @@ def label_movement(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any
         return Value(blanks.shape, expand_over_heads(run, node)) if isinstance(blanks, Value) else blanks
     if node not in run.around:
         (value,), _ = run.without_heads((value,), {})
-    rest = map_arg(node.args[1:], run.known.__getitem__)
+    rest = _shaped_like(node) or map_arg(node.args[1:], run.known.__getitem__)
     if any(leaf is UNKNOWN or depends(leaf) for leaf in tree_leaves(rest)):
         return run.unknown(node, args, kwargs)
     given = [along(labels, dim, value.shape) for dim, labels in value.fields.items()]
@@ -50,6 +50,12 @@ def label_movement(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any
         return Value(moved.shape, repeated | moved.fields, moved.wide)
     _split(run, node, value)
     return [_gather(run, node, [result[i] for result in results], part) for i, part in enumerate(fake)]
+
+
+def _shaped_like(node: Node) -> tuple[Tensor, ...]:
+    """Stands for the operand of which an operator reads nothing but the shape."""
+    others = shape_operands(node)
+    return tuple(torch.empty(()).expand(other.meta["val"].shape) for other in others)
 
 
 def _gather(run: Labelling, node: Node, results: list[Tensor], fake: Tensor, *, heads: bool = False) -> Value:

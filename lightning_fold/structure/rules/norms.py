@@ -27,8 +27,16 @@ def _label_batch_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> 
     for other in args[1:5]:
         if isinstance(other, Value):
             run.tie_or_pin(value.fields.get(1), other.fields.get(0), node, "is normalised with a fixed input")
+    if _own_statistics(node):
+        run.pin([f for d, f in value.fields.items() if d != 1], node, "is normalised over")
+        value = Value(value.shape, {d: f for d, f in value.fields.items() if d == 1})
     rest = blank(node)
     return [value, *rest[1:]] if isinstance(rest, (list, tuple)) else value
+
+
+def _own_statistics(node: Node) -> bool:
+    """Whether a Batch- or InstanceNorm takes its statistics from what it normalises."""
+    return operator_name(node) in ("batch_norm", "instance_norm") and bool(node.args[5])
 
 
 def _known_batch_norm(node: Node, args: tuple, kwargs: dict) -> Tensor:

@@ -75,15 +75,16 @@ def _reduced_heads(run: Labelling, node: Node, wide: Tensor) -> Value:
 
 
 def _known_reduction(node: Node, args: tuple, kwargs: dict) -> Any:
-    # Only what is one number along the reduced dimensions is known, and only where its reduction is that number:
-    # a sum depends on the size of the image.
-    if operator_name(node) not in ("mean", "amax", "amin"):
+    # Only what is one number along the reduced dimensions is known, and only where its reduction does not depend on
+    # how many there are: a sum does, with the size of the image, unless it is of zeros.
+    first, name = args[0], operator_name(node)
+    if name not in ("mean", "amax", "amin", "sum", "linalg_vector_norm"):
         return unknown(node)
-    first, *rest = args
-    dims = rest[0] if rest else kwargs.get("dim", ())
-    for dim in [dims] if isinstance(dims, int) else dims or range(first.dim()):
+    for dim in _reduced_dims(node, first.dim()):
         start = first.narrow(dim, 0, 1)
         first = torch.where((first == start).all(dim, keepdim=True), start, torch.nan)
+    if name in ("sum", "linalg_vector_norm"):
+        first = torch.where(first == 0, first, torch.nan)
     return restride(first.reshape(node.meta["val"].shape))
 
 

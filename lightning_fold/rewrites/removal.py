@@ -37,8 +37,9 @@ def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
     """Cut the removed groups out of every tensor they live in."""
     for product in structure.labels.products:
         _keep_scale(surgery, structure, product, removal)
-    contractions = structure.labels.contractions
-    grouped = {structure.trace.names[c.weight]: c for c in contractions if c.groups > 1 and c.columns is not None}
+    names = structure.trace.names
+    contractions = [c for c in structure.labels.contractions if c.weight in names and c.columns is not None]
+    grouped = {names[c.weight]: c for c in contractions if c.groups > 1}
     for (name, dim), axis in structure.labels.axes.items():
         if name not in grouped:
             _select(surgery, name, dim, _staying(removal, structure.groups(axis)))

@@ -182,8 +182,18 @@ def _exact(model: nn.Module, x: Tensor) -> lf.RewriteReport:
     return report
 
 
-@pytest.mark.parametrize("how", ["values", "output"])
-@pytest.mark.parametrize("kind", [*APART, *FUSED])
+def _some(options: list[str]) -> list:
+    """Every kind with one of the ``options`` in turn in every run, with the others in the long one."""
+    return [
+        pytest.param(kind, option, marks=() if j == i % len(options) else pytest.mark.slow)
+        for i, kind in enumerate(KINDS)
+        for j, option in enumerate(options)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [case for case in _some(["values", "output"]) if case.values[0] is not Talking]
+)
 def test_head_that_adds_nothing_goes(kind: type[nn.Module], how: str) -> None:
     """Heads 2 and 3: their values are constants, or nobody reads them."""
     model, x = _network(kind)
@@ -229,8 +239,7 @@ def test_single_dimensions_of_a_head_stay(kind: type[nn.Module]) -> None:
     assert model.attentions[0].q.out_features == SIZE
 
 
-@pytest.mark.parametrize("pattern", ["rows", "columns", "both"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "pattern"), _some(["rows", "columns", "both"]))
 def test_random_masks(kind: type[nn.Module], pattern: str) -> None:
     model, x = _network(kind)
     mask(model, pattern)

@@ -115,3 +115,32 @@ def test_rows_of_a_bilinear_layer_leave() -> None:
     lf.minimize(model, x)
     assert model[1].product.out_features == 2 == model[2].in_channels
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is normalised for each of its filters (weight standardisation)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_filters_of_a_standardised_convolution_leave(groups: int) -> None:
+    """Not what it reads: each filter is divided by its own spread over all inputs, zeros included."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, WIDTH, 3, padding=1), nn.ReLU(), Standardised(WIDTH, 10, 3, padding=1, groups=groups)),
+        *(nn.ReLU(), nn.Conv2d(10, 4, 1), Head(4)),
+    ).double()
+    randomise(model)
+    with torch.no_grad():
+        model[0].weight[:4] = 0
+        model[2].weight[:3] = 0
+        model[4].weight[:, 8:] = 0
+    dense, x = deepcopy(model), torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    report = lf.minimize(model, x)
+    assert (model[0].out_channels, model[2].out_channels) == (WIDTH, 5 if groups == 1 else 10)
+    assert any("weight" in kept.reason and "computed" in kept.reason for kept in report.kept)
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12

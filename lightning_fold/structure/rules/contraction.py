@@ -40,7 +40,9 @@ def label_contraction(run: Labelling, node: Node, args: tuple, kwargs: dict) -> 
     columns, rows = value.fields.get(channel), weight.fields.get(row_dim)
     run.pin([labels for d, labels in weight.fields.items() if d > 1], node, WINDOW)
     if groups == 1:
-        run.tie_or_pin(columns, weight.fields.get(1 - row_dim), node, "reads an input of fixed size")
+        computed = weight.fields.get(1 - row_dim) is None
+        reason = "has a weight that is computed from all of them" if computed else "reads an input of fixed size"
+        run.tie_or_pin(columns, weight.fields.get(1 - row_dim), node, reason)
     elif node.args[1] not in run.trace.names:
         sides = [side for side in (columns, rows) if side is not None]
         run.pin(sides, node, "is in a grouped convolution whose weight is computed")

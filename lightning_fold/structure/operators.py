@@ -25,6 +25,7 @@ _POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slic
 _POINTWISE = {"hardswish", "log_sigmoid", "rsub", "type_as", "zeros_like", "ones_like", "full_like"}  # fmt: skip
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "lift_fresh"}
 _SHAPED_LIKE = {"expand_as", "reshape_as", "view_as"}
+_NEW = {"new_empty", "new_full", "new_ones", "new_zeros"}
 _SAME = {"alias", "clone", "contiguous", "detach", "expand"}
 _POOLING = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
@@ -43,6 +44,7 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(_POSITIONS, "positions"),
     **dict.fromkeys(_POINTWISE, "pointwise"),
     **dict.fromkeys(("to", "_to_copy"), "cast"),
+    **dict.fromkeys(_NEW, "new"),
     **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
     **dict.fromkeys(("cat", "concat"), "cat"),
     "stack": "stack",
@@ -194,6 +196,8 @@ def is_in_place(node: Node) -> bool:
 
 def shape_operands(node: Node) -> tuple[Node, ...]:
     """The operands of which ``node`` reads nothing but the shape."""
+    if operator_name(node) in _NEW:
+        return tuple(node.all_input_nodes)
     return tuple(node.all_input_nodes[1:]) if operator_name(node) in _SHAPED_LIKE else ()
 
 

@@ -73,6 +73,7 @@ CASES = {
     "einsum_image": (lambda: Between(Mix("einsum_image"), 10), 6),
     "bilinear": (lambda: Between(Bilinear(), 9), 12),
     "norm": (lambda: Between(lambda x: x / (x.norm(p=2, dim=(2, 3), keepdim=True) + 1)), 6),
+    "new_zeros": (lambda: Between(lambda x: x + x.new_zeros(1)), 6),
     "expand_as": (lambda: Between(lambda x: x * x.mean((2, 3), keepdim=True).expand_as(x)), 6),
 }
 

@@ -36,6 +36,7 @@ _SIZES: list[tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = [
     (_NormBase, lambda m: {"num_features": _width(m)}),
     (nn.GroupNorm, lambda m: {"num_channels": m.weight.shape[0]} if m.weight is not None else {}),
     (nn.Embedding, lambda m: {"num_embeddings": m.weight.shape[0], "embedding_dim": m.weight.shape[1]}),
+    (nn.Bilinear, lambda m: dict(zip(("out_features", "in1_features", "in2_features"), m.weight.shape, strict=True))),
     (nn.PReLU, lambda m: {"num_parameters": m.weight.shape[0]}),
 ]
 

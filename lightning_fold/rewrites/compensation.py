@@ -19,7 +19,13 @@ from lightning_fold.surgery import Surgery
 def compensable(structure: Structure, norm: Norm) -> bool:
     """Whether a compensated norm can stand for ``norm``: a module of its own, called once."""
     path, (weight, bias) = layer_of(norm.node), norm_affine(norm.node)
-    if family(norm.node) != "layer_norm" or norm.channels is None or not path or weight is None:
+    if (
+        family(norm.node) != "layer_norm"
+        or norm.channels is None
+        or len(norm.channels) > 1
+        or not path
+        or weight is None
+    ):
         return False
     names, module = structure.trace.names, structure.trace.modules.get(path)
     owned = {names.get(tensor, "").rpartition(".")[0] for tensor in (weight, bias) if tensor is not None}

@@ -18,11 +18,10 @@ from lightning_fold.rewrites.pruning import kept_groups
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
-from lightning_fold.structure.constants import is_padded
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
 from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.liveness import input_constants, live_groups, used_columns
-from lightning_fold.structure.operators import family, oriented
+from lightning_fold.structure.operators import family, is_padded, oriented
 from lightning_fold.structure.trace import Inputs, layer_of
 from lightning_fold.surgery import Surgery
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_fold.structure.constants import along
 from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.known import along
 from lightning_fold.structure.labels import Blocks, Product
 from lightning_fold.surgery import Surgery
 
@@ -37,8 +37,9 @@ def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
     """Cut the removed groups out of every tensor they live in."""
     for product in structure.labels.products:
         _keep_scale(surgery, structure, product, removal)
-    contractions = structure.labels.contractions
-    grouped = {structure.trace.names[c.weight]: c for c in contractions if c.groups > 1 and c.columns is not None}
+    names = structure.trace.names
+    contractions = [c for c in structure.labels.contractions if c.weight in names and c.columns is not None]
+    grouped = {names[c.weight]: c for c in contractions if c.groups > 1}
     for (name, dim), axis in structure.labels.axes.items():
         if name not in grouped:
             _select(surgery, name, dim, _staying(removal, structure.groups(axis)))
@@ -55,16 +56,22 @@ def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
             surgery.set_attribute(blocks.layer, "num_channels", int(staying.sum()))
     for size in structure.labels.sizes:
         staying = ~removal.removed[structure.group_of[size.labels]]
-        surgery.set_attribute(
-            size.layer, size.attribute, int(staying.sum() if size.total else staying[0].sum()) // size.share
-        )
+        value = size.value * _counted(staying, size.counts) // _counted(torch.ones_like(staying), size.counts)
+        surgery.set_attribute(size.layer, size.attribute, value)
+
+
+def _counted(staying: Tensor, what: str) -> int:
+    """The number of channels, of blocks, or of channels of a block that stay: (blocks, channels of a block)."""
+    if what == "channels":
+        return int(staying.sum())
+    return int(staying.any(1).sum() if what == "blocks" else staying.sum(1).max())
 
 
 def _keep_scale(surgery: Surgery, structure: Structure, product: Product, removal: Removal) -> None:
     """Scale the queries where attention divides by the root of their number, which gets smaller."""
     labels, writer = product.channels, product.writer
     staying = ~removal.removed[structure.group_of[labels]].reshape(-1, labels.shape[-1])
-    left = int(staying[0].sum())
+    left = int(staying.sum(1).max())
     if writer is None or writer.rows is None or left == labels.shape[-1]:
         return
     queries = torch.isin(writer.rows, labels)
@@ -104,7 +111,7 @@ def _even(structure: Structure, blocks: Blocks, removal: Removal, exact: bool) -
         kept = torch.stack([(~removal.removed[side]).sum(1) for side in sides])
         staying = kept.any(0) | blocks.counted
         goal = kept.max(1).values
-        if blocks.whole and exact:
+        if blocks.fixed or (blocks.whole and exact):
             goal = goal.clamp_min(sides[0].shape[1] if bool(staying.any()) else 0)
         if bool((kept[:, staying] == goal[:, None]).all()):
             break

@@ -10,8 +10,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from lightning_fold.structure.constants import Values, constants
-from lightning_fold.structure.labels import PINNED, WINDOW, Axis, Labels, Pin, label_channels
+from lightning_fold.structure.constants import constants
+from lightning_fold.structure.known import Values
+from lightning_fold.structure.labelling import label_channels
+from lightning_fold.structure.labels import PINNED, WINDOW, Axis, Labels, Pin
 from lightning_fold.structure.trace import Inputs, Trace, trace, unwrapped
 
 

@@ -9,10 +9,18 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from lightning_fold.structure.constants import channel_constants, contraction_channel, depends
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.labels import Contraction, Norm, Product, Value
-from lightning_fold.structure.operators import compact, family, feeds_softmax, operator_name, oriented
+from lightning_fold.structure.known import channel_constants, depends
+from lightning_fold.structure.labels import Contraction, HeadUse, Norm, Product, Value
+from lightning_fold.structure.operators import (
+    compact,
+    contraction_channel,
+    family,
+    feeds_softmax,
+    operator_name,
+    oriented,
+    shape_operands,
+)
 
 
 def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor | None = None) -> Tensor:
@@ -32,6 +40,9 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
     contractions = {contraction.node: contraction for contraction in structure.labels.contractions}
     norms = {norm.node: norm for norm in structure.labels.norms}
     products = {product.node: product for product in structure.labels.products}
+    uses: dict[Node, list[HeadUse]] = {}
+    for use in structure.labels.head_uses:
+        uses.setdefault(use.node, []).append(use)
     carried = {node: _carried(structure, value) for node, value in structure.labels.values.items()}
     alive: dict[Node, Tensor] = {}
     live = torch.zeros(structure.count, dtype=torch.bool)
@@ -43,6 +54,8 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
             continue
         live |= out & _mask(structure, carried[node])
         for source in node.all_input_nodes:
+            if source in shape_operands(node):
+                continue
             passes = node.target is getitem or _selects_heads(structure, node)
             needed = out if passes else out | ~_mask(structure, carried[node])
             if node in contractions and source is contractions[node].value:
@@ -55,11 +68,14 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
             elif node in norms and source is node.all_input_nodes[0]:
                 needed |= _normalised(structure, norms[node], out, node in fixed)
             elif node in products and source in node.args[:2]:
-                needed = _multiplied(structure, products[node], needed)
+                needed = _multiplied(structure, products[node], needed, out)
             elif node in contractions:
                 if not depends(structure.known[source]):
                     continue  # its channels are the contraction's own rows and columns
                 needed = ~torch.zeros_like(out)
+            for use in uses.get(node, ()):
+                if use.source is source:
+                    needed = _in_live_heads(structure, use, needed, out)
             needed &= _mask(structure, carried[source])
             alive[source] = alive[source] | needed if source in alive else needed
     return live
@@ -85,7 +101,9 @@ def norm_constants(structure: Structure, norm: Norm) -> Tensor:
     """(channels,) the constant that each channel read by ``norm`` is, NaN where it depends on the input."""
     assert norm.channels is not None
     given = channel_constants(structure.known[norm.node.all_input_nodes[0]], norm.dim)
-    return torch.full((norm.channels.numel(),), torch.nan) if given is None else given.cpu()
+    if given is None or len(given) != norm.channels.numel():  # or over the channels of each head
+        return torch.full((norm.channels.numel(),), torch.nan)
+    return given.cpu()
 
 
 def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> Tensor:
@@ -99,7 +117,17 @@ def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> T
     return _mask(structure, blocks[read])
 
 
-def _multiplied(structure: Structure, product: Product, needed: Tensor) -> Tensor:
+def _in_live_heads(structure: Structure, use: HeadUse, needed: Tensor, out: Tensor) -> Tensor:
+    """``needed`` without what only heads take that nothing reads."""
+    alive = out[structure.group_of[use.given]].any(1)
+    taken = structure.group_of[use.taken]
+    needed = needed.clone()
+    needed[taken[~alive]] = False
+    needed[taken[alive]] = True
+    return needed
+
+
+def _multiplied(structure: Structure, product: Product, needed: Tensor, out: Tensor) -> Tensor:
     """``needed`` without the channels that add nothing to a product, or the same to a whole row before a softmax."""
     node, labels = product.node, product.channels
     operands: Any = node.args[:2]
@@ -109,10 +137,18 @@ def _multiplied(structure: Structure, product: Product, needed: Tensor) -> Tenso
     unused = _everywhere(compact(left) == 0, labels) | _everywhere(compact(right) == 0, labels)
     if attends or feeds_softmax(node):
         unused |= _everywhere(compact(right) == compact(right).narrow(-2, 0, 1), labels)
+    if product.given is not None:
+        alive = out[structure.group_of[product.given]].any(1)
+        unused |= ~(alive.reshape(_heads_shape(labels)) if len(alive) > 1 else alive)
     groups = structure.group_of[labels]
     read = needed | _mask(structure, groups[~unused])
     read[groups[unused]] = False
     return read | _mask(structure, groups[~unused])
+
+
+def _heads_shape(labels: Tensor) -> tuple[int, ...]:
+    """The shape of one number for each head, beside labels over heads."""
+    return (*labels.shape[:-1], 1)
 
 
 def _selects_heads(structure: Structure, node: Node) -> bool:
@@ -128,6 +164,9 @@ def _everywhere(condition: Tensor, labels: Tensor) -> Tensor:
     dims = [dim for dim in range(condition.dim()) if labels.shape[dim] == 1 and condition.shape[dim] > 1]
     for dim in dims:
         condition = condition.all(dim, keepdim=True)
+    for dim, (size, heads) in enumerate(zip(condition.shape, labels.shape, strict=True)):
+        if 1 < size < heads:  # several heads of queries read one of keys
+            condition = condition.repeat_interleave(heads // size, dim)
     return condition.expand(labels.shape).cpu()
 
 

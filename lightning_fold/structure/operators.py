@@ -13,23 +13,28 @@ from torch import Tensor
 from torch.fx import Node
 
 _MOVEMENT = {
- "alias", "chunk", "clone", "contiguous", "detach", "expand", "expand_as", "flatten", "lift_fresh_copy", "movedim",
-    "permute", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat", "reshape", "split", "split_with_sizes",
-    "squeeze", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as", "_unsafe_view",
+    "_unsafe_view", "adjoint", "alias", "chunk", "clone", "contiguous", "detach", "expand",
+    "expand_as", "flatten", "lift_fresh_copy", "mH", "mT", "moveaxis", "movedim", "numpy_T", "permute",
+    "pixel_unshuffle", "ravel", "repeat", "repeat_interleave", "reshape", "reshape_as", "split",
+    "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "tile", "transpose", "unbind",
+    "unflatten", "unsafe_chunk", "unsafe_split", "unsqueeze", "view", "view_as",
 }  # fmt: skip
 # Data movement that names positions in the network's code: along these dimensions nothing can be removed.
 _POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slice", "unfold"}
 # Element by element, although ATen does not say so.
 _POINTWISE = {"hardswish", "log_sigmoid", "rsub", "type_as", "zeros_like", "ones_like", "full_like"}  # fmt: skip
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "lift_fresh"}
+_SHAPED_LIKE = {"expand_as", "reshape_as", "view_as"}
+_NEW = {"new_empty", "new_full", "new_ones", "new_zeros"}
 _SAME = {"alias", "clone", "contiguous", "detach", "expand"}
 _POOLING = {
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
     "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
     "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact3d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
 }  # fmt: skip
-_REDUCTION = {"mean", "sum", "amax", "amin", "var", "std", "logsumexp"}
+_REDUCTION = {"mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm"}
 
 FAMILIES: dict[str, str] = {
     **dict.fromkeys(_MOVEMENT, "movement"),
@@ -39,8 +44,13 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(_POSITIONS, "positions"),
     **dict.fromkeys(_POINTWISE, "pointwise"),
     **dict.fromkeys(("to", "_to_copy"), "cast"),
+    **dict.fromkeys(_NEW, "new"),
     **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
-    "cat": "cat",
+    **dict.fromkeys(("cat", "concat"), "cat"),
+    "stack": "stack",
+    **dict.fromkeys(("pixel_shuffle", "channel_shuffle", "native_channel_shuffle"), "shuffle"),
+    **dict.fromkeys(("im2col", "col2im"), "patches"),
+    "bilinear": "bilinear",
     "linear": "contraction",
     "conv1d": "contraction",
     "conv2d": "contraction",
@@ -154,10 +164,41 @@ def oriented(node: Node, weight: Tensor) -> Tensor:
     return weight.transpose(0, 1) if is_transposed(node) else weight
 
 
+def contraction_channel(node: Node) -> int:
+    """The dimension of a linear or convolution's input and output that holds the channels."""
+    rank = node.meta["val"].dim()
+    return rank - 1 - (int(operator_name(node)[-2]) if "conv" in operator_name(node) else 0)
+
+
+def contraction_groups(node: Node) -> int:
+    """The number of groups of a convolution; 1 for a linear layer."""
+    return int(argument(node, 6, "groups", 1)) if "conv" in operator_name(node) else 1
+
+
+def is_padded(node: Node) -> bool:
+    """Whether zeros stand around the input, so that a constant channel is not constant near the border."""
+    if "conv" not in operator_name(node):
+        return False
+    if operator_name(node).startswith("conv_transpose"):
+        return True  # strides leave gaps and borders, to which fewer weights contribute
+    padding = argument(node, 4, "padding", 0)
+    if isinstance(padding, str):
+        weight: Any = node.args[1]
+        return padding != "valid" and weight.meta["val"].shape[2:].numel() > 1
+    return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+
+
 def is_in_place(node: Node) -> bool:
     """Whether ``node``'s operator changes its first operand."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable and family(node) != "identity"
+
+
+def shape_operands(node: Node) -> tuple[Node, ...]:
+    """The operands of which ``node`` reads nothing but the shape."""
+    if operator_name(node) in _NEW:
+        return tuple(node.all_input_nodes)
+    return tuple(node.all_input_nodes[1:]) if operator_name(node) in _SHAPED_LIKE else ()
 
 
 def is_view(node: Node) -> bool:

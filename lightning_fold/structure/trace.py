@@ -15,8 +15,9 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.structure.joining import join
+from lightning_fold.structure.canonical import put_weights_second, write_out_einsum
 from lightning_fold.structure.operators import compensated_norm, is_in_place, is_view
+from lightning_fold.structure.union import join
 
 Inputs = Tensor | tuple[Any, ...]
 
@@ -136,6 +137,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         join(graph, tensors, names, *_named(model, program))
     modules = dict(model.named_modules())
     _join_compensated(graph, modules)
+    put_weights_second(graph, tensors)
     return Trace(graph, tensors, names, modules)
 
 
@@ -144,7 +146,7 @@ def _export(
 ) -> ExportedProgram:
     with mode(model), torch.no_grad(), written_out():
         try:
-            return torch.export.export(model, inputs, strict=False)
+            return write_out_einsum(torch.export.export(model, inputs, strict=False))
         except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{type(model).__name__} cannot be traced with the example inputs {_shapes(inputs)}: {error}. "

@@ -95,3 +95,15 @@ def test_attributes_that_the_code_does_not_ask_are_found_out() -> None:
     _checked(model.eval(), inputs)
     assert all(a.qkv.out_features == 36 and a.head_dim == 6 for a in model.attentions)
     assert model.mlps[0][0].out_features < 12
+
+
+def test_encoder_layer_of_torch_loses_mlp_units_only() -> None:
+    """nn.MultiheadAttention has one width for everything, and the reason says so."""
+    model, inputs = build("encoder", "rows"), ZOO["encoder"].inputs()
+    dense = deepcopy(model)
+    lf.minimize(model, inputs)
+    assert all(layer.linear1.out_features < 14 for layer in model.encoder.layers)
+    assert all(layer.self_attn.in_proj_weight.shape == (27, 9) for layer in model.encoder.layers)
+    pinned = [group.pinned or "" for group in lf.channel_groups(model, inputs)]
+    assert sum("has the width of its nn.MultiheadAttention" in reason for reason in pinned) >= 2
+    assert error_of(run(model, inputs), run(dense, inputs)) <= 1e-12

@@ -105,7 +105,7 @@ def test_every_network_of_the_zoo_runs_and_optimizers_follow(name: str) -> None:
     reasons = ("in a grouped convolution", "chunks", "shares its statistics", "is cut into heads")
     blocked = [kept for kept in report.kept if any(reason in kept.reason for reason in reasons)]
     assert report.parameters_after < report.parameters_before or blocked
-    heads = ("attention_fused", "attention_chunked", "attention_apart", "attention_by_hand")
+    heads = ("attention_fused", "attention_chunked", "attention_apart", "attention_by_hand", "attention_fixed")
     assert bool(blocked) == (name in ("grouped", "shuffle", "gated", "group_norm", "one_group", *heads))
     assert run(model, inputs).isfinite().all()
     assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in model.parameters()]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import lightning_fold as lf
 from tests.zoo import (
     PATTERNS,
+    Attention,
+    ChannelNorm,
     Gated,
     Head,
     Residual,
@@ -47,6 +49,30 @@ class Twice(nn.Module):
         return self.block(torch.nn.functional.gelu(self.block(x)))
 
 
+class Halves(nn.Module):
+    """One half of the channels goes through a layer, the other does not (Res2Net, ShuffleNet)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(width // 2, width // 2, 3, padding=1), nn.BatchNorm2d(width // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=1)
+        return torch.cat([left, torch.relu(self.layer(right))], 1)
+
+
+class Tokens(nn.Module):
+    """Attention over the positions of an image in a residual stream, behind a norm over channels."""
+
+    def __init__(self, kind: str, width: int):
+        super().__init__()
+        self.norm, self.attention = ChannelNorm(width), Attention(kind, width, heads=3, head_dim=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        return x + self.attention(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
 def _grouped(width: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(width, width, 3, padding=1, groups=2, bias=False), Shuffle(2), nn.BatchNorm2d(width), nn.ReLU()
@@ -65,6 +91,10 @@ BLOCKS = {
     "grouped": lambda: _grouped(WIDTH),
     "excited": lambda: SqueezeExcitation(WIDTH, 3),
     "gated": lambda: Gated(WIDTH, WIDTH),
+    "halves": lambda: Halves(WIDTH),
+    "normed": lambda: nn.Sequential(ChannelNorm(WIDTH), nn.Conv2d(WIDTH, WIDTH, 1)),
+    **{kind: lambda kind=kind: Tokens(kind, WIDTH) for kind in ("fused", "chunked", "apart", "by_hand", "single")},
+    "shared_attention": lambda: Twice(Tokens("apart", WIDTH)),
     "pool": lambda: nn.AvgPool2d(2, 1, padding=1),
     "shared_conv": lambda: Twice(nn.Conv2d(WIDTH, WIDTH, 3, padding=1)),
     "shared_residual": lambda: Twice(Residual(WIDTH, WIDTH)),
@@ -73,7 +103,7 @@ BLOCKS = {
 
 
 @settings(
-    derandomize=True, max_examples=20, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate]
+    derandomize=True, max_examples=24, deadline=None, database=None, report_multiple_bugs=False, phases=[Phase.generate]
 )
 @given(
     st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=4),

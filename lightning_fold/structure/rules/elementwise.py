@@ -1,0 +1,141 @@
+"""Element by element: activations, sums, products, casts, PReLU."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_fold.structure.known import UNKNOWN, unknown
+from lightning_fold.structure.labels import HeadUse, Labelling, Value, blank
+from lightning_fold.structure.operators import compact, functional, restride
+from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
+from lightning_fold.structure.rules.rule import Rule
+
+
+def _label_pointwise(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    shape = node.meta["val"].shape
+    values = [_lifted(leaf, len(shape)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
+    wide = [wide for value in values for wide in value.wide]
+    merged: dict[int, Tensor] = {}
+    for dim in reversed(range(len(shape))):
+        labels = [value.fields[dim] for value in values if dim in value.fields]
+        if not labels:
+            continue
+        for other in labels[1:]:
+            run.tie(labels[0], other)
+        if wide and heads_dim(wide[0]) == dim:
+            join_heads(run, node, by_head(wide[0]), labels[0][:, None])
+            run.labels.head_uses += _head_uses(node, labels[0], by_head(wide[0]))
+            continue
+        if not wide or dim != inner_dim(wide[0]):
+            merged[dim] = labels[0]
+        if any(dim not in value.fields and value.shape[dim] > 1 for value in values):
+            run.pin(labels[:1], node, "is combined element by element with a tensor of fixed size")
+    return Value(shape, merged, _merged_heads(run, node, values))
+
+
+def _lifted(value: Value, rank: int) -> Value:
+    """``value`` with dimensions of size 1 in front, as broadcasting sees it."""
+    more = rank - len(value.shape)
+    wide = tuple(wide.reshape((1,) * more + wide.shape) for wide in value.wide)
+    return Value(torch.Size((1,) * more + tuple(value.shape)), {d + more: f for d, f in value.fields.items()}, wide)
+
+
+def _head_uses(node: Node, heads: Tensor, channels: Tensor) -> list[HeadUse]:
+    """One number for each head is read where the head's channels are."""
+    return [HeadUse(node, source, heads[:, None], channels) for source in node.all_input_nodes]
+
+
+def _merged_heads(run: Labelling, node: Node, values: list[Value]) -> tuple[Tensor, ...]:
+    """The labels over heads of an element-wise operator's result."""
+    given = [wide for value in values for wide in value.wide]
+    if not given:
+        return ()
+    first, reason = given[0], "is combined element by element with a tensor of fixed size"
+    inner = inner_dim(first)
+    for value in values:
+        over = {dim for dim, size in enumerate(value.shape) if size > 1 and first.shape[dim] > 1} - value.fields.keys()
+        if value.wide or not over | (value.fields.keys() & {inner}):
+            continue
+        if over <= {inner}:
+            fix_heads(run, node, first, reason)
+        else:
+            run.pin(given, node, reason)
+    if all(wide.shape == first.shape for wide in given):
+        for wide in given[1:]:
+            run.tie(first, wide)
+    else:
+        run.pin(given, node, reason)
+    return (first,)
+
+
+def _known_pointwise(node: Node, args: tuple, kwargs: dict) -> Any:
+    # Not every operator hands NaN on (hardswish, comparisons), so known and unknown are computed apart.
+    if not node.meta["val"].is_floating_point():
+        return unknown(node)
+    leaves = [compact(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    depends = torch.stack(torch.broadcast_tensors(*(leaf != leaf for leaf in leaves))).any(0)
+    args, kwargs = tree_map(lambda leaf: _filled(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    return torch.where(depends, torch.nan, functional(node)(*args, **kwargs)).expand(node.meta["val"].shape)
+
+
+def _filled(value: Tensor) -> Tensor:
+    value = compact(value)
+    return value.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf) if value.is_floating_point() else value
+
+
+def _known_product(node: Node, args: tuple, kwargs: dict) -> Any:
+    product = _known_pointwise(node, args, kwargs)
+    if product is UNKNOWN:
+        return product
+    for factor in args[:2]:
+        zero = compact(factor) == 0 if isinstance(factor, Tensor) else torch.tensor(factor == 0)
+        product = torch.where(zero, 0.0, product)
+    return restride(product)
+
+
+def _label_new(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    return blank(node)
+
+
+def _label_cast(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    return args[0]
+
+
+def _known_cast(node: Node, args: tuple, kwargs: dict) -> Any:
+    fake = node.meta["val"]
+    both = fake.is_floating_point() and args[0].is_floating_point()
+    return args[0].to(dtype=fake.dtype, device=fake.device) if both else unknown(node)
+
+
+def _label_prelu(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    value, slope = args[:2]
+    if len(slope.shape) and slope.shape[0] > 1:
+        run.tie_or_pin(value.fields.get(1), slope.fields.get(0), node, "scales an input of fixed size")
+    return value
+
+
+def _known_prelu(node: Node, args: tuple, kwargs: dict) -> Any:
+    value, slope = compact(args[0]), args[1]
+    slope = slope.reshape(1, -1, *[1] * (value.dim() - 2)) if value.dim() > 1 else slope
+    return restride(torch.where(value > 0, value, value * slope).expand(args[0].shape))
+
+
+def _label_identity(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    return args[0]
+
+
+def _known_identity(node: Node, args: tuple, kwargs: dict) -> Any:
+    return args[0]
+
+
+RULES = {
+    "identity": Rule(_label_identity, _known_identity, reads_heads=True),
+    "pointwise": Rule(_label_pointwise, _known_pointwise, reads_heads=True),
+    "product": Rule(_label_pointwise, _known_product, reads_heads=True),
+    "new": Rule(_label_new, reads_heads=True),
+    "cast": Rule(_label_cast, _known_cast, reads_heads=True),
+    "prelu": Rule(_label_prelu, _known_prelu),
+}

@@ -1,0 +1,175 @@
+"""Channels cut into the heads of attention, and the code's attributes that repeat their sizes.
+
+Over heads, channels stand in several dimensions at once: labels are ``wide``, (..., heads, ..., channels of a head).
+A head can leave as a whole, if everything that attention multiplies it with loses it too.
+"""
+
+from collections.abc import Callable
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from lightning_fold.structure.known import Values
+from lightning_fold.structure.labels import Blocks, Labelling, Labels, Size
+from lightning_fold.structure.operators import compact, family, operands, operator_name
+from lightning_fold.structure.rules.contraction import is_contraction
+from lightning_fold.structure.trace import Trace, layer_of
+
+# Python attributes that repeat the size of one attention head, of all, and the number of heads.
+HEAD_SIZES = ("head_dim", "attention_head_size", "dim_head")
+HEAD_TOTALS = ("attn_dim", "all_head_size", "inner_dim")
+HEAD_COUNTS = (
+    *("num_heads", "num_kv_heads", "num_attention_heads", "num_key_value_heads"),
+    *("n_heads", "n_head", "nhead", "heads"),
+)
+
+RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten", "flatten")
+# Families that may stand between attention and the contractions around it.
+_AROUND = {
+    *("movement", "positions", "identity", "cast", "pointwise", "product"),
+    *("layer_norm", "softmax", "cat", "stack", "reduction"),
+}
+
+
+def around_attention(trace: Trace, known: Values) -> set[Node]:
+    """The nodes that only move or scale what attention reads or gives: there, channels may stand in heads."""
+    found: set[Node] = set()
+    for node in trace.graph.nodes:
+        if node.op != "call_function" or family(node) not in ("attention", "matmul"):
+            continue
+        if family(node) == "attention" or not is_contraction(node, known[operands(node, node.args, node.kwargs)[1]]):
+            _spread(node, found, lambda n: list(n.all_input_nodes))
+            _spread(node, found, lambda n: list(n.users))
+    return found
+
+
+def _spread(start: Node, found: set[Node], neighbours: Callable[[Node], list[Node]]) -> None:
+    open_nodes, seen = neighbours(start), set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if node in seen or node.op != "call_function" or not (node.target is getitem or family(node) in _AROUND):
+            continue
+        seen.add(node)
+        open_nodes += neighbours(node)
+    found |= seen
+
+
+def heads_dim(wide: Tensor) -> int | None:
+    """The dimension of the heads, if channels stand in one dimension besides that of the channels of a head."""
+    varying = [dim for dim in range(wide.dim()) if wide.shape[dim] > 1]
+    return varying[0] if len(varying) == 2 else None
+
+
+def inner_dim(wide: Tensor) -> int:
+    """The dimension of the channels of a head."""
+    return max(dim for dim in range(wide.dim()) if wide.shape[dim] > 1)
+
+
+def by_head(wide: Tensor) -> Tensor:
+    """(heads, channels of a head) the labels ``wide``."""
+    inner = inner_dim(wide)
+    return wide.movedim(inner, -1).reshape(-1, wide.shape[inner])
+
+
+def join_heads(run: Labelling, node: Node, *sides: Tensor, together: bool = True) -> None:
+    """A head leaves on all ``sides``, (heads, channels) each, or on none; on none at all unless ``together``."""
+    reason = "is cut into heads, which leave as a whole or not at all"
+    run.labels.blocks.append(Blocks(sides, layer_of(node), reason, counted=not together))
+
+
+def fix_heads(run: Labelling, node: Node, wide: Tensor, reason: str) -> None:
+    """The channels of a head leave together or not at all; of a single head, none leaves."""
+    if wide.numel() == wide.shape[inner_dim(wide)]:
+        run.pin([wide], node, reason)
+    run.labels.blocks.append(Blocks((by_head(wide),), layer_of(node), reason, fixed=True))
+
+
+def keep_slices(run: Labelling, node: Node, wide: Tensor, dim: int) -> None:
+    """The code names the slices along ``dim``: none of them leaves, and all keep equally many channels."""
+    slices = wide.movedim(dim, 0).reshape(wide.shape[dim], -1)
+    reason = "is cut into heads or parts of which the code knows the number"
+    run.labels.blocks.append(Blocks((slices,), layer_of(node), reason, counted=True))
+
+
+def cut_into_heads(run: Labelling, node: Node, result: Tensor, inner: int) -> None:
+    """Channels cut into heads: every head keeps equally many, and the code must follow."""
+    if operator_name(node) not in RESHAPES:
+        return
+    wide = compact(result)
+    blocks = by_head(wide)
+    run.labels.blocks.append(Blocks((blocks,), layer_of(node), "is cut into heads of equal size"))
+    for dim in range(inner):
+        slices = wide.movedim(dim, 0).reshape(wide.shape[dim], -1)
+        if len(slices) > 1 and not follows(run, node, slices, dim, HEAD_COUNTS, "blocks"):
+            keep_slices(run, node, wide, dim)
+    if not follows(run, node, blocks, inner, HEAD_SIZES, "width"):
+        fix_heads(run, node, wide, "is cut into heads of a size that the code knows")
+
+
+def follows(run: Labelling, node: Node, labels: Tensor, dim: int, attributes: tuple[str, ...], counts: str) -> bool:
+    """Whether the size of ``dim``, which a reshape names, follows the channels ``labels`` that stay.
+
+    It does where the code does not name it, or asks an attribute for it; which is recorded.
+    """
+    named = _named_size(node, dim)
+    if named is None:
+        return True
+    module = run.trace.modules.get(layer_of(node))
+    sizes = {name: getattr(module, name, None) for name in attributes}
+    found = {name: size for name, size in sizes.items() if isinstance(size, int) and _gives(size, named, name)}
+    if not found or not run.ask_attributes or isinstance(module, nn.MultiheadAttention):
+        return False
+    run.labels.sizes += [Size(layer_of(node), name, labels, counts, size) for name, size in found.items()]
+    return True
+
+
+def expand_over_heads(run: Labelling, node: Node) -> dict[int, Tensor]:
+    """Labels of the dimensions that an ``expand`` repeats as often as there are heads, by an attribute of the code."""
+    module = run.trace.modules.get(layer_of(node))
+    before, after = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
+    if operator_name(node) != "expand" or node not in run.around or not run.ask_attributes:
+        return {}
+    old = (1,) * (len(after) - len(before)) + tuple(before)
+    fields: dict[int, Tensor] = {}
+    for dim, (size, repeated) in enumerate(zip(old, after, strict=True)):
+        found = {name for name in HEAD_COUNTS if getattr(module, name, None) == repeated}
+        if size == 1 and repeated > 1 and found:
+            fields[dim] = run.fresh(repeated)
+            run.labels.sizes += [Size(layer_of(node), name, fields[dim][None], "channels", repeated) for name in found]
+    return fields
+
+
+def agree_on_sizes(labels: Labels) -> None:
+    """Where several reshapes ask one attribute for the size of a head, all of them keep equally many channels."""
+    asked: dict[tuple[str, str], list[Size]] = {}
+    for size in labels.sizes:
+        if size.counts == "width":
+            asked.setdefault((size.layer, size.attribute), []).append(size)
+    for (layer, name), sizes in asked.items():
+        widths = {size.labels.shape[1] for size in sizes}
+        if len(sizes) > 1 and len(widths) == 1:
+            blocks = torch.cat([size.labels for size in sizes])
+            labels.blocks.append(Blocks((blocks,), layer, f"is cut into heads of size {name}"))
+
+
+def _named_size(node: Node, dim: int) -> int | None:
+    """The size of ``dim`` where the code names it, ``None`` where it comes from the others."""
+    if operator_name(node) == "flatten":
+        return None
+    unflattened = operator_name(node) == "unflatten"
+    sizes: Any = node.args[2 if unflattened else 1]
+    position = dim - _cut_dim(node) if unflattened else dim
+    return sizes[position] if 0 <= position < len(sizes) and sizes[position] != -1 else None
+
+
+def _cut_dim(node: Node) -> int:
+    """The dimension that an unflatten cuts."""
+    dim: Any = node.args[1]
+    return dim % node.all_input_nodes[0].meta["val"].dim()
+
+
+def _gives(size: int, named: int, attribute: str) -> bool:
+    return size == named if attribute in HEAD_COUNTS else size > 1 and named % size == 0

@@ -1,0 +1,165 @@
+"""Batch-, Instance-, Group-, Layer- and RMSNorm."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from lightning_fold.layers import CompensatedNorm
+from lightning_fold.structure.known import UNKNOWN, along, channel_constants, depends, unknown
+from lightning_fold.structure.labels import Blocks, Labelling, Norm, Value, argument_value, blank, labels_in
+from lightning_fold.structure.operators import (
+    argument,
+    batch_norm_eps,
+    norm_affine,
+    normalised_dims,
+    operator_name,
+    restride,
+)
+from lightning_fold.structure.rules.heads import by_head, fix_heads, inner_dim
+from lightning_fold.structure.rules.rule import Rule
+from lightning_fold.structure.trace import layer_of
+
+
+def _label_batch_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    value: Value = args[0]
+    for other in args[1:5]:
+        if isinstance(other, Value):
+            run.tie_or_pin(value.fields.get(1), other.fields.get(0), node, "is normalised with a fixed input")
+    if _own_statistics(node):
+        run.pin([f for d, f in value.fields.items() if d != 1], node, "is normalised over")
+        value = Value(value.shape, {d: f for d, f in value.fields.items() if d == 1})
+    rest = blank(node)
+    return [value, *rest[1:]] if isinstance(rest, (list, tuple)) else value
+
+
+def _own_statistics(node: Node) -> bool:
+    """Whether a Batch- or InstanceNorm takes its statistics from what it normalises."""
+    return operator_name(node) in ("batch_norm", "instance_norm") and bool(node.args[5])
+
+
+def _known_batch_norm(node: Node, args: tuple, kwargs: dict) -> Tensor:
+    value, gamma, beta, mean, variance = args[:5]
+    given = channel_constants(value, 1)
+    native = operator_name(node) != "batch_norm"
+    if given is None or mean is None or (args[5] and not native):  # args[5]: normalises with the batch's statistics
+        return _native(native, unknown(node))
+    scaled = (given - mean) * torch.rsqrt(variance + batch_norm_eps(node))
+    return _native(native, along(_affine(scaled, gamma, beta), 1, value.shape))
+
+
+def _native(native: bool, value: Any) -> Any:
+    return (value[0] if isinstance(value, (list, tuple)) else value, UNKNOWN, UNKNOWN) if native else value
+
+
+def _affine(scaled: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """What a normalisation makes of ``scaled``; where gamma is zero, whatever that is."""
+    if gamma is not None:
+        scaled = torch.where(gamma == 0, 0, scaled * gamma)
+    return scaled if beta is None else scaled + beta
+
+
+def _known_instance_norm(node: Node, args: tuple, kwargs: dict) -> Any:
+    value, gamma, beta, mean, variance, own_statistics = args[:6]
+    given = channel_constants(value, 1)
+    if given is None:
+        return unknown(node)
+    scaled = (
+        torch.where(given.isnan(), given, 0.0) if own_statistics else (given - mean) * torch.rsqrt(variance + args[7])
+    )
+    return along(_affine(scaled, gamma, beta), 1, value.shape)
+
+
+def _label_group_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    value: Value = args[0]
+    channels, layer = value.fields.get(1), layer_of(node)
+    run.pin([f for d, f in value.fields.items() if d > 1], node, "is normalised over")
+    for tensor in norm_affine(node):
+        if tensor is not None:
+            other = argument_value(node, args, kwargs, tensor).fields.get(0)
+            run.tie_or_pin(channels, other, node, "is normalised with a fixed input")
+    if channels is not None:
+        blocks = channels.reshape(int(args[1]), -1)
+        run.labels.norms.append(Norm(node, blocks, 1))
+        if isinstance(run.trace.modules.get(layer), nn.GroupNorm):
+            run.labels.blocks.append(Blocks((blocks,), layer, "shares its statistics with others", whole=True))
+        else:
+            run.pin([channels], node, "is normalised in groups of which the code knows the number")
+    return Value(value.shape, {1: channels} if channels is not None else {})
+
+
+def _known_group_norm(node: Node, args: tuple, kwargs: dict) -> Any:
+    # A norm group of constants is constant, whatever they are: its mean and variance do not depend on the input.
+    value, groups = args[:2]
+    given = channel_constants(value, 1)
+    if given is None:
+        return unknown(node)
+    blocks = given.reshape(groups, -1)
+    centred = blocks - blocks.mean(1, keepdim=True)
+    variance = centred.square().mean(1, keepdim=True)
+    scaled = (centred * torch.rsqrt(variance + argument(node, 4, "eps", 1e-5))).flatten()
+    gamma, beta = (args[i] if len(args) > i else kwargs.get(key) for i, key in ((2, "weight"), (3, "bias")))
+    return along(_affine(scaled, gamma, beta), 1, value.shape)
+
+
+def _label_layer_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    value: Value = args[0]
+    dims = normalised_dims(node)
+    if value.wide:
+        return _normalised_heads(run, node, args, kwargs)
+    for tensor in norm_affine(node):
+        fields = argument_value(node, args, kwargs, tensor).fields if tensor is not None else {}
+        for dim, labels in fields.items():
+            run.tie_or_pin(value.fields.get(dims[dim]), labels, node, "is normalised with a fixed input")
+    inside = [labels for dim, labels in value.fields.items() if dim in dims]
+    alone = len(dims) == 1 and len(inside) == 1
+    run.labels.norms.append(Norm(node, inside[0][None] if alone else None, dims[-1]))
+    if not alone or not _follows(run, node):
+        run.pin(inside, node, "is normalised over a size that the code knows")
+    return Value(value.shape, value.fields)
+
+
+def _normalised_heads(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    """A norm over the channels of each head: a head leaves as a whole, with nothing of the norm."""
+    value: Value = args[0]
+    wide, reason = value.wide[0], "is normalised with the other channels of its head"
+    if value.fields or len(value.wide) > 1 or normalised_dims(node) != (inner_dim(wide),):
+        (value,), _ = run.without_heads((value,), {})
+        return _label_layer_norm(run, node, (value, *args[1:]), kwargs)
+    affine = [argument_value(node, args, kwargs, tensor) for tensor in norm_affine(node) if tensor is not None]
+    run.pin(labels_in(affine), node, reason)
+    fix_heads(run, node, wide, reason)
+    run.labels.norms.append(Norm(node, by_head(wide), inner_dim(wide)))
+    return value
+
+
+def _follows(run: Labelling, node: Node) -> bool:
+    """Whether the module that runs a LayerNorm or RMSNorm takes its width from its own weight."""
+    module = run.trace.modules.get(layer_of(node))
+    weight, owner = norm_affine(node)[0], layer_of(node)
+    named = run.trace.names.get(weight, "") if weight is not None else ""
+    return named.rpartition(".")[0] == owner and (
+        isinstance(module, CompensatedNorm) or (bool(named) and hasattr(module, "normalized_shape"))
+    )
+
+
+def _known_layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
+    """Where gamma is zero the output is beta; all else depends on the statistics."""
+    shape = node.meta["val"].shape
+    given = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
+    values = {id(argument): value for argument, value in given}
+    gamma, beta = (None if tensor is None else values[id(tensor)] for tensor in norm_affine(node))
+    if gamma is None or depends(gamma):
+        return unknown(node)
+    known = torch.where(gamma == 0, torch.zeros_like(gamma) if beta is None else beta, torch.nan)
+    dims = normalised_dims(node)
+    return restride(known.reshape(*known.shape, *[1] * (len(shape) - 1 - dims[-1])).expand(shape))
+
+
+RULES = {
+    "batch_norm": Rule(_label_batch_norm, _known_batch_norm),
+    "instance_norm": Rule(_label_batch_norm, _known_instance_norm),
+    "group_norm": Rule(_label_group_norm, _known_group_norm),
+    "layer_norm": Rule(_label_layer_norm, _known_layer_norm, reads_heads=True),
+}

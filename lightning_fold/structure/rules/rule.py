@@ -1,0 +1,24 @@
+"""What is known of one family of operators."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Node
+
+from lightning_fold.structure.labels import Labelling
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one family of operators runs on symbolic values.
+
+    Attributes:
+        labels: ``(run, node, args, kwargs)`` -> the labels of the result; records ties and pins with ``run``.
+        constants: ``(node, args, kwargs)`` -> the result, NaN where it depends on the input; ``None`` where always.
+        reads_heads: whether ``labels`` understands channels that stand in heads; else those of all heads are tied.
+    """
+
+    labels: Callable[[Labelling, Node, tuple, dict], Any]
+    constants: Callable[[Node, tuple, dict], Any] | None = None
+    reads_heads: bool = False

@@ -41,7 +41,7 @@ def rewrite(
         RewriteError: the rewritten network does not run, or is not exact; the network is as it was before.
     """
     shapes, parameters = _shapes(model), count_parameters(model)
-    expected, flops = outputs(model, example_inputs)
+    expected, flops = counted_outputs(model, example_inputs)
     _check(method, model, expected)
     computed_in = {tensor.dtype for tensor in [*expected, *model.parameters()]}
     tolerance = max((TOLERANCES[dtype] for dtype in computed_in if dtype in TOLERANCES), default=1e-4)
@@ -67,8 +67,13 @@ def rewrite(
     )
 
 
-def outputs(model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:
-    """Every floating-point tensor that ``model`` returns in evaluation mode, and its FLOPs."""
+def outputs(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
+    """Every floating-point tensor that ``model`` returns in evaluation mode."""
+    return counted_outputs(model, example_inputs)[0]
+
+
+def counted_outputs(model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:
+    """What :func:`outputs` returns, and the FLOPs of that run."""
     found, flops = counted_run(model, example_inputs)
     return [value for value in tree_leaves(found) if isinstance(value, Tensor) and value.is_floating_point()], flops
 
@@ -95,7 +100,7 @@ def compare_shapes(before: dict[str, tuple], after: dict[str, tuple]) -> tuple[C
 
 def _run(method: str, model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:
     try:
-        return outputs(model, example_inputs)
+        return counted_outputs(model, example_inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise RewriteError(
             f"{method}: {type(model).__name__} does not run with its new shapes: {error}. The network is as it was "

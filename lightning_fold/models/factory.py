@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import nn
 
@@ -16,9 +16,9 @@ def build_network(network: str, network_args: Mapping[str, Any]) -> nn.Module:
     """Build a network.
 
     Args:
-        network: Dotted path of an ``nn.Module`` subclass or of a function that returns a module
+        network: Dotted path of an ``nn.Module`` subclass, or of a function whose return annotation is one
             ("lightning_fold.models.MLP", "torchvision.models.resnet18"), or a timm model name ("resnet18" or
-            "timm/resnet18").
+            "timm/resnet18"). Nothing else is called, since files may name it too.
         network_args: Keyword arguments of that class or function; for timm those of ``timm.create_model``.
 
     Returns:
@@ -72,9 +72,20 @@ def _import_builder(network: str, path: str, name: str) -> Callable[..., Any]:
     build = getattr(module, name, None)
     if build is None:
         raise ValueError(f"network={network!r}: {path!r} has no {name!r}.{_suggest(name, vars(module))}")
-    if not callable(build):
-        raise ValueError(f"network={network!r}: expected a class or function, found {type(build).__name__}")
+    made = build if inspect.isclass(build) else _return_type(build)
+    if not (inspect.isclass(made) and issubclass(made, nn.Module)):
+        raise ValueError(
+            f"network={network!r}: expected an nn.Module class, or a function annotated to return one "
+            f"(def build(...) -> nn.Module), found {build!r}"
+        )
     return build
+
+
+def _return_type(function: Any) -> Any:
+    try:
+        return get_type_hints(function).get("return")
+    except (TypeError, NameError):  # no function, or an annotation that cannot be resolved
+        return None
 
 
 def _timm_builder(network: str) -> Callable[..., Any]:

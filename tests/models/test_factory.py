@@ -34,7 +34,10 @@ def test_timm_name_gives_that_model(name):
         ("lightning_fold.models.MPL", "did you mean|Did you mean 'MLP'"),
         ("lightning_fold.modles.MLP", "cannot import 'lightning_fold.modles'"),
         ("nowhere.Network", "dotted class path"),
-        ("torch.pi", "found float"),
+        ("torch.pi", "found 3.14"),
+        ("collections.Counter", "expected an nn.Module class"),
+        ("os.mkdir", "expected an nn.Module class"),
+        ("subprocess.run", "def build"),
     ],
 )
 def test_unknown_name_is_refused_with_advice(network, message):
@@ -53,9 +56,18 @@ def test_argument_refused_inside_timm_is_named():
         build_network("resnet10t", {"in_channels": 1})
 
 
-def test_result_must_be_a_module():
-    with pytest.raises(TypeError, match=r"expected an nn\.Module, found Counter"):
-        build_network("collections.Counter", {})
+def test_only_functions_that_say_they_return_a_network_are_called():
+    assert isinstance(build_network(f"{__name__}.annotated", {}), nn.ReLU)
+    with pytest.raises(ValueError, match="annotated to return one"):
+        build_network(f"{__name__}.unannotated", {})
+
+
+def annotated() -> nn.ReLU:
+    return nn.ReLU()
+
+
+def unannotated():
+    raise AssertionError("must not be called")
 
 
 def test_a_builder_that_returns_a_module_is_used_as_it_is():

@@ -139,16 +139,12 @@ def _multiplied(structure: Structure, product: Product, needed: Tensor, out: Ten
         unused |= _everywhere(compact(right) == compact(right).narrow(-2, 0, 1), labels)
     if product.given is not None:
         alive = out[structure.group_of[product.given]].any(1)
-        unused |= ~(alive.reshape(_heads_shape(labels)) if len(alive) > 1 else alive)
+        each = (*labels.shape[:-1], 1)
+        unused |= ~(alive.reshape(each) if len(alive) == torch.Size(each).numel() else alive.any())
     groups = structure.group_of[labels]
     read = needed | _mask(structure, groups[~unused])
     read[groups[unused]] = False
     return read | _mask(structure, groups[~unused])
-
-
-def _heads_shape(labels: Tensor) -> tuple[int, ...]:
-    """The shape of one number for each head, beside labels over heads."""
-    return (*labels.shape[:-1], 1)
 
 
 def _selects_heads(structure: Structure, node: Node) -> bool:

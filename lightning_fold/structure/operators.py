@@ -22,9 +22,9 @@ _MOVEMENT = {
 # Data movement that names positions in the network's code: along these dimensions nothing can be removed.
 _POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slice", "unfold"}
 # Element by element, although ATen does not say so.
-_POINTWISE = {"hardswish", "log_sigmoid", "rsub", "type_as", "zeros_like", "ones_like", "full_like"}  # fmt: skip
+_POINTWISE = {"hardswish", "log_sigmoid", "rsub", "zeros_like", "ones_like", "full_like"}  # fmt: skip
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "lift_fresh"}
-_SHAPED_LIKE = {"expand_as", "reshape_as", "view_as"}
+_SHAPED_LIKE = {"expand_as", "reshape_as", "type_as", "view_as"}
 _NEW = {"new_empty", "new_full", "new_ones", "new_zeros"}
 _SAME = {"alias", "clone", "contiguous", "detach", "expand"}
 _POOLING = {
@@ -43,7 +43,7 @@ FAMILIES: dict[str, str] = {
     **dict.fromkeys(_REDUCTION, "reduction"),
     **dict.fromkeys(_POSITIONS, "positions"),
     **dict.fromkeys(_POINTWISE, "pointwise"),
-    **dict.fromkeys(("to", "_to_copy"), "cast"),
+    **dict.fromkeys(("to", "_to_copy", "type_as"), "cast"),
     **dict.fromkeys(_NEW, "new"),
     **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
     **dict.fromkeys(("cat", "concat"), "cat"),
@@ -195,7 +195,7 @@ def is_in_place(node: Node) -> bool:
 
 
 def shape_operands(node: Node) -> tuple[Node, ...]:
-    """The operands of which ``node`` reads nothing but the shape."""
+    """The operands of which ``node`` reads nothing but the shape or the type."""
     if operator_name(node) in _NEW:
         return tuple(node.all_input_nodes)
     return tuple(node.all_input_nodes[1:]) if operator_name(node) in _SHAPED_LIKE else ()

@@ -213,6 +213,10 @@ def test_head_that_adds_nothing_goes(kind: type[nn.Module], how: str) -> None:
         sizes = [layer.out_features for layer in (attention.q, attention.k, attention.v)]
         assert sizes == [SIZE // 2, *[attention.num_kv_heads * DIM] * 2]
         assert attention.num_heads == HEADS // 2 and attention.num_kv_heads == type(attention).kv_heads // 2
+    rebuilt = Transformer(kind).double().eval()
+    lf.rebuild(rebuilt, lf.describe(model))
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(run(rebuilt, (x,)), run(model.eval(), (x,)))
     for name in ("table", "temperature"):
         assert not hasattr(attention, name) or HEADS // 2 in getattr(attention, name).shape
 

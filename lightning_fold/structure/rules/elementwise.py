@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.known import UNKNOWN, unknown
 from lightning_fold.structure.labels import HeadUse, Labelling, Value, blank
-from lightning_fold.structure.operators import compact, functional, restride
+from lightning_fold.structure.operators import compact, functional, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 
@@ -100,6 +100,10 @@ def _label_new(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     return blank(node)
 
 
+def _known_new(node: Node, args: tuple, kwargs: dict) -> Any:
+    return unknown(node) if operator_name(node) == "new_empty" else functional(node)(*args, **kwargs)
+
+
 def _label_cast(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     return args[0]
 
@@ -135,7 +139,7 @@ RULES = {
     "identity": Rule(_label_identity, _known_identity, reads_heads=True),
     "pointwise": Rule(_label_pointwise, _known_pointwise, reads_heads=True),
     "product": Rule(_label_pointwise, _known_product, reads_heads=True),
-    "new": Rule(_label_new, reads_heads=True),
+    "new": Rule(_label_new, _known_new, reads_heads=True),
     "cast": Rule(_label_cast, _known_cast, reads_heads=True),
     "prelu": Rule(_label_prelu, _known_prelu),
 }

@@ -135,8 +135,9 @@ def expand_over_heads(run: Labelling, node: Node) -> dict[int, Tensor]:
     old = (1,) * (len(after) - len(before)) + tuple(before)
     fields: dict[int, Tensor] = {}
     for dim, (size, repeated) in enumerate(zip(old, after, strict=True)):
-        found = {name for name in HEAD_COUNTS if getattr(module, name, None) == repeated}
-        if size == 1 and repeated > 1 and found:
+        sizes = {name: getattr(module, name, None) for name in HEAD_COUNTS}
+        found = [name for name, value in sizes.items() if isinstance(value, int) and value == repeated]
+        if dim > 0 and size == 1 and repeated > 1 and found:
             fields[dim] = run.fresh(repeated)
             run.labels.sizes += [Size(layer_of(node), name, fields[dim][None], "channels", repeated) for name in found]
     return fields

@@ -19,17 +19,19 @@ def _label_cat(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     parts: list[Value] = args[0]
     shape = node.meta["val"].shape
     along_dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % len(shape)
+    wide: tuple[Tensor, ...] = ()
     if any(part.wide for part in parts):
         if node in run.around and _in_same_heads(parts, along_dim):
-            return Value(shape, {}, (_joined_heads(run, parts, along_dim),))
-        (parts,), _ = run.without_heads((parts,), {})
+            wide = (_joined_heads(run, parts, along_dim),)
+        else:
+            (parts,), _ = run.without_heads((parts,), {})
     fields: dict[int, Tensor] = {}
     if any(along_dim in part.fields for part in parts):
         blanks = [torch.full((part.shape[along_dim],), PINNED) for part in parts]
         fields[along_dim] = torch.cat([p.fields.get(along_dim, b) for p, b in zip(parts, blanks, strict=True)])
     for dim in set().union(*(part.fields for part in parts)) - {along_dim}:
         fields[dim] = _tied_parts(run, node, parts, dim)
-    return Value(shape, fields)
+    return Value(shape, fields, wide)
 
 
 def _label_stack(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
@@ -48,8 +50,8 @@ def _label_stack(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
 
 
 def _in_same_heads(parts: list[Value], dim: int) -> bool:
-    """Whether all ``parts`` have channels in the same heads and nothing else, to be joined over ``dim``."""
-    if any(part.fields or len(part.wide) != 1 for part in parts):
+    """Whether all ``parts`` have channels in the same heads, to be joined over ``dim``."""
+    if any(len(part.wide) != 1 or inner_dim(part.wide[0]) in part.fields for part in parts):
         return False
     shapes = {(*wide.shape[:dim], *wide.shape[dim + 1 :]) for part in parts for wide in part.wide}
     return len(shapes) == 1 and heads_dim(parts[0].wide[0]) != dim

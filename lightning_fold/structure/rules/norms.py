@@ -124,13 +124,14 @@ def _normalised_heads(run: Labelling, node: Node, args: tuple, kwargs: dict) -> 
     """A norm over the channels of each head: a head leaves as a whole, with nothing of the norm."""
     value: Value = args[0]
     wide, reason = value.wide[0], "is normalised with the other channels of its head"
-    if value.fields or len(value.wide) > 1 or normalised_dims(node) != (inner_dim(wide),):
+    inner = inner_dim(wide)
+    if inner in value.fields or len(value.wide) > 1 or normalised_dims(node) != (inner,):
         (value,), _ = run.without_heads((value,), {})
         return _label_layer_norm(run, node, (value, *args[1:]), kwargs)
     affine = [argument_value(node, args, kwargs, tensor) for tensor in norm_affine(node) if tensor is not None]
     run.pin(labels_in(affine), node, reason)
     fix_heads(run, node, wide, reason)
-    run.labels.norms.append(Norm(node, by_head(wide), inner_dim(wide)))
+    run.labels.norms.append(Norm(node, by_head(wide), inner))
     return value
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
@@ -43,8 +42,9 @@ def _label_reduce(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
     value, fake = args[0], node.meta["val"]
     reduced = _reduced_dims(node, len(value.shape))
     if value.wide:
-        if len(value.wide) == 1 and not value.fields and reduced == {inner_dim(value.wide[0])} and node in run.around:
-            return _reduced_heads(run, node, value.wide[0])
+        alone = len(value.wide) == 1 and reduced == {inner_dim(value.wide[0])} == {len(value.shape) - 1}
+        if alone and not reduced & value.fields.keys() and node in run.around:
+            return _reduced_heads(run, node, value)
         (value,), _ = run.without_heads((value,), {})
     run.pin([f for d, f in value.fields.items() if d in reduced], node, "is summed over")
     keep = fake.dim() == len(value.shape)
@@ -61,17 +61,18 @@ def _reduced_dims(node: Node, rank: int) -> set[int]:
     return {dim % rank for dim in ([dims] if isinstance(dims, int) else dims)}
 
 
-def _reduced_heads(run: Labelling, node: Node, wide: Tensor) -> Value:
+def _reduced_heads(run: Labelling, node: Node, value: Value) -> Value:
     """One number for each head, of all its channels."""
+    wide = value.wide[0]
     fix_heads(run, node, wide, "is summed over")
     dim, fake = heads_dim(wide), node.meta["val"]
     if dim is None:
         run.pin([wide], node, "is summed over")
-        return Value(fake.shape)
+        return Value(fake.shape, value.fields)
     heads = run.fresh(wide.shape[dim])
     join_heads(run, node, by_head(wide), heads[:, None])
     run.labels.head_uses.append(HeadUse(node, node.all_input_nodes[0], by_head(wide), heads[:, None]))
-    return Value(fake.shape, {dim: heads})
+    return Value(fake.shape, value.fields | {dim: heads})
 
 
 def _known_reduction(node: Node, args: tuple, kwargs: dict) -> Any:

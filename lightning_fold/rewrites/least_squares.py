@@ -12,8 +12,8 @@ from lightning_fold.rewrites.calibration import Calibration
 from lightning_fold.rewrites.consumers import Consumer
 from lightning_fold.structure.trace import evaluation_mode
 
-_MOST_ROWS = 65536
-_ROWS_PER_COLUMN = 8
+_FEWEST_ROWS = 16384
+_ROWS_PER_COLUMN = 32
 _RIDGE = 1e-3
 _CHUNK = 32
 
@@ -100,22 +100,21 @@ def _solve(module: nn.Linear | nn.Conv2d, inputs: Tensor, target: Tensor, centre
     missing = target - inputs @ weight.T
     if module.bias is not None:
         missing = missing - module.bias.detach()
-    inputs, missing = inputs.double(), missing.double()
     mean = inputs.mean(0) if centred else torch.zeros_like(inputs[0])
     offset = missing.mean(0) if centred else torch.zeros_like(missing[0])
     if not weights:
         return Correction(None, offset.to(weight))
     inputs, missing = inputs - mean, missing - offset
-    moments = inputs.T @ inputs
+    moments = (inputs.T @ inputs).double()
     ridge = (_RIDGE * moments.diagonal().mean()).clamp_min(torch.finfo(moments.dtype).tiny)
     moments.diagonal().add_(ridge)
-    change = torch.linalg.solve(moments, inputs.T @ missing).T
-    return Correction(change.reshape(module.weight.shape).to(weight), (offset - change @ mean).to(weight))
+    change = torch.linalg.solve(moments, (inputs.T @ missing).double()).T
+    return Correction(change.reshape(module.weight.shape).to(weight), (offset - change.to(mean) @ mean).to(weight))
 
 
 def _places(total: int, columns: int) -> Tensor:
     """Some places in order, enough for a layer of so many columns."""
-    most = max(_MOST_ROWS, _ROWS_PER_COLUMN * columns)
+    most = max(_FEWEST_ROWS, _ROWS_PER_COLUMN * columns)
     if total <= most:
         return torch.arange(total)
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:most].sort().values

@@ -7,7 +7,6 @@ from lightning_fold.rewrites.batch_norms import effective_rows, find_producers
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.structure.constants import along
 from lightning_fold.structure.groups import Structure, reading_axes
-from lightning_fold.structure.labels import Axis
 from lightning_fold.surgery import Surgery
 
 
@@ -36,7 +35,7 @@ def combine(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
     contractions = structure.labels.contractions
     grouped = {structure.trace.names[c.weight]: c for c in contractions if c.groups > 1 and c.columns is not None}
     for (name, dim), axis in structure.labels.axes.items():
-        target = targets(structure, axis, cluster_of)
+        target = targets(structure.groups(axis), cluster_of)
         if bool((target != torch.arange(axis.size)).any()) and not (name in grouped and dim == 1):
             mean = _gather(target, dim, mean=True)
             surgery.transform(name, _gather(target, dim, mean=False) if (name, dim) in reading else mean, moments=mean)
@@ -51,12 +50,11 @@ def combine(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
     _make_up_for_keys(surgery, structure, cluster_of)
 
 
-def targets(structure: Structure, axis: Axis, cluster_of: Tensor) -> Tensor:
-    """(size,) for each index of one dimension the index that stands for its cluster.
+def targets(groups: Tensor, cluster_of: Tensor) -> Tensor:
+    """(size,) for each index of a dimension, whose groups are given, the index that stands for its cluster.
 
     A group that owns several indices (after a flatten) merges with the same positions of the other groups.
     """
-    groups = structure.groups(axis)
     seen: dict[int, int] = {}
     place: dict[tuple[int, int], int] = {}
     occurrence = []
@@ -112,7 +110,7 @@ def fold_ar(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> dict[
     for producer in find_producers(structure):
         if producer.norm is None or (producer.norm[0], 0) not in structure.labels.axes:
             continue
-        target = targets(structure, structure.labels.axes[producer.norm[0], 0], cluster_of)
+        target = targets(structure.groups(structure.labels.axes[producer.norm[0], 0]), cluster_of)
         matrix = torch.nn.functional.one_hot(target, len(target)).T.double()
         if bool((matrix.sum(1) > 1).any()):
             factor = fold_ar_scale(effective_rows(surgery, producer)[0], matrix)

@@ -15,7 +15,7 @@ from lightning_fold.rewrites.budget import allocate, cost_model, error_curve, un
 from lightning_fold.rewrites.calibration import Calibration, from_batches, from_noise, second_moments
 from lightning_fold.rewrites.consumers import Consumer, find_consumers
 from lightning_fold.rewrites.least_squares import refit
-from lightning_fold.rewrites.merging import combine, fold_ar
+from lightning_fold.rewrites.merging import combine, fold_ar, targets
 from lightning_fold.rewrites.projection import least_squares_projector, membership, projector
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.repair import is_layer_norm, repair, tune_layer_norms
@@ -28,7 +28,7 @@ from lightning_fold.surgery import Surgery
 Compensate = Literal["none", "bias", "least-squares"]
 Repair = Literal["none", "data-free", "data"]
 
-_MEASURED = 64  # examples on which the error of a width is measured
+_MEASURED = 32  # examples on which the error of a width is measured
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ class _Reduction:
         combine(surgery, self.structure, cluster_of)
         remove(surgery, self.structure, removal)
         for gamma in {producer.norm[0] for producer in find_producers(self.structure) if producer.norm is not None}:
-            surgery.transform(gamma, lambda _, value=done.tensor(gamma).detach(): value)
+            surgery.transform(gamma, lambda _, name=gamma: done.tensor(name).detach())
 
     def _loses_columns(self, consumer: Consumer, removal: Removal) -> bool:
         columns = consumer.contraction.columns
@@ -398,8 +398,8 @@ class _Reduction:
 
     @staticmethod
     def _means(groups: Tensor, cluster_of: Tensor, removal: Removal) -> Tensor:
-        left = groups[~removal.removed[groups]]
-        matrix = (cluster_of[groups][None] == left[:, None]).double()
+        left = torch.nonzero(~removal.removed[groups]).flatten()
+        matrix = (targets(groups, cluster_of)[None] == left[:, None]).double()
         return matrix / matrix.sum(1, keepdim=True)
 
 

@@ -1,4 +1,4 @@
-"""BatchNorms right behind a layer, the affine rows they make of it, and rewriting both without changing the function."""
+"""BatchNorms right behind a layer: the affine rows that both make, and rescaling both without changing the function."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from lightning_fold.structure.constants import contraction_groups
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.operators import batch_norm_eps, family, operator_name, oriented
@@ -79,8 +80,8 @@ class Rescaling:
     """Channels scaled where they are written, and back where they are read; the function stays.
 
     Attributes:
-        producers: for each layer what its rows are multiplied with, and the variance (with eps) its BatchNorm is
-            divided by; the BatchNorm's scale becomes 1, or stays with the rows where there is no BatchNorm.
+        producers: for each layer which channels are touched, what its rows are multiplied with, and two rows of numbers
+            for its BatchNorm: what the shift is multiplied with, and the variance divided by. Its scale becomes 1.
         readers: name and dimension of each tensor that reads -> what its columns are multiplied with.
     """
 
@@ -96,9 +97,7 @@ class Rescaling:
                 _multiply(surgery, producer.bias, 0, rows)
             if producer.norm is not None:
                 gamma, beta, mean, variance = producer.norm
-                size = rows[:] * 0 + 1
-                one = torch.where(touched, size, 0)
-                _set(surgery, gamma, lambda t, o=one, k=touched: torch.where(k.to(t.device), o.to(t), t))
+                _set(surgery, gamma, lambda t, k=touched: torch.where(k.to(t.device), torch.ones_like(t), t))
                 _multiply(surgery, beta, 0, by[0])
                 _multiply(surgery, mean, 0, rows)
                 _set(surgery, variance, lambda t, b=by[1], e=producer.eps: ((t + e) / b.to(t) - e).clamp_min(0))
@@ -109,8 +108,8 @@ class Rescaling:
 def rescaling(surgery: Surgery, structure: Structure, merged: Tensor, lengths: Tensor, reading: set) -> Rescaling:
     """Bring the ``merged`` channels to the length 1, with the scale of each BatchNorm in its layer's rows.
 
-    So the mean of rows is the mean of what layer and BatchNorm do together, and channels that differ by a positive factor
-    are alike.
+    So the mean of rows is the mean of what layer and BatchNorm do together, and channels that differ by a positive
+    factor are alike.
 
     Args:
         surgery: the network.
@@ -169,9 +168,7 @@ def _scales(node: Node, producers: dict[Node, Producer]) -> bool:
     if kind == "batch_norm":
         return node.args[0] in producers and producers[node.args[0]].norm is not None  # pyright: ignore
     if kind == "contraction":
-        weight = node.args[1].meta["val"]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        groups = node.args[6] if len(node.args) > 6 else 1
-        return groups == 1 and weight is not None
+        return contraction_groups(node) == 1
     if kind == "reduction":
         return name in ("mean", "sum", "amax")
     if name in _HOMOGENEOUS:

@@ -4,13 +4,12 @@ import heapq
 from collections.abc import Callable
 
 import numpy as np
+from torch import Tensor, nn
 
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.rewrites.widths import CostModel, Width
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.trace import Inputs, as_inputs
-
-from torch import Tensor, nn
 
 SHARES = (0.875, 0.625, 0.375, 0.125)  # sizes at which the error of a width is measured
 _STEPS = 16  # a width shrinks in so many steps, and at the end channel by channel
@@ -51,10 +50,10 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
     kept = [width.size for width in costs.widths]
     least = costs.cost([1] * len(kept))
     goal, cost = share * costs.total, float(costs.total)
-    if least > goal * 1.0 and least / costs.total > share:
+    if least > goal:
         raise ValueError(
-            f"{method}({name}={share}): one channel in every width that can shrink still leaves {least / costs.total:.3f} "
-            f"of them; expected {name} of at least that. Factorize the network as well for less."
+            f"{method}({name}={share}): one channel in every width that can shrink still leaves "
+            f"{least / costs.total:.3f} of them; expected {name} of at least that."
         )
 
     def step_of(i: int) -> int:
@@ -94,7 +93,9 @@ def cost_model(
     """The cost of ``model``, of parameters or of FLOPs on as many examples as its graph was traced with."""
     if not flops:
         return CostModel(model, structure, widths, count_parameters(model), flops=False)
-    inputs = tuple(v[: _traced(structure)] if isinstance(v, Tensor) and v.dim() else v for v in as_inputs(example_inputs))
+    inputs = tuple(
+        v[: _traced(structure)] if isinstance(v, Tensor) and v.dim() else v for v in as_inputs(example_inputs)
+    )
     return CostModel(model, structure, widths, count_flops(model, inputs), flops=True)
 
 

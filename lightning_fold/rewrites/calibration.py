@@ -103,5 +103,15 @@ def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, 
     return found
 
 
+def relative_squared_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Squared error of outputs, relative to how much they vary over the examples; infinite where it is NaN."""
+    error = sum(
+        float((left.double() - right.double()).square().sum()) for left, right in zip(found, expected, strict=True)
+    )
+    spread = sum(float((right.double() - right.double().mean(0)).square().sum()) for right in expected)
+    ratio = error / max(spread, torch.finfo(torch.float64).tiny)
+    return ratio if ratio == ratio else float("inf")
+
+
 def _channels(module: nn.Module, value: Tensor) -> int:
     return value.shape[-1 if isinstance(module, nn.Linear) else 1]

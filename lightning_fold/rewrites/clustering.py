@@ -19,9 +19,9 @@ _STARTS: Any = 3  # scikit-learn annotates it as a string
 class Clustering:
     """Clusters of any size for the channels of any width of one network.
 
-    A channel is described by the rows that write it (with bias and BatchNorm as one affine map) and the columns that read
-    it; each tensor weighs the same. Where a positive factor passes from writers to readers, as through ReLU, channels are
-    compared at length 1.
+    A channel is described by the rows that write it (with bias and BatchNorm as one affine map) and the columns that
+    read it; each tensor weighs the same. Where a positive factor passes from writers to readers, as through ReLU,
+    channels are compared at length 1.
 
     Args:
         surgery: the network.

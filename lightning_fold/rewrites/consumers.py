@@ -40,7 +40,7 @@ def find_consumers(structure: Structure) -> list[Consumer]:
     found = []
     for contraction in structure.labels.contractions:
         path = layer_of(contraction.node)
-        module, weight = modules.get(path), names.get(contraction.weight)
+        module, weight = modules.get(path), names.get(contraction.weight, "")
         plain = type(module) is nn.Linear or (
             type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
         )
@@ -51,9 +51,10 @@ def find_consumers(structure: Structure) -> list[Consumer]:
 
 
 def _shift(structure: Structure, contraction: Contraction, uses: Counter[str]) -> tuple[str, int] | None:
-    names, bias = structure.trace.names, contraction.bias
-    if bias is not None:
-        return (names[bias], 1) if bias in names and uses[names[bias]] == 1 else None
+    names = structure.trace.names
+    if contraction.bias is not None:
+        bias = names.get(contraction.bias)
+        return (bias, 1) if bias is not None and uses[bias] == 1 else None
     following = list(contraction.node.users)
     if len(following) == 1 and family(following[0]) == "batch_norm":
         mean = following[0].args[3]

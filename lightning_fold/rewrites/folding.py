@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_fold.report import RewriteReport
+from lightning_fold.rewrites.choosing import Chooser, Setting
 from lightning_fold.rewrites.clustering import Clustering
-from lightning_fold.rewrites.reduction import Budget, Chooser, Compensate, Options, Repair, Setting, reduce_widths
+from lightning_fold.rewrites.options import Budget, Compensate, Options, Repair
+from lightning_fold.rewrites.reduction import reduce_widths
 from lightning_fold.rewrites.widths import Width
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.trace import Inputs
@@ -41,8 +43,8 @@ def fold(
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
         ratio: share of the channels of each width that goes, in [0, 1); at least one channel stays.
-        keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives as
-            many channels as its measured effect on the outputs allows.
+        keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives
+            as many channels as its measured effect on the outputs allows.
         keep_flops: the same for floating-point operations.
         compensate: ``"least-squares"`` solves for the weights of the layers behind, so that they give the dense
             network's outputs from the merged channels.
@@ -87,7 +89,7 @@ class _Folding(Chooser):
 
 
 def _unmergeable(structure: Structure) -> dict[int, str]:
-    """The channels that share statistics with others, or are multiplied with others, in a way that merging would change."""
+    """The channels that share statistics with others, or are multiplied with others, in a way that merging changes."""
     reasons = {}
     for blocks in structure.labels.blocks:
         if blocks.whole:

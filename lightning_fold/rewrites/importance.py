@@ -1,4 +1,4 @@
-"""How much a channel matters: norms of its weights, first-order Taylor, activations, or least-squares reconstruction."""
+"""How much a channel matters: norms of weights, first-order Taylor, activations, or least-squares reconstruction."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -49,7 +49,7 @@ def norm_score(order: int) -> Score:
 
 
 def taylor_score(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Score:
-    """|sum of weight times gradient| over all that writes a channel: how much the loss moves without it, to first order.
+    """|sum of weight times gradient| over all that writes a channel: what the loss moves without it, to first order.
 
     Source: "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771), with the sum inside the modulus.
     """
@@ -126,7 +126,9 @@ def _elimination(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         states.append((columns / energy.sqrt(), torch.linalg.inv(damped)))
     left, ranks = torch.arange(count), torch.zeros(count)
     while len(left):
-        cost = sum((columns.square().sum(1) / inverse.diagonal() for columns, inverse in states), torch.zeros(len(left)))
+        cost = sum(
+            (columns.square().sum(1) / inverse.diagonal() for columns, inverse in states), torch.zeros(len(left))
+        )
         gone = cost.argsort(stable=True)[: max(1, count // _STEPS)]
         ranks[left[gone]] = torch.arange(count - len(left), count - len(left) + len(gone), dtype=ranks.dtype)
         stays = torch.ones(len(left), dtype=torch.bool)

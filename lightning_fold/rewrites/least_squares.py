@@ -38,8 +38,8 @@ def refit(
 
     Each layer meets the inputs that the layers before it, already solved for, now give; the target is what the dense
     network gives in the same place. Let X be the inputs (one row for each place, one column for each weight of an
-    output), and R what is missing: the correction is R^T X (X^T X + ridge)^-1, both centred where the layer has a bias or
-    a BatchNorm that can take the mean.
+    output), and R what is missing: the correction is R^T X (X^T X + ridge)^-1, both centred where the layer has a bias
+    or a BatchNorm that can take the mean.
 
     Args:
         calibration: the dense network and inputs.

@@ -1,4 +1,4 @@
-"""Merging channels: producers take the mean of their cluster, consumers the sum, queries what their keys are short of."""
+"""Merging channels: producers take the mean of their cluster, consumers the sum; queries make up for their keys."""
 
 import torch
 from torch import Tensor

@@ -1,8 +1,9 @@
 """Pruning and folding as one thing: orthogonal projections of the channels of a group.
 
-An *assignment* is a (channels,) tensor of integers: the cluster of each channel, or -1 for a channel that goes. A pruning
-has one channel in every cluster, a folding has no -1. With U the (channels, clusters) membership, the rows W of the layer
-that writes the channels become C W, C = U (U^T U)^-1 U^T: axis-aligned for a pruning, cluster averages for a folding.
+An *assignment* is a (channels,) tensor of integers: the cluster of each channel, or -1 for a channel that goes. A
+pruning has one channel in every cluster, a folding has no -1. With U the (channels, clusters) membership, the rows W of
+the layer that writes the channels become C W, C = U (U^T U)^-1 U^T: axis-aligned for a pruning, cluster averages for a
+folding.
 
 Source: "Cut Less, Fold More" (arXiv 2602.18116).
 """

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_fold.report import RewriteReport
+from lightning_fold.rewrites.choosing import Chooser, Setting
 from lightning_fold.rewrites.importance import (
     CALIBRATED,
     IMPORTANCES,
@@ -18,7 +19,8 @@ from lightning_fold.rewrites.importance import (
     norm_score,
     taylor_score,
 )
-from lightning_fold.rewrites.reduction import Budget, Chooser, Compensate, Options, Repair, Setting, reduce_widths
+from lightning_fold.rewrites.options import Budget, Compensate, Options, Repair
+from lightning_fold.rewrites.reduction import reduce_widths
 from lightning_fold.rewrites.widths import Width
 from lightning_fold.structure.trace import Inputs
 
@@ -46,8 +48,8 @@ def prune(
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
         ratio: share of the channels of each width that goes, in [0, 1); at least one channel stays.
-        keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives as
-            many channels as its measured effect on the outputs allows.
+        keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives
+            as many channels as its measured effect on the outputs allows.
         keep_flops: the same for floating-point operations.
         importance: ``"l1"`` or ``"l2"`` norm of the weights that write a channel; ``"taylor"``, |weight times gradient|
             of ``loss`` on ``batches``; ``"activation"``, the energy that a channel brings to its consumers;

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,18 @@ from torch.optim import Optimizer
 from lightning_fold.report import Kept, RewriteError, RewriteReport
 from lightning_fold.rewrites.batch_norms import Rescaling, find_producers, rescaling
 from lightning_fold.rewrites.budget import allocate, cost_model, error_curve, uniform
-from lightning_fold.rewrites.calibration import Calibration, from_batches, from_noise, second_moments
+from lightning_fold.rewrites.calibration import (
+    Calibration,
+    from_batches,
+    from_noise,
+    relative_squared_error,
+    second_moments,
+)
+from lightning_fold.rewrites.choosing import Chooser, Setting
 from lightning_fold.rewrites.consumers import Consumer, find_consumers
 from lightning_fold.rewrites.least_squares import refit
 from lightning_fold.rewrites.merging import combine, fold_ar, targets
+from lightning_fold.rewrites.options import Budget, Options
 from lightning_fold.rewrites.projection import least_squares_projector, membership, projector
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.repair import is_layer_norm, repair, tune_layer_norms
@@ -25,88 +33,7 @@ from lightning_fold.structure.groups import Structure, reading_axes
 from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
 
-Compensate = Literal["none", "bias", "least-squares"]
-Repair = Literal["none", "data-free", "data"]
-
 _MEASURED = 32  # examples on which the error of a width is measured
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How small: one share of the channels of every width, or a share of the network's parameters or FLOPs."""
-
-    ratio: float
-    keep_parameters: float | None = None
-    keep_flops: float | None = None
-
-    def check(self, method: str) -> None:
-        """Raise ``ValueError`` where a share is out of range or both are given."""
-        if not 0 <= self.ratio < 1:
-            raise ValueError(
-                f"{method}(ratio={self.ratio}): expected a share of the channels in [0, 1), for example ratio=0.5."
-            )
-        for name, share in (("keep_parameters", self.keep_parameters), ("keep_flops", self.keep_flops)):
-            if share is not None and not 0 < share <= 1:
-                raise ValueError(f"{method}({name}={share}): expected a share in (0, 1], for example {name}=0.5.")
-        if self.keep_parameters is not None and self.keep_flops is not None:
-            raise ValueError(
-                f"{method}(keep_parameters={self.keep_parameters}, keep_flops={self.keep_flops}): expected one of them."
-            )
-
-    @property
-    def share(self) -> float | None:
-        """The share of the budget, if there is one."""
-        return self.keep_parameters if self.keep_flops is None else self.keep_flops
-
-
-@dataclass(frozen=True)
-class Options:
-    """What comes after the cut."""
-
-    compensate: Compensate
-    repair: Repair
-    batches: list[Any] | None
-    seed: int = 0
-
-    def check(self, method: str, repairs: tuple[str, ...]) -> None:
-        """Raise ``ValueError`` where a value is unknown or batches are missing."""
-        for name, value, known in (
-            ("compensate", self.compensate, ("none", "bias", "least-squares")),
-            ("repair", self.repair, repairs),
-        ):
-            if value not in known:
-                choices = ", ".join(map(repr, known[:-1]))
-                raise ValueError(f"{method}({name}={value!r}): expected {choices} or {known[-1]!r}.")
-        if self.repair == "data" and not self.batches:
-            raise ValueError(f"{method}(repair='data'): expected batches=..., a loader or a list of batches.")
-        if self.batches is not None and not self.batches:
-            raise ValueError(f"{method}(batches=[]): expected at least one batch of inputs, or of (inputs, ...).")
-
-
-@dataclass
-class Setting:
-    """All that a choice of channels may look at."""
-
-    model: nn.Module
-    surgery: Surgery
-    structure: Structure
-    calibrate: Callable[[], Calibration]
-
-
-class Chooser:
-    """How a width is made smaller."""
-
-    def assign(self, width: Width, kept: int) -> Tensor:
-        """(channels,) the cluster of each channel, or -1, so that each block keeps ``kept``."""
-        raise NotImplementedError
-
-    def lengths(self, width: Width) -> Tensor:
-        """(channels,) what each channel is divided by before it is merged with others."""
-        return torch.ones(width.group.size, dtype=torch.float64)
-
-    def refused(self, width: Width) -> str | None:
-        """Why this width stays as it is, or ``None``."""
-        return None
 
 
 def reduce_widths(
@@ -324,11 +251,18 @@ class _Reduction:
         before = relative_squared_error(outputs(small, dense.held_out), expected)
         consumers = [c for c in find_consumers(self.structure) if dense.real or self._loses_columns(c, removal)]
         rows = self._rows(cluster_of, removal)
-        found = refit(replace(dense, network=reference), small, consumers, rows, weights=self.options.compensate == "least-squares")
+        found = refit(
+            replace(dense, network=reference),
+            small,
+            consumers,
+            rows,
+            weights=self.options.compensate == "least-squares",
+        )
         after = relative_squared_error(outputs(small, dense.held_out), expected)
         if not after <= before:
             self.notes.append(
-                f"compensate={self.options.compensate!r} was undone: the error on held-out inputs would go from {before:.3g} to {after:.3g}"
+                f"compensate={self.options.compensate!r} was undone: the error on held-out inputs would go "
+                f"from {before:.3g} to {after:.3g}"
             )
             return
         for consumer in consumers:
@@ -401,14 +335,6 @@ class _Reduction:
         left = torch.nonzero(~removal.removed[groups]).flatten()
         matrix = (targets(groups, cluster_of)[None] == left[:, None]).double()
         return matrix / matrix.sum(1, keepdim=True)
-
-
-def relative_squared_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Squared error of outputs, relative to how much they vary over the examples; infinite where it is NaN."""
-    error = sum(float((left.double() - right.double()).square().sum()) for left, right in zip(found, expected, strict=True))
-    spread = sum(float((right.double() - right.double().mean(0)).square().sum()) for right in expected)
-    ratio = error / max(spread, torch.finfo(torch.float64).tiny)
-    return ratio if ratio == ratio else float("inf")
 
 
 def _mix(action: Tensor, dim: int, indices: Tensor):

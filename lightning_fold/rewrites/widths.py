@@ -112,9 +112,7 @@ class CostModel:
         flops: whether the cost is FLOPs of one forward pass, and not parameters.
     """
 
-    def __init__(
-        self, model: nn.Module, structure: Structure, widths: list[Width], total: int, *, flops: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, structure: Structure, widths: list[Width], total: int, *, flops: bool) -> None:
         self.structure, self.widths, self.total = structure, widths, total
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._price = _flops_per_weight(structure) if flops else dict.fromkeys(self._shapes, 1)

@@ -56,35 +56,37 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
             f"{least / costs.total:.3f} of them; expected {name} of at least that."
         )
 
-    def step_of(i: int) -> int:
-        return min(max(1, costs.widths[i].size // _STEPS), kept[i] - 1)
+    def step_of(bundle: list[int]) -> int:
+        first = bundle[0]
+        return min(max(1, costs.widths[first].size // _STEPS), kept[first] - 1)
 
-    def price(i: int) -> tuple[float, int]:
-        step = step_of(i)
-        error = curves[i](kept[i] - step) - curves[i](kept[i])
-        return (error + 1e-9) / max(costs.saved(i, kept, step), 1e-9), i
+    def price(number: int) -> tuple[float, int]:
+        bundle = costs.bundles[number]
+        step = step_of(bundle)
+        error = sum(curves[i](kept[i] - step) - curves[i](kept[i]) for i in bundle)
+        return (error + 1e-9) / max(costs.saved(bundle, kept, step), 1e-9), number
 
-    queue = [price(i) for i in range(len(kept)) if kept[i] > 1]
+    queue = [price(number) for number in range(len(costs.bundles))]
     heapq.heapify(queue)
     while cost > goal and queue:
-        _, i = heapq.heappop(queue)
-        now = price(i)
+        _, number = heapq.heappop(queue)
+        now, bundle = price(number), costs.bundles[number]
         if queue and now > queue[0]:  # it saves less than it did when it was put there
             heapq.heappush(queue, now)
             continue
-        step = step_of(i)
-        if cost - costs.saved(i, kept, step) < goal:
-            step = _last_step(costs, kept, i, step, cost - goal)
-        cost -= costs.saved(i, kept, step)
-        kept[i] -= step
-        if step and kept[i] > 1:
-            heapq.heappush(queue, price(i))
+        step = step_of(bundle)
+        if cost - costs.saved(bundle, kept, step) < goal:
+            step = _last_step(costs, kept, bundle, step, cost - goal)
+        cost -= costs.saved(bundle, kept, step)
+        kept = [size - step * (i in bundle) for i, size in enumerate(kept)]
+        if step and kept[bundle[0]] > 1:
+            heapq.heappush(queue, price(number))
     return kept
 
 
-def _last_step(costs: CostModel, kept: list[int], i: int, most: int, missing: float) -> int:
-    """How many channels of width ``i`` come nearest to what is missing."""
-    return min(range(most + 1), key=lambda step: abs(costs.saved(i, kept, step) - missing))
+def _last_step(costs: CostModel, kept: list[int], bundle: list[int], most: int, missing: float) -> int:
+    """How many channels of a bundle come nearest to what is missing."""
+    return min(range(most + 1), key=lambda step: abs(costs.saved(bundle, kept, step) - missing))
 
 
 def cost_model(

@@ -59,6 +59,20 @@ def find_widths(
     return structure, widths
 
 
+def find_bundles(structure: Structure, widths: list[Width]) -> list[list[int]]:
+    """Widths that must keep equally many channels, as the queries and the values of attention that are cut as one."""
+    width_of = torch.full((structure.count,), -1)
+    for i, width in enumerate(widths):
+        width_of[width.group.ids] = i
+    leader = list(range(len(widths)))
+    for blocks in structure.labels.blocks:
+        for side in blocks.sides:
+            found = {leader[i] for i in width_of[structure.group_of[side]].flatten().unique().tolist() if i >= 0}
+            if len({widths[i].size for i in found}) == 1:
+                leader = [min(found) if i in found else i for i in leader]
+    return [[i for i, head in enumerate(leader) if head == first] for first in dict.fromkeys(leader)]
+
+
 def kept_groups(structure: Structure) -> list[Kept]:
     """The groups that an operator without a rule holds fast."""
     if not any(pin is not None and "has no rule" in pin.reason for pin in structure.pinned.values()):
@@ -114,6 +128,7 @@ class CostModel:
 
     def __init__(self, model: nn.Module, structure: Structure, widths: list[Width], total: int, *, flops: bool) -> None:
         self.structure, self.widths, self.total = structure, widths, total
+        self.bundles = find_bundles(structure, widths)
         self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._price = _flops_per_weight(structure) if flops else dict.fromkeys(self._shapes, 1)
 
@@ -166,11 +181,11 @@ class CostModel:
             numel *= length
         return price * numel
 
-    def saved(self, i: int, kept: list[int], step: int) -> float:
-        """What width ``i`` saves when it loses ``step`` more channels in each block."""
-        less = list(kept)
-        less[i] -= step
-        return sum(self.tensor_cost(name, kept) - self.tensor_cost(name, less) for name in self.tensors_of[i])
+    def saved(self, bundle: list[int], kept: list[int], step: int) -> float:
+        """What is saved when the widths of ``bundle`` lose ``step`` more channels in each block."""
+        less = [size - step * (i in bundle) for i, size in enumerate(kept)]
+        names = {name for i in bundle for name in self.tensors_of[i]}
+        return sum(self.tensor_cost(name, kept) - self.tensor_cost(name, less) for name in names)
 
     def cost(self, kept: list[int]) -> float:
         """The whole cost."""

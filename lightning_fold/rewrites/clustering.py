@@ -51,7 +51,7 @@ class Clustering:
         assignment = torch.full((width.group.size,), -1)
         for block in width.blocks:
             features = _coordinates(self._features[key][block]).numpy()
-            wanted = min(clusters, len(np.unique(features, axis=0)))
+            wanted = min(width.kept_in(block, clusters), len(np.unique(features, axis=0)))
             found = KMeans(wanted, n_init=_STARTS, random_state=self.seed).fit_predict(features)
             assignment[block] = torch.from_numpy(found).long() + int(assignment.max()) + 1
         return assignment

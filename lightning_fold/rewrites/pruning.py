@@ -112,7 +112,7 @@ class _Selection(Chooser):
         staying = torch.zeros(width.group.size, dtype=torch.bool)
         for block in width.blocks:
             order = block[scores[block].argsort(stable=True)]
-            staying[order[len(order) - kept :]] = True
+            staying[order[len(order) - width.kept_in(block, kept) :]] = True
         assignment = torch.full((width.group.size,), -1)
         assignment[staying] = torch.arange(int(staying.sum()))
         return assignment

@@ -29,6 +29,10 @@ class Width:
         """Channels in a block, of the smallest where they differ."""
         return min(len(block) for block in self.blocks)
 
+    def kept_in(self, block: Tensor, kept: int) -> int:
+        """The channels that ``block`` keeps where the smallest keeps ``kept``: in proportion, so that sums agree."""
+        return max(round(kept * len(block) / self.size), 1)
+
 
 def find_widths(
     method: str, model: nn.Module, example_inputs: Inputs, *, ask_attributes: bool = True
@@ -172,7 +176,9 @@ class CostModel:
         for size, groups in zip(self._counts[name], self._dims[name], strict=True):
             fixed, counter = size
             left = sum(
-                count / len(self.widths[i].group.ids) * kept[i] * len(self.widths[i].blocks)
+                count
+                / self.widths[i].group.size
+                * sum(self.widths[i].kept_in(b, kept[i]) for b in self.widths[i].blocks)
                 for i, count in counter.items()
             )
             price *= (fixed + left) / len(groups)

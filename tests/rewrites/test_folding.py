@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.rewrites.merging import fold_ar_scale, merge
+from lightning_fold.rewrites.widths import find_widths
 from lightning_fold.structure.groups import read_structure
 from lightning_fold.surgery import Surgery
 from tests.zoo import ZOO, Head, build, error_of, run
@@ -167,3 +168,48 @@ def test_bad_arguments() -> None:
         lf.fold(build("mlp"), ZOO["mlp"].inputs(), repair="full")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="at least one hidden width"):
         lf.fold(Head(3), torch.randn(2, 3, 4, 4))
+
+
+def test_channels_that_differ_by_a_positive_factor_merge_exactly_through_relu() -> None:
+    """The factor stands in the layer's rows for some channels, in BatchNorm's for others."""
+    model, x = _duplicated()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for i in (0, 3, 6):
+            conv, norm, half = model[i], model[i + 1], model[i].out_channels // 2
+            a, b = (torch.rand(2, half, generator=generator, dtype=torch.float64) * 3 + 0.2).unbind()
+            conv.weight[half:] *= a[:, None, None, None]
+            norm.running_mean[half:] *= a
+            norm.running_var[half:] = (norm.running_var[half:] + norm.eps) * a.square() - norm.eps
+            norm.weight[half:] *= b
+            norm.bias[half:] *= b
+            # the next layer reads each pair with columns of its own
+    dense = deepcopy(model)
+    for module in model.modules():
+        assert not isinstance(module, (nn.GELU, nn.SiLU))
+    lf.fold(model, x, ratio=0.5)
+    assert [model[i].out_channels for i in (0, 3, 6)] == [4, 5, 4]
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-9
+
+
+@pytest.mark.parametrize("name", ["gated", "grouped", "attention_fused", "attention_by_hand"])
+def test_doubled_gates_groups_and_heads_fold_back(name: str) -> None:
+    """Within every block (head, group, all of a gate) each channel gets a twin."""
+    model, inputs = build(name), ZOO[name].inputs()
+    _, widths = find_widths("fold", model, inputs)
+    with torch.no_grad():
+        for width in widths:
+            for member in width.group.members:
+                moved = _tensor(model, member.tensor).movedim(member.dim, 0)
+                for block in width.blocks:
+                    half = len(block) // 2
+                    ours, twins = member.indices[block[:half]], member.indices[block[half : 2 * half]]
+                    moved[twins] = moved[ours].clone()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels:
+                half = module.weight.shape[1] // 2
+                module.weight[:, half : 2 * half] = module.weight[:, :half]
+    expected, before = run(model, inputs), sum(p.numel() for p in model.parameters())
+    lf.fold(model, inputs, ratio=0.45)
+    assert sum(p.numel() for p in model.parameters()) < before
+    assert error_of(run(model, inputs), expected) <= 1e-7

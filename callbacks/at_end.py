@@ -1,10 +1,12 @@
 """Callbacks that rewrite once, at the end of training or at a given epoch."""
 
+from itertools import islice
 from typing import Any
 
 import lightning
+from torch import Tensor
 
-from lightning_fold.callbacks.base import Rewrite, RewriteCallback
+from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share, inputs_of
 
 
 class RewriteOnce(RewriteCallback):
@@ -23,6 +25,9 @@ class RewriteOnce(RewriteCallback):
         if at_epoch < -1:
             raise ValueError(f"{type(self).__name__}(at_epoch={at_epoch}): expected an epoch of at least 0, or -1.")
         self.method, self.at_epoch, self.done = method, at_epoch, False
+
+    def prepare(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Collect what the rewrite needs."""
 
     def change(self) -> Rewrite:
         """The rewrite, as a function of network, inputs and optimizers."""
@@ -59,5 +64,67 @@ class RewriteOnce(RewriteCallback):
 
     def _rewrite_once(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not self.done:
+            self.prepare(trainer, pl_module)
             self.rewrite(trainer, pl_module, self.method, self.change())
             self.done = True
+
+
+class ReduceOnce(RewriteOnce):
+    """Base of the callbacks that make widths smaller once, perhaps with the help of training batches.
+
+    Args:
+        method: name of the rewrite.
+        ratio: share of the channels of each width that goes, in [0, 1).
+        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``; 0 leaves it to ``ratio``.
+        compensate: "least-squares", "bias" or "none".
+        repair: what is done about statistics.
+        repairs: the known values of ``repair``.
+        batches: training batches that the rewrite may look at; 0 for none.
+        at_epoch: epoch before which the network is rewritten, counted from 0; -1 rewrites at the end.
+        module: dotted path of the network inside the LightningModule; empty finds it.
+        monitor: name of a logged validation metric, higher is better.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        ratio: float,
+        keep_parameters: float,
+        compensate: str,
+        repair: str,
+        repairs: tuple[str, ...],
+        batches: int,
+        at_epoch: int,
+        module: str,
+        monitor: str,
+    ) -> None:
+        super().__init__(method, at_epoch, module, monitor)
+        call = type(self).__name__
+        check_share(call, "ratio", ratio)
+        if keep_parameters:
+            check_share(call, "keep_parameters", keep_parameters, one=True)
+        check_choice(call, "compensate", compensate, ("none", "bias", "least-squares"))
+        check_choice(call, "repair", repair, repairs)
+        if batches < 0 or (repair == "data" and batches == 0):
+            least = 1 if repair == "data" else 0
+            raise ValueError(f"{call}(batches={batches}, repair={repair!r}): expected at least {least} batches.")
+        self.ratio, self.keep_parameters, self.batches = ratio, keep_parameters, batches
+        self.compensate, self.repair = compensate, repair
+        self._batches: list[Tensor] | None = None
+
+    def prepare(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Collect the inputs of some training batches, the same ones on every process."""
+        loader = trainer.train_dataloader
+        if self.batches and loader is not None:
+            found = [inputs_of(batch) for batch in islice(iter(loader), self.batches)]
+            self._batches = [trainer.strategy.broadcast(batch).to(pl_module.device) for batch in found]
+
+    def common(self) -> dict[str, Any]:
+        """The arguments of the rewrite."""
+        return {
+            "ratio": self.ratio,
+            "keep_parameters": self.keep_parameters or None,
+            "compensate": self.compensate,
+            "repair": self.repair,
+            "batches": self._batches,
+        }

@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from lightning_fold.callbacks.at_end import RewriteOnce
-from lightning_fold.callbacks.base import Rewrite, check_choice, check_share
+from lightning_fold.callbacks.at_end import ReduceOnce
+from lightning_fold.callbacks.base import Rewrite
 from lightning_fold.rewrites.folding import fold
 
 
-class ChannelFolding(RewriteOnce):
+class ChannelFolding(ReduceOnce):
     """Merges channels that do alike at the end of training (or before an epoch): k-means, mean and sum.
 
     Suggested: small ratios (0.1 to 0.3) without training afterwards; with ``at_epoch`` some epochs before the end, up
@@ -17,7 +17,11 @@ class ChannelFolding(RewriteOnce):
 
     Args:
         ratio: share of the channels of each width that goes, in [0, 1).
-        repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR), "none" leaves them.
+        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``; 0 leaves it to ``ratio``.
+        compensate: "least-squares" solves for the weights of the layers behind, "bias" for their biases alone.
+        repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR), "data" estimates BatchNorm
+            statistics and tunes LayerNorms on the batches, "none" leaves them.
+        batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
         at_epoch: epoch before which the network is folded, counted from 0; -1 folds at the end.
         seed: seed of k-means.
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -30,19 +34,23 @@ class ChannelFolding(RewriteOnce):
     def __init__(
         self,
         ratio: float = 0.3,
-        repair: Literal["data-free", "none"] = "data-free",
+        keep_parameters: float = 0.0,
+        compensate: Literal["none", "bias", "least-squares"] = "none",
+        repair: Literal["data-free", "none", "data"] = "data-free",
+        batches: int = 0,
         at_epoch: int = -1,
         seed: int = 0,
         module: str = "",
         monitor: str = "accuracy/val",
     ) -> None:
-        super().__init__("fold", at_epoch, module, monitor)
-        check_share("ChannelFolding", "ratio", ratio)
-        check_choice("ChannelFolding", "repair", repair, ("data-free", "none"))
-        self.ratio, self.repair, self.seed = ratio, repair, seed
+        repairs = ("data-free", "none", "data")
+        super().__init__(
+            "fold", ratio, keep_parameters, compensate, repair, repairs, batches, at_epoch, module, monitor
+        )
+        self.seed = seed
 
     def change(self) -> Rewrite:
         """Fold."""
         return lambda network, inputs, optimizers: fold(
-            network, inputs, ratio=self.ratio, repair=self.repair, seed=self.seed, optimizers=optimizers
+            network, inputs, seed=self.seed, optimizers=optimizers, **self.common()
         )

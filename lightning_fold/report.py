@@ -46,6 +46,7 @@ class RewriteReport:
             exact rewrites; ``None`` otherwise.
         changes: every tensor whose shape changed.
         kept: what could have gone but stayed, and why.
+        notes: what was undone because it made things worse, and how far a budget was missed.
         masks: name of each sparsified parameter -> boolean tensor of its shape, True where the weight stays.
     """
 
@@ -57,6 +58,7 @@ class RewriteReport:
     max_relative_error: float | None = None
     changes: tuple[Change, ...] = ()
     kept: tuple[Kept, ...] = ()
+    notes: tuple[str, ...] = ()
     masks: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -73,6 +75,8 @@ class RewriteReport:
         for kept in self.kept:
             cost = "" if kept.parameters is None else f" ({kept.parameters:,} parameters)"
             console.print(f"kept {kept.channels} channels of {kept.tensor}: {kept.reason}{cost}", soft_wrap=True)
+        for note in self.notes:
+            console.print(f"note: {note}", soft_wrap=True)
         return lines.getvalue().rstrip()
 
     def _summary(self) -> str:

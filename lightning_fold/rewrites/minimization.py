@@ -14,9 +14,9 @@ from lightning_fold.report import Kept, RewriteError, RewriteReport
 from lightning_fold.rewrites.compensation import compensable, compensate
 from lightning_fold.rewrites.filling import fill, fill_cost
 from lightning_fold.rewrites.input_selection import select_read_features
-from lightning_fold.rewrites.pruning import kept_groups
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.widths import kept_groups
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
 from lightning_fold.structure.labels import Contraction

@@ -1,21 +1,31 @@
 """prune: whole channels, by importance."""
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.removal import complete, remove
-from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.report import RewriteReport
+from lightning_fold.rewrites.choosing import Chooser, Setting
+from lightning_fold.rewrites.importance import (
+    CALIBRATED,
+    IMPORTANCES,
+    Importance,
+    Loss,
+    Score,
+    calibrated_score,
+    norm_score,
+    taylor_score,
+)
+from lightning_fold.rewrites.options import Budget, Compensate, Options, Repair
+from lightning_fold.rewrites.reduction import reduce_widths
+from lightning_fold.rewrites.widths import Width
 from lightning_fold.rewrites.wrappers import on_network
-from lightning_fold.structure.groups import ChannelGroup, Member, Structure, group_channels, read_structure
 from lightning_fold.structure.trace import Inputs
-from lightning_fold.surgery import Surgery
 
-Importance = Literal["l1", "l2"]
+__all__ = ["Importance", "prune"]
 
 
 @on_network
@@ -24,7 +34,14 @@ def prune(
     example_inputs: Inputs,
     *,
     ratio: float = 0.5,
-    importance: Importance = "l2",
+    keep_parameters: float | None = None,
+    keep_flops: float | None = None,
+    importance: Importance | Score = "l2",
+    compensate: Compensate = "none",
+    repair: Repair = "none",
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
     """Remove the least important channels of every width of ``model``, in place.
@@ -32,73 +49,81 @@ def prune(
     Args:
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
-        ratio: share of the channels of each group that goes, in [0, 1); at least one channel stays.
-        importance: norm of all weights that write a channel, ``"l1"`` or ``"l2"``.
+        ratio: share of the channels of each width that goes, in [0, 1); at least one channel stays.
+        keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives
+            as many channels as its measured effect on the outputs allows.
+        keep_flops: the same for floating-point operations.
+        importance: ``"l1"`` or ``"l2"`` norm of the weights that write a channel; ``"taylor"``, |weight times gradient|
+            of ``loss`` on ``batches``; ``"activation"``, the energy that a channel brings to its consumers;
+            ``"reconstruction"``, what its consumers lose when the other channels make up for it; or a function of
+            the network and a :class:`ChannelGroup` that returns a score for each channel.
+        compensate: ``"least-squares"`` solves for the weights of the layers behind, so that they give the dense
+            network's outputs from the channels left.
+        repair: ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on ``batches``, ``"none"`` leaves them.
+        batches: inputs, or (inputs, ...), at least two batches so that the last can be held out. Without them, what
+            needs values predicts them from the BatchNorms' own statistics.
+        loss: a function of network and batch, for ``"taylor"``.
+        seed: seed of the noise that stands for data.
         optimizers: optimizers of the network; they go on with the moments of what stays.
 
     Raises:
-        ValueError: ``ratio`` or ``importance`` is out of range, or no channel of the network can be removed.
+        ValueError: a value is out of range, the budget cannot be met, or no channel of the network can be removed.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
-    if importance not in ("l1", "l2"):
-        raise ValueError(f"prune(importance={importance!r}): expected 'l1' or 'l2'.")
-    structure, groups = shrinkable_groups("prune", model, example_inputs, ratio)
-
-    def change(surgery: Surgery) -> list[Kept]:
-        removed = torch.zeros(structure.count, dtype=torch.bool)
-        for group in groups:
-            scores = channel_importance(surgery, group, importance)
-            removed[group.ids[scores.argsort(stable=True)[: group.size - channels_left(group, ratio)]]] = True
-        remove(surgery, structure, complete(structure, removed))
-        return kept_groups(structure)
-
-    return rewrite("prune", model, example_inputs, optimizers, change)
-
-
-def shrinkable_groups(
-    method: str, model: nn.Module, example_inputs: Inputs, ratio: float
-) -> tuple[Structure, list[ChannelGroup]]:
-    """The structure of ``model`` and the channel groups that ``prune`` and ``fold`` may shrink.
-
-    Raises:
-        ValueError: ``ratio`` is outside [0, 1), or no group can shrink.
-    """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"{method}(ratio={ratio}): expected a share of the channels in [0, 1), for example ratio=0.5.")
-    structure = read_structure(model, example_inputs)
-    groups = [group for group in group_channels(structure) if group.pinned is None and group.size > 1]
-    if not groups:
+    if not callable(importance) and importance not in IMPORTANCES:
+        known = ", ".join(map(repr, IMPORTANCES[:-1]))
+        raise ValueError(f"prune(importance={importance!r}): expected {known}, {IMPORTANCES[-1]!r} or a function.")
+    if importance == "taylor" and (batches is None or loss is None):
         raise ValueError(
-            f"{method}({type(model).__name__}): expected a network with at least one hidden width of channels between "
-            "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule."
+            "prune(importance='taylor'): expected batches=... and loss=..., for example "
+            "loss=lambda model, batch: cross_entropy(model(batch[0]), batch[1])."
         )
-    return structure, groups
+    budget = Budget(ratio, keep_parameters, keep_flops)
+    options = Options(compensate, repair, None if batches is None else list(batches), seed)
+    options.check("prune", ("none", "data"))
+
+    def choose(setting: Setting) -> Chooser:
+        return _Selection(setting.model, _score(setting, importance, options, loss))
+
+    return reduce_widths("prune", model, example_inputs, budget, options, optimizers, choose)
 
 
-def channels_left(group: ChannelGroup, ratio: float) -> int:
-    """How many channels of ``group`` stay at this ratio."""
-    return max(round((1 - ratio) * group.size), 1)
+def _score(setting: Setting, importance: Importance | Score, options: Options, loss: Loss | None) -> Score:
+    if not isinstance(importance, str):
+        return importance
+    if importance in CALIBRATED:
+        return calibrated_score(importance, setting.structure, setting.calibrate())
+    if importance == "taylor":
+        assert loss is not None and options.batches is not None
+        return taylor_score(setting.model, options.batches, loss)
+    return norm_score(int(importance[1]))
 
 
-def channel_importance(surgery: Surgery, group: ChannelGroup, importance: Importance) -> Tensor:
-    """(channels,) the norm of all weights of at least two dimensions that write each channel."""
-    rows = [channel_rows(surgery, m) for m in group.members if not m.reads and surgery.tensor(m.tensor).dim() > 1]
-    joined = torch.cat(rows or [channel_rows(surgery, member) for member in group.members], dim=1)
-    return joined.norm(p=1 if importance == "l1" else 2, dim=1).cpu()
+class _Selection(Chooser):
+    """The channels with the highest scores stay."""
 
+    def __init__(self, model: nn.Module, score: Callable[[nn.Module, Any], Tensor]) -> None:
+        self.model, self.score = model, score
+        self._scores: dict[int, Tensor] = {}
 
-def channel_rows(surgery: Surgery, member: Member) -> Tensor:
-    """(channels, elements) everything that one member holds for each channel."""
-    moved = surgery.tensor(member.tensor).detach().movedim(member.dim, 0)
-    return moved[member.indices.to(moved.device)].flatten(1)
+    def assign(self, width: Width, kept: int) -> Tensor:
+        key = int(width.group.ids[0])
+        if key not in self._scores:
+            self._scores[key] = self._checked(width)
+        scores = self._scores[key]
+        staying = torch.zeros(width.group.size, dtype=torch.bool)
+        for block in width.blocks:
+            order = block[scores[block].argsort(stable=True)]
+            staying[order[len(order) - width.kept_in(block, kept) :]] = True
+        assignment = torch.full((width.group.size,), -1)
+        assignment[staying] = torch.arange(int(staying.sum()))
+        return assignment
 
-
-def kept_groups(structure: Structure) -> list[Kept]:
-    """The groups that an operator without a rule holds fast."""
-    if not any(pin is not None and "has no rule" in pin.reason for pin in structure.pinned.values()):
-        return []
-    return [
-        Kept(group.name, group.size, group.pinned)
-        for group in group_channels(structure)
-        if group.pinned is not None and "has no rule" in group.pinned
-    ]
+    def _checked(self, width: Width) -> Tensor:
+        scores = torch.as_tensor(self.score(self.model, width.group)).detach().cpu()
+        if scores.shape != (width.group.size,) or not bool(torch.isfinite(scores).all()):
+            raise ValueError(
+                f"prune(importance=...): the scores of {width.group.name} have shape {tuple(scores.shape)} or are not "
+                f"finite; expected {width.group.size} finite numbers, one for each channel."
+            )
+        return scores

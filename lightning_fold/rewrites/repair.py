@@ -1,11 +1,21 @@
 """repair: the statistics of a network after a lossy rewrite."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_fold.structure.trace import evaluation_mode
+
+
+def inputs_of_batch(batch: Any) -> Tensor:
+    """The network's input in a batch: the batch itself, or its first element."""
+    found = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(found, Tensor):
+        raise ValueError(f"expected batches of tensors or of (inputs, ...), found a {type(batch).__name__}.")
+    return found
 
 
 def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
@@ -41,8 +51,7 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
     try:
         with torch.no_grad():
             while batch is not None:
-                inputs = batch if isinstance(batch, Tensor) else batch[0]
-                model(inputs.to(device))
+                model(inputs_of_batch(batch).to(device))
                 batch = next(batches, None)
     except BaseException:
         for norm, saved in zip(norms, statistics, strict=True):
@@ -53,3 +62,68 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
             norm.momentum = momentum
         for module, training in modes:
             module.training = training
+
+
+def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: tuple[Any, ...], rows: Mapping[str, Tensor]) -> None:
+    """Scale and shift of every LayerNorm and RMSNorm of ``model``, in place, so that it gives what the dense one gives.
+
+    For each channel by least squares, in closed form and in one pass: a norm meets what the norms before it now give.
+
+    Args:
+        dense: the network before the rewrite.
+        model: the network, changed.
+        inputs: positional inputs.
+        rows: for each norm by its dotted name (channels left, channels) which mix of dense channels is the target.
+    """
+    targets: dict[str, Tensor] = {}
+
+    def remember(path: str):
+        def hook(module: nn.Module, given: Any, output: Tensor) -> None:
+            found = _by_channel(module, output)
+            targets[path] = found @ rows[path].T.to(found)
+
+        return hook
+
+    def tune(path: str):
+        def hook(module: nn.Module, given: Any, output: Tensor) -> Tensor:
+            found, target = _by_channel(module, output).double(), targets.pop(path).double()
+            bias: Any = getattr(module, "bias", None)
+            mean, goal = (found.mean(0), target.mean(0)) if bias is not None else (0.0, 0.0)
+            centred = found - mean
+            slope = (centred * (target - goal)).sum(0) / centred.square().sum(0).clamp_min(1e-30)
+            slope = torch.where(slope > 0, slope, 1.0)
+            weight: Any = module.weight
+            weight.data = weight.data * slope.to(weight)
+            if bias is not None:
+                bias.data = bias.data * slope.to(bias) + (goal - mean * slope).to(bias)
+            dim = _channel_dim(module, output)
+            view = [-1 if d == dim else 1 for d in range(output.dim())]
+            shift = goal - mean * slope if bias is not None else torch.zeros_like(slope)
+            return output * slope.to(output).reshape(view) + shift.to(output).reshape(view)
+
+        return hook
+
+    for network, hook in ((dense, remember), (model, tune)):
+        handles = [network.get_submodule(path).register_forward_hook(hook(path)) for path in rows]
+        try:
+            with evaluation_mode(network), torch.no_grad():
+                network(*inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def is_layer_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a LayerNorm, an RMSNorm or one like them, with a scale for each channel."""
+    weight = getattr(module, "weight", None)
+    return hasattr(module, "normalized_shape") and isinstance(weight, nn.Parameter) and weight.dim() == 1
+
+
+def _by_channel(module: nn.Module, value: Tensor) -> Tensor:
+    return value.movedim(_channel_dim(module, value), -1).flatten(0, -2)
+
+
+def _channel_dim(module: nn.Module, value: Tensor) -> int:
+    """Where the channels are: behind, or in front of an image as in timm's LayerNorm2d."""
+    width = module.weight.shape[0]  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
+    return value.dim() - 1 if value.shape[-1] == width else 1

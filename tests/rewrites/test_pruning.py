@@ -69,5 +69,5 @@ def test_ratio_out_of_range(ratio: float) -> None:
 def test_nothing_to_prune_and_unknown_importance() -> None:
     with pytest.raises(ValueError, match="at least one hidden width"):
         lf.prune(nn.Linear(3, 4), torch.randn(2, 3))
-    with pytest.raises(ValueError, match="expected 'l1' or 'l2'"):
+    with pytest.raises(ValueError, match="expected 'l1', 'l2', 'taylor'"):
         lf.prune(build("mlp"), ZOO["mlp"].inputs(), importance="l3")  # pyright: ignore[reportArgumentType]

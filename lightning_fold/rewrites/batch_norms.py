@@ -1,0 +1,194 @@
+"""BatchNorms right behind a layer: the affine rows that both make, and rescaling both without changing the function."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.labels import Contraction
+from lightning_fold.structure.operators import batch_norm_eps, contraction_groups, family, operator_name, oriented
+from lightning_fold.surgery import Surgery
+
+_HOMOGENEOUS = {"relu", "leaky_relu", "add", "sub", "neg"}
+_LINEAR_FAMILIES = ("pooling", "movement", "positions", "identity", "cat", "cast")
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A layer that writes channels, with the BatchNorm right behind it where there is one.
+
+    ``norm`` holds the names of gamma, beta, running mean and running variance.
+    """
+
+    contraction: Contraction
+    weight: str
+    bias: str | None
+    norm: tuple[str, str, str, str] | None
+    eps: float
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """All that writes the channels."""
+        return (self.weight, *((self.bias,) if self.bias else ()), *(self.norm or ()))
+
+
+def find_producers(structure: Structure) -> list[Producer]:
+    """The layers whose rows and BatchNorm can be rescaled: each tensor is used once."""
+    names = structure.trace.names
+    uses = Counter(names[node] for node in names for _ in node.users)
+    found = []
+    for contraction in structure.labels.contractions:
+        if contraction.rows is None or contraction.weight not in names:
+            continue
+        bias = names.get(contraction.bias) if contraction.bias is not None else None
+        norm, eps = _norm_behind(structure, contraction.node)
+        producer = Producer(contraction, names[contraction.weight], bias, norm, eps)
+        if all(uses[name] == 1 for name in producer.tensors) and (contraction.bias is None or bias is not None):
+            found.append(producer)
+    return found
+
+
+def _norm_behind(structure: Structure, node: Node) -> tuple[tuple[str, str, str, str] | None, float]:
+    users = list(node.users)
+    if len(users) != 1 or family(users[0]) != "batch_norm" or users[0].args[0] is not node:
+        return None, 0.0
+    found = [structure.trace.names.get(tensor) for tensor in users[0].args[1:5]]  # pyright: ignore[reportArgumentType]
+    if any(name is None for name in found):
+        return None, 0.0
+    gamma, beta, mean, variance = (str(name) for name in found)
+    return (gamma, beta, mean, variance), batch_norm_eps(users[0])
+
+
+def effective_rows(surgery: Surgery, producer: Producer) -> tuple[Tensor, Tensor]:
+    """(channels, elements) rows and (channels,) bias of layer and BatchNorm as one affine map, float64."""
+    rows = oriented(producer.contraction.node, _double(surgery, producer.weight)).flatten(1)
+    bias = _double(surgery, producer.bias) if producer.bias else torch.zeros(len(rows), dtype=torch.float64)
+    if producer.norm is None:
+        return rows, bias
+    gamma, beta, mean, variance = (_double(surgery, name) for name in producer.norm)
+    scale = gamma * torch.rsqrt(variance + producer.eps)
+    return rows * scale[:, None], (bias - mean) * scale + beta
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """Channels scaled where they are written, and back where they are read; the function stays.
+
+    Attributes:
+        producers: for each layer which channels are touched, what its rows are multiplied with, and two rows of numbers
+            for its BatchNorm: what the shift is multiplied with, and the variance divided by. Its scale becomes 1.
+        readers: name and dimension of each tensor that reads -> what its columns are multiplied with.
+    """
+
+    producers: tuple[tuple[Producer, Tensor, Tensor, Tensor], ...]
+    readers: dict[tuple[str, int], Tensor]
+
+    def apply(self, surgery: Surgery) -> None:
+        """Rescale a network: the one it was made for, or a copy with other BatchNorm statistics."""
+        for producer, touched, rows, by in self.producers:
+            row_dim = 1 - producer.contraction.column_dim
+            _multiply(surgery, producer.weight, row_dim, rows)
+            if producer.bias:
+                _multiply(surgery, producer.bias, 0, rows)
+            if producer.norm is not None:
+                gamma, beta, mean, variance = producer.norm
+                _set(surgery, gamma, lambda t, k=touched: torch.where(k.to(t.device), torch.ones_like(t), t))
+                _multiply(surgery, beta, 0, by[0])
+                _multiply(surgery, mean, 0, rows)
+                _set(surgery, variance, lambda t, b=by[1], e=producer.eps: ((t + e) / b.to(t) - e).clamp_min(0))
+        for (name, dim), columns in self.readers.items():
+            _multiply(surgery, name, dim, columns)
+
+
+def rescaling(surgery: Surgery, structure: Structure, merged: Tensor, lengths: Tensor, reading: set) -> Rescaling:
+    """Bring the ``merged`` channels to the length 1, with the scale of each BatchNorm in its layer's rows.
+
+    So the mean of rows is the mean of what layer and BatchNorm do together, and channels that differ by a positive
+    factor are alike.
+
+    Args:
+        surgery: the network.
+        structure: what was read from it.
+        merged: (groups,) whether a channel is merged with others; the rest stay as they are.
+        lengths: (groups,) what each channel is divided by; 1 where it must not be scaled.
+        reading: the dimensions that are a consumer's columns.
+    """
+    producers = []
+    for producer in find_producers(structure):
+        assert producer.contraction.rows is not None
+        groups = structure.group_of[producer.contraction.rows]
+        touched = merged[groups]
+        if not bool(touched.any()):
+            continue
+        inverse = torch.where(touched, 1 / lengths[groups], 1.0)
+        rows, variance = inverse, torch.ones_like(inverse)
+        if producer.norm is not None:
+            variance = torch.where(touched, _double(surgery, producer.norm[3]) + producer.eps, 1.0)
+            scale = _double(surgery, producer.norm[0]) * variance.rsqrt()
+            rows = torch.where(touched, scale * inverse, 1.0)
+        producers.append((producer, touched, rows, torch.stack([inverse, variance])))
+    readers = {}
+    for key in reading:
+        groups = structure.groups(structure.labels.axes[key]) if key in structure.labels.axes else torch.zeros(0).long()
+        columns = torch.where(merged[groups], lengths[groups], 1.0)
+        if bool((columns != 1).any()):
+            readers[key] = columns
+    return Rescaling(tuple(producers), readers)
+
+
+def homogeneous(structure: Structure) -> Tensor:
+    """(groups,) whether scaling a channel by a positive factor where it is written scales it where it is read.
+
+    True where nothing but layers, the BatchNorms right behind them, ReLU, sums, pooling and movement meets the channel.
+    """
+    result = torch.ones(structure.count, dtype=torch.bool)
+    producers = {producer.contraction.node: producer for producer in find_producers(structure)}
+    known = {name for producer in producers.values() for name in producer.tensors}
+    columns = {structure.trace.names.get(c.weight) for c in structure.labels.contractions if c.groups == 1}
+    for (name, _), axis in structure.labels.axes.items():
+        if name not in known | columns:
+            result[structure.groups(axis)] = False
+    for node in structure.trace.graph.nodes:
+        if node.op == "call_function" and not _scales(node, producers):
+            for source in node.all_input_nodes:
+                value = structure.labels.values.get(source)
+                for part in value if isinstance(value, (list, tuple)) else (value,):
+                    for labels in (*getattr(part, "fields", {}).values(), *getattr(part, "wide", ())):
+                        result[structure.group_of[labels.flatten()]] = False
+    return result
+
+
+def _scales(node: Node, producers: dict[Node, Producer]) -> bool:
+    name, kind = operator_name(node), family(node)
+    if kind == "batch_norm":
+        return node.args[0] in producers and producers[node.args[0]].norm is not None  # pyright: ignore
+    if kind == "contraction":
+        return contraction_groups(node) == 1
+    if kind == "reduction":
+        return name in ("mean", "sum", "amax")
+    if name in _HOMOGENEOUS:
+        return all(isinstance(operand, Node) for operand in node.args[: 2 if name in ("add", "sub") else 1])
+    if kind == "pad":
+        return not any(value for value in node.args[3:4])
+    return kind in _LINEAR_FAMILIES or name == "getitem"
+
+
+def _double(surgery: Surgery, name: str) -> Tensor:
+    return surgery.tensor(name).detach().double().cpu()
+
+
+def _set(surgery: Surgery, name: str, change) -> None:
+    surgery.transform(name, change, moments=lambda moment: moment)
+
+
+def _multiply(surgery: Surgery, name: str, dim: int, factors: Tensor) -> None:
+    def change(tensor: Tensor) -> Tensor:
+        view = [1] * tensor.dim()
+        view[dim] = -1
+        return tensor * factors.to(tensor).reshape(view)
+
+    surgery.transform(name, change, moments=lambda moment: moment)

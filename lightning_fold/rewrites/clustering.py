@@ -1,0 +1,86 @@
+"""k-means clusters of the channels of a width."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from lightning_fold.rewrites.batch_norms import Producer, effective_rows, find_producers, homogeneous
+from lightning_fold.rewrites.importance import channel_rows
+from lightning_fold.rewrites.widths import Width
+from lightning_fold.structure.groups import Member, Structure
+from lightning_fold.surgery import Surgery
+
+_STARTS: Any = 3  # scikit-learn annotates it as a string
+
+
+class Clustering:
+    """Clusters of any size for the channels of any width of one network.
+
+    A channel is described by the rows that write it (with bias and BatchNorm as one affine map) and the columns that
+    read it; each tensor weighs the same. Where a positive factor passes from writers to readers, as through ReLU,
+    channels are compared at length 1.
+
+    Args:
+        surgery: the network.
+        structure: what was read from it.
+        seed: seed of k-means.
+    """
+
+    def __init__(self, surgery: Surgery, structure: Structure, seed: int) -> None:
+        self.surgery, self.structure, self.seed = surgery, structure, seed
+        self._producers = {producer.weight: producer for producer in find_producers(structure)}
+        self._homogeneous = homogeneous(structure)
+        self._features: dict[int, Tensor] = {}
+
+    def lengths(self, width: Width) -> Tensor:
+        """(channels,) the length of everything that writes each channel; 1 where channels cannot be scaled."""
+        group = width.group
+        parts = self._written(width)
+        length = torch.cat(parts, dim=1).norm(dim=1) if parts else torch.zeros(group.size, dtype=torch.float64)
+        scaled = bool(self._homogeneous[group.ids].all()) and bool((length > 0).all())
+        return length if scaled else torch.ones(group.size, dtype=torch.float64)
+
+    def assign(self, width: Width, clusters: int) -> Tensor:
+        """(channels,) the cluster of each channel, ``clusters`` in each block (fewer where channels are identical)."""
+        key = int(width.group.ids[0])
+        if key not in self._features:
+            self._features[key] = self._describe(width)
+        assignment = torch.full((width.group.size,), -1)
+        for block in width.blocks:
+            features = _coordinates(self._features[key][block]).numpy()
+            wanted = min(width.kept_in(block, clusters), len(np.unique(features, axis=0)))
+            found = KMeans(wanted, n_init=_STARTS, random_state=self.seed).fit_predict(features)
+            assignment[block] = torch.from_numpy(found).long() + int(assignment.max()) + 1
+        return assignment
+
+    def _describe(self, width: Width) -> Tensor:
+        lengths = self.lengths(width)[:, None]
+        read = [self._rows(member) * lengths for member in width.group.members if member.reads]
+        parts = [part / lengths for part in self._written(width)] + read
+        return torch.cat([part / part.norm().clamp_min(torch.finfo(part.dtype).tiny) for part in parts], dim=1)
+
+    def _written(self, width: Width) -> list[Tensor]:
+        """What writes the channels: layers with their BatchNorm as one, everything else as it is."""
+        members = [member for member in width.group.members if not member.reads]
+        producers = [self._producers[m.tensor] for m in members if m.tensor in self._producers]
+        joined = {name for producer in producers for name in producer.tensors}
+        parts = [self._affine(m, self._producers[m.tensor]) for m in members if m.tensor in self._producers]
+        return parts + [self._rows(member) for member in members if member.tensor not in joined]
+
+    def _affine(self, member: Member, producer: Producer) -> Tensor:
+        rows, bias = effective_rows(self.surgery, producer)
+        return torch.cat([rows, bias[:, None]], dim=1)[member.indices].flatten(1)
+
+    def _rows(self, member: Member) -> Tensor:
+        return channel_rows(self.surgery.model, member).double().cpu()
+
+
+def _coordinates(features: Tensor) -> Tensor:
+    """The same points with the same distances in at most as many dimensions as there are points."""
+    if features.shape[1] <= features.shape[0]:
+        return features
+    energies, directions = torch.linalg.eigh(features @ features.T)
+    return directions * energies.clamp_min(0).sqrt()

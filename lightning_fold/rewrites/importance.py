@@ -1,0 +1,144 @@
+"""How much a channel matters: norms of weights, first-order Taylor, activations, or least-squares reconstruction."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fold.rewrites.calibration import Calibration, second_moments
+from lightning_fold.rewrites.consumers import Consumer, find_consumers
+from lightning_fold.structure.groups import ChannelGroup, Member, Structure
+from lightning_fold.structure.trace import evaluation_mode
+
+Importance = Literal["l1", "l2", "taylor", "activation", "reconstruction"]
+Score = Callable[[nn.Module, ChannelGroup], Tensor]
+Loss = Callable[[nn.Module, Any], Tensor]
+
+IMPORTANCES = ("l1", "l2", "taylor", "activation", "reconstruction")
+CALIBRATED = ("activation", "reconstruction")
+_STEPS = 64  # the least important channels leave in at most so many steps
+
+
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer with this dotted name."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)
+
+
+def channel_rows(model: nn.Module, member: Member, values: Callable[[Tensor], Tensor] = Tensor.detach) -> Tensor:
+    """(channels, elements) everything that one member holds for each channel."""
+    moved = values(tensor_of(model, member.tensor)).movedim(member.dim, 0)
+    return moved[member.indices.to(moved.device)].flatten(1)
+
+
+def writers(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The weights of at least two dimensions that write ``group``; where there are none, all its members."""
+    found = [m for m in group.members if not m.reads and tensor_of(model, m.tensor).dim() > 1]
+    return found or list(group.members)
+
+
+def norm_score(order: int) -> Score:
+    """The norm of all weights that write a channel."""
+
+    def score(model: nn.Module, group: ChannelGroup) -> Tensor:
+        joined = torch.cat([channel_rows(model, member) for member in writers(model, group)], dim=1)
+        return joined.norm(p=order, dim=1).cpu()
+
+    return score
+
+
+def taylor_score(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Score:
+    """|sum of weight times gradient| over all that writes a channel: what the loss moves without it, to first order.
+
+    Source: "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771), with the sum inside the modulus.
+    """
+    parameters = dict(model.named_parameters())
+    kept = {name: parameter.grad for name, parameter in parameters.items()}
+    with evaluation_mode(model), torch.enable_grad():
+        try:
+            model.zero_grad(set_to_none=True)
+            for batch in batches:
+                loss(model, batch).backward()
+            gradients = {n: p.grad.detach() if p.grad is not None else None for n, p in parameters.items()}
+        finally:
+            for name, parameter in parameters.items():
+                parameter.grad = kept[name]
+
+    def score(model: nn.Module, group: ChannelGroup) -> Tensor:
+        total = torch.zeros(group.size)
+        for member in group.members:
+            gradient = gradients.get(member.tensor)
+            if member.reads or gradient is None:
+                continue
+            product = channel_rows(model, member, lambda tensor, g=gradient: tensor.detach() * g)
+            total += product.sum(1).float().cpu()
+        return total.abs()
+
+    return score
+
+
+def calibrated_score(kind: str, structure: Structure, calibration: Calibration) -> Score:
+    """Scores from second moments of the channels where they are read.
+
+    ``"activation"``: the energy that a channel brings to its consumers, E[x_i^2] |w_i|^2, as a share of each one's.
+    ``"reconstruction"``: the order in which channels leave when each time those go whose loss the others, by least
+    squares, make up best (Optimal Brain Surgeon on blocks of columns; arXiv 2208.11580 for single weights).
+    """
+    consumers = {consumer.weight: consumer for consumer in find_consumers(structure)}
+    moments = second_moments(calibration, [consumer.path for consumer in consumers.values()])
+
+    def score(model: nn.Module, group: ChannelGroup) -> Tensor:
+        read = [(m, consumers[m.tensor]) for m in group.members if m.reads and m.tensor in consumers]
+        read = [(m, c) for m, c in read if m.indices.shape[1] == 1]
+        if not read:
+            return norm_score(2)(model, group)
+        parts = [(_columns(model, member), _inner(moments, consumer, member)) for member, consumer in read]
+        return _energy(parts) if kind == "activation" else _elimination(parts)
+
+    return score
+
+
+def _columns(model: nn.Module, member: Member) -> Tensor:
+    return channel_rows(model, member).double().cpu()
+
+
+def _inner(moments: dict[str, Tensor], consumer: Consumer, member: Member) -> Tensor:
+    index = member.indices[:, 0]
+    return moments[consumer.path][index][:, index]
+
+
+def _energy(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    total = torch.zeros(len(parts[0][0]), dtype=torch.float64)
+    for columns, moments in parts:
+        energy = columns.square().sum(1) * moments.diagonal()
+        total += energy / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
+    return total
+
+
+def _elimination(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The rank of each channel: 0 for the first to leave."""
+    count = len(parts[0][0])
+    states = []
+    for columns, moments in parts:
+        damped = moments + 1e-4 * moments.diagonal().mean().clamp_min(1e-30) * torch.eye(count, dtype=torch.float64)
+        energy = (columns * (moments @ columns)).sum().clamp_min(torch.finfo(columns.dtype).tiny)
+        states.append((columns / energy.sqrt(), torch.linalg.inv(damped)))
+    left, ranks = torch.arange(count), torch.zeros(count)
+    while len(left):
+        cost = sum(
+            (columns.square().sum(1) / inverse.diagonal() for columns, inverse in states), torch.zeros(len(left))
+        )
+        gone = cost.argsort(stable=True)[: max(1, count // _STEPS)]
+        ranks[left[gone]] = torch.arange(count - len(left), count - len(left) + len(gone), dtype=ranks.dtype)
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[gone] = False
+        states = [_without(columns, inverse, gone, stays) for columns, inverse in states]
+        left = left[stays]
+    return ranks
+
+
+def _without(columns: Tensor, inverse: Tensor, gone: Tensor, stays: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns and inverse moments once ``gone`` have left and least squares has made up for them."""
+    gain = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stays]).T
+    return columns[stays] - gain @ columns[gone], inverse[stays][:, stays] - gain @ inverse[gone][:, stays]

@@ -1,0 +1,150 @@
+"""Least squares: the weights of a layer that best give the dense network's outputs from the inputs it now gets."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_fold.rewrites.calibration import Calibration
+from lightning_fold.rewrites.consumers import Consumer
+from lightning_fold.structure.trace import evaluation_mode
+
+_FEWEST_ROWS = 16384
+_ROWS_PER_COLUMN = 32
+_RIDGE = 1e-3
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is added to the weight of a layer, and to its output."""
+
+    weight: Tensor | None
+    shift: Tensor
+
+
+def refit(
+    calibration: Calibration,
+    compressed: nn.Module,
+    consumers: Iterable[Consumer],
+    rows: dict[str, Tensor],
+    *,
+    weights: bool = True,
+) -> dict[str, Correction]:
+    """Solve for the weights of ``consumers`` one after the other, in one pass over the calibration's inputs.
+
+    Each layer meets the inputs that the layers before it, already solved for, now give; the target is what the dense
+    network gives in the same place. Let X be the inputs (one row for each place, one column for each weight of an
+    output), and R what is missing: the correction is R^T X (X^T X + ridge)^-1, both centred where the layer has a bias
+    or a BatchNorm that can take the mean.
+
+    Args:
+        calibration: the dense network and inputs.
+        compressed: the network without the channels that went; its weights are changed.
+        consumers: the layers.
+        rows: for each path (rows left, rows) which mix of the dense network's outputs is the target.
+        weights: whether to solve for the weights; else only for what is added to the outputs.
+
+    Returns:
+        For each path what was added.
+    """
+    consumers = list(consumers)
+    targets: dict[str, tuple[Tensor, Tensor]] = {}
+    corrections: dict[str, Correction] = {}
+
+    def remember(consumer: Consumer):
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            flat = _channels_last(module, output).flatten(0, -2)
+            places = _places(len(flat), module.weight[0].numel())  # pyright: ignore[reportIndexIssue, reportCallIssue]
+            targets[consumer.path] = places, flat[places] @ rows[consumer.path].T.to(flat)
+
+        return hook
+
+    def solve(consumer: Consumer):
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            assert isinstance(module, (nn.Linear, nn.Conv2d))
+            places, target = targets.pop(consumer.path)
+            found = _solve(module, _input_rows(module, inputs[0], places), target, consumer.shift is not None, weights)
+            corrections[consumer.path] = found
+            with torch.no_grad():
+                if found.weight is not None:
+                    module.weight += found.weight
+                if consumer.shift is not None:
+                    name, sign = consumer.shift
+                    _tensor(compressed, name).add_(sign * found.shift)
+
+        return hook
+
+    _run(calibration.network, calibration, consumers, lambda m, c: m.register_forward_hook(remember(c)))
+    _run(compressed, calibration, consumers, lambda m, c: m.register_forward_pre_hook(solve(c)))
+    return corrections
+
+
+def _run(
+    network: nn.Module, calibration: Calibration, consumers: list[Consumer], hook: Callable[[nn.Module, Consumer], Any]
+) -> None:
+    handles = [hook(network.get_submodule(consumer.path), consumer) for consumer in consumers]
+    try:
+        with evaluation_mode(network), torch.no_grad():
+            network(*calibration.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _solve(module: nn.Linear | nn.Conv2d, inputs: Tensor, target: Tensor, centred: bool, weights: bool) -> Correction:
+    weight = module.weight.detach().flatten(1)
+    missing = target - inputs @ weight.T
+    if module.bias is not None:
+        missing = missing - module.bias.detach()
+    mean = inputs.mean(0) if centred else torch.zeros_like(inputs[0])
+    offset = missing.mean(0) if centred else torch.zeros_like(missing[0])
+    if not weights:
+        return Correction(None, offset.to(weight))
+    inputs, missing = inputs - mean, missing - offset
+    moments = (inputs.T @ inputs).double()
+    ridge = (_RIDGE * moments.diagonal().mean()).clamp_min(torch.finfo(moments.dtype).tiny)
+    moments.diagonal().add_(ridge)
+    change = torch.linalg.solve(moments, (inputs.T @ missing).double()).T
+    return Correction(change.reshape(module.weight.shape).to(weight), (offset - change.to(mean) @ mean).to(weight))
+
+
+def _places(total: int, columns: int) -> Tensor:
+    """Some places in order, enough for a layer of so many columns."""
+    most = max(_FEWEST_ROWS, _ROWS_PER_COLUMN * columns)
+    if total <= most:
+        return torch.arange(total)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:most].sort().values
+
+
+def _channels_last(module: nn.Module, value: Tensor) -> Tensor:
+    return value if isinstance(module, nn.Linear) else value.movedim(1, -1)
+
+
+def _input_rows(module: nn.Linear | nn.Conv2d, value: Tensor, places: Tensor) -> Tensor:
+    """(places, columns) what each output in ``places`` is computed from."""
+    if isinstance(module, nn.Linear):
+        return value.flatten(0, -2)[places.to(value.device)]
+    found, start = [], 0
+    for chunk in value.split(_CHUNK):
+        windows = _windows(module, chunk)
+        inside = places[(places >= start) & (places < start + len(windows))] - start
+        found.append(windows[inside.to(windows.device)])
+        start += len(windows)
+    return torch.cat(found)
+
+
+def _windows(module: nn.Conv2d, value: Tensor) -> Tensor:
+    if isinstance(module.padding, str):
+        value = F.pad(value, module._reversed_padding_repeated_twice)
+    padding = (0, 0) if isinstance(module.padding, str) else module.padding
+    unfolded = F.unfold(value, module.kernel_size, module.dilation, padding, module.stride)
+    return unfolded.transpose(1, 2).flatten(0, 1)
+
+
+def _tensor(network: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    return getattr(network.get_submodule(path), leaf)

@@ -1,0 +1,59 @@
+"""How small, and what comes after the cut: the arguments that prune and fold share."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Compensate = Literal["none", "bias", "least-squares"]
+Repair = Literal["none", "data-free", "data"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How small: one share of the channels of every width, or a share of the network's parameters or FLOPs."""
+
+    ratio: float
+    keep_parameters: float | None = None
+    keep_flops: float | None = None
+
+    def check(self, method: str) -> None:
+        """Raise ``ValueError`` where a share is out of range or both are given."""
+        if not 0 <= self.ratio < 1:
+            raise ValueError(
+                f"{method}(ratio={self.ratio}): expected a share of the channels in [0, 1), for example ratio=0.5."
+            )
+        for name, share in (("keep_parameters", self.keep_parameters), ("keep_flops", self.keep_flops)):
+            if share is not None and not 0 < share <= 1:
+                raise ValueError(f"{method}({name}={share}): expected a share in (0, 1], for example {name}=0.5.")
+        if self.keep_parameters is not None and self.keep_flops is not None:
+            raise ValueError(
+                f"{method}(keep_parameters={self.keep_parameters}, keep_flops={self.keep_flops}): expected one of them."
+            )
+
+    @property
+    def share(self) -> float | None:
+        """The share of the budget, if there is one."""
+        return self.keep_parameters if self.keep_flops is None else self.keep_flops
+
+
+@dataclass(frozen=True)
+class Options:
+    """What comes after the cut."""
+
+    compensate: Compensate
+    repair: Repair
+    batches: list[Any] | None
+    seed: int = 0
+
+    def check(self, method: str, repairs: tuple[str, ...]) -> None:
+        """Raise ``ValueError`` where a value is unknown or batches are missing."""
+        for name, value, known in (
+            ("compensate", self.compensate, ("none", "bias", "least-squares")),
+            ("repair", self.repair, repairs),
+        ):
+            if value not in known:
+                choices = ", ".join(map(repr, known[:-1]))
+                raise ValueError(f"{method}({name}={value!r}): expected {choices} or {known[-1]!r}.")
+        if self.repair == "data" and not self.batches:
+            raise ValueError(f"{method}(repair='data'): expected batches=..., a loader or a list of batches.")
+        if self.batches is not None and not self.batches:
+            raise ValueError(f"{method}(batches=[]): expected at least one batch of inputs, or of (inputs, ...).")

@@ -1,0 +1,56 @@
+"""Pruning and folding as one thing: orthogonal projections of the channels of a group.
+
+An *assignment* is a (channels,) tensor of integers: the cluster of each channel, or -1 for a channel that goes. A
+pruning has one channel in every cluster, a folding has no -1. With U the (channels, clusters) membership, the rows W of
+the layer that writes the channels become C W, C = U (U^T U)^-1 U^T: axis-aligned for a pruning, cluster averages for a
+folding.
+
+Source: "Cut Less, Fold More" (arXiv 2602.18116).
+"""
+
+import torch
+from torch import Tensor
+
+
+def membership(assignment: Tensor) -> Tensor:
+    """U, (channels, clusters) of zeros and ones, float64.
+
+    Raises:
+        ValueError: a cluster is empty, or there is none.
+    """
+    clusters = int(assignment.max()) + 1 if len(assignment) else 0
+    if clusters < 1 or len(assignment[assignment >= 0].unique()) < clusters:
+        raise ValueError(
+            f"membership({assignment.tolist()}): expected the clusters 0 to k - 1, each with a channel, or -1 for none."
+        )
+    matrix = torch.zeros(len(assignment), clusters, dtype=torch.float64)
+    staying = torch.nonzero(assignment >= 0).flatten()
+    matrix[staying, assignment[staying]] = 1
+    return matrix
+
+
+def projector(matrix: Tensor) -> Tensor:
+    """C = U (U^T U)^-1 U^T, (channels, channels): symmetric and idempotent."""
+    return matrix @ torch.linalg.solve(matrix.T @ matrix, matrix.T)
+
+
+def reconstruction_error(rows: Tensor, matrix: Tensor) -> float:
+    """Squared Frobenius norm of what the projection takes from ``rows`` (channels, elements)."""
+    rows = rows.to(matrix)
+    return float((rows - projector(matrix) @ rows).square().sum())
+
+
+def least_squares_projector(moments: Tensor, matrix: Tensor, ridge: float = 1e-6) -> Tensor:
+    """M U (U^T M U)^-1 U^T, (channels, channels): what a consumer's columns are multiplied with from the right.
+
+    Of all consumers that read U^T x alone, W M U (U^T M U)^-1 is the one whose output is nearest to W x.
+
+    Args:
+        moments: M, (channels, channels) second moments E[x x^T] of the channels where they are read.
+        matrix: U, (channels, clusters).
+        ridge: share of the mean diagonal of U^T M U that is added to it, for channels that are always zero.
+    """
+    inner = matrix.T @ moments @ matrix
+    scale = inner.diagonal().mean().clamp_min(torch.finfo(inner.dtype).tiny)
+    inner = inner + ridge * scale * torch.eye(len(inner), dtype=inner.dtype)
+    return torch.linalg.solve(inner, matrix.T @ moments).T @ matrix.T

@@ -1,0 +1,133 @@
+"""Least squares behind a cut: against lstsq, exact where channels are linear in each other, undone where it harms."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_fold as lf
+from lightning_fold.rewrites.reduction import _Reduction
+from lightning_fold.rewrites.repair import is_layer_norm, tune_layer_norms
+from tests.zoo import ZOO, build, error_of, run
+
+
+def _batches(name: str, count: int = 3, size: int = 24) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [ZOO[name].inputs(size)[0] + 0.1 * i for i in range(count)]
+
+
+def test_against_lstsq_on_a_linear_network() -> None:
+    """The second layer's weight and bias are the least-squares fit of the dense outputs to the hidden values left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    dense, batches = deepcopy(model), [torch.randn(400, 5, dtype=torch.float64) for _ in range(2)]
+    lf.prune(model, batches[0], ratio=0.5, compensate="least-squares", batches=batches)
+    hidden = torch.cat([model[:2](batches[0]), torch.ones(400, 1, dtype=torch.float64)], dim=1)
+    expected = torch.linalg.lstsq(hidden, dense(batches[0])).solution.T
+    torch.testing.assert_close(model[2].weight, expected[:, :-1], rtol=0.02, atol=0.02)  # up to the ridge
+    torch.testing.assert_close(model[2].bias, expected[:, -1], rtol=0.02, atol=0.02)
+
+
+def test_convolution_behind_batch_norm_is_nearly_restored_where_channels_depend_on_each_other() -> None:
+    """Half the channels are sums of two others: pruning them loses nothing that least squares cannot give back."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6)
+    )
+    model = model.double().eval()
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[4:] = 0.3 * (tensor[:4] + tensor[:4].roll(1, 0))
+    dense = deepcopy(model)
+    batches = [torch.randn(64, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
+    plain = deepcopy(model)
+    lf.prune(plain, batches[0], ratio=0.5)
+    lf.prune(model, batches[0], ratio=0.5, compensate="least-squares", batches=batches)
+    assert [model[0].out_channels, model[1].out_channels] == [4, 6]
+    unseen = torch.randn(8, 3, 8, 8, dtype=torch.float64)
+    assert error_of(run(model, (unseen,)), run(dense, (unseen,))) < 0.02
+    assert error_of(run(plain, (unseen,)), run(dense, (unseen,))) > 0.1
+
+
+@pytest.mark.parametrize("name", ["conv_norm", "residual", "excited", "separable", "mlp"])
+@pytest.mark.parametrize("method", [lf.prune, lf.fold])
+def test_error_on_unseen_data_falls(name: str, method) -> None:
+    dense, batches = build(name), _batches(name)
+    lf.repair(dense, batches)
+    unseen = _batches(name, 4)[-1]
+    errors = []
+    for compensate in ("none", "least-squares"):
+        model = deepcopy(dense)
+        method(model, batches[0][:2], ratio=0.3, compensate=compensate, batches=batches, repair="none")
+        errors.append(float((run(model, (unseen,)) - run(dense, (unseen,))).square().sum()))
+    assert errors[1] < errors[0]
+
+
+def test_without_data_it_helps_as_well() -> None:
+    """What BatchNorm says of the values is enough."""
+    dense, batches = build("conv_norm"), _batches("conv_norm")
+    lf.repair(dense, batches)
+    errors = []
+    for compensate in ("none", "least-squares"):
+        model = deepcopy(dense)
+        lf.prune(model, batches[0][:2], ratio=0.3, compensate=compensate)
+        errors.append(float((run(model, (batches[0],)) - run(dense, (batches[0],))).square().sum()))
+    assert errors[1] < errors[0]
+
+
+def test_ratio_zero_changes_nothing() -> None:
+    model, batches = build("residual"), _batches("residual")
+    before = deepcopy(model.state_dict())
+    lf.prune(model, batches[0][:2], ratio=0.0, compensate="least-squares", batches=batches)
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=1e-9)
+
+
+def test_what_makes_it_worse_is_undone_and_said() -> None:
+    """Statistics of batches that are nothing like the held-out one."""
+    model = build("conv_norm")
+    good = _batches("conv_norm", 2)
+    lf.repair(model, good)
+    dense = deepcopy(model)
+    report = lf.prune(model, good[0][:2], ratio=0.1, repair="data", batches=[30 * good[0] + 50, good[1]])
+    assert any("BatchNorm re-estimation was undone" in note for note in report.notes)
+    plain = deepcopy(dense)
+    lf.prune(plain, good[0][:2], ratio=0.1)
+    torch.testing.assert_close(dict(model.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+    assert "undone" in str(report)
+
+
+def test_repair_on_data_is_repair_where_it_helps() -> None:
+    model = build("conv_norm")
+    batches = _batches("conv_norm", 3)
+    lf.repair(model, batches)
+    by_hand = deepcopy(model)
+    report = lf.prune(model, batches[0][:2], ratio=0.4, repair="data", batches=batches)
+    lf.prune(by_hand, batches[0][:2], ratio=0.4)
+    lf.repair(by_hand, [torch.cat(batches[:-1])])
+    assert report.notes == ()
+    torch.testing.assert_close(run(model, (batches[2],)), run(by_hand, (batches[2],)), rtol=1e-10, atol=1e-12)
+
+
+def test_layer_norms_are_tuned_back() -> None:
+    """Scales and shifts that were moved are found again, one norm after the other."""
+    dense, x = build("stream"), ZOO["stream"].inputs(64)[0]
+    model = deepcopy(dense)
+    norms = {path: module for path, module in model.named_modules() if is_layer_norm(module)}
+    with torch.no_grad():
+        for norm in norms.values():
+            norm.weight *= 1.7
+            norm.bias += 0.4
+    assert error_of(run(model, (x,)), run(dense, (x,))) > 1e-3
+    rows = {path: torch.eye(len(norm.weight), dtype=torch.float64) for path, norm in norms.items()}
+    tune_layer_norms(dense, model, (x,), rows)
+    assert len(norms) > 1 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-10
+
+
+def test_failure_leaves_the_network_as_it_was(monkeypatch) -> None:
+    model, batches = build("residual"), _batches("residual")
+    before = deepcopy(model.state_dict())
+    monkeypatch.setattr(_Reduction, "_compensate", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        lf.prune(model, batches[0][:2], ratio=0.4, compensate="least-squares", batches=batches)
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)

@@ -24,6 +24,11 @@ class RewriteOnce(RewriteCallback):
             raise ValueError(f"{type(self).__name__}(at_epoch={at_epoch}): expected an epoch of at least 0, or -1.")
         self.method, self.at_epoch, self.done = method, at_epoch, False
 
+    @property
+    def finished(self) -> bool:
+        """Whether the rewrite was done."""
+        return self.done
+
     def change(self) -> Rewrite:
         """The rewrite, as a function of network, inputs and optimizers."""
         raise NotImplementedError

@@ -12,7 +12,6 @@ import lightning
 from rich.table import Table
 from torch import nn
 
-from lightning_fold.callbacks.base import inputs_of
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.complexity import count_flops, count_parameters, measure_latency
 from lightning_fold.modules import Classifier
@@ -151,7 +150,7 @@ def _measure(
         )
         val = dict(*quiet.validate(module, datamodule=datamodule, verbose=False))
         test = dict(*quiet.test(module, datamodule=datamodule, verbose=False))
-    example = inputs_of(next(iter(datamodule.test_dataloader())))[:1]
+    example = next(iter(datamodule.test_dataloader()))[0][:1]
     network = network.cpu()
     return Measurement(
         test_accuracy=test.get("accuracy/test"),

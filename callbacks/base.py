@@ -60,8 +60,9 @@ class RewriteCallback(lightning.Callback):
         """
         if trainer.current_epoch != self._epoch:
             self._epoch = trainer.current_epoch
-            self._look(trainer, pl_module, batch, batch_idx)
-            self.begin_epoch(trainer, pl_module)
+            with torch.compiler.set_stance("force_eager"):
+                self._look(trainer, pl_module, batch, batch_idx)
+                self.begin_epoch(trainer, pl_module)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keep the validation metric for decisions at the start of the next epoch; tell ``ModelCheckpoint``.

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 from torch.optim import LBFGS
@@ -15,11 +16,18 @@ from lightning_fold.structure.trace import trace
 
 
 def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
-    """Refuse strategies that keep their own copy of the parameters: FSDP, DeepSpeed, ModelParallel and others."""
+    """Refuse strategies that keep their own copy of the parameters (FSDP, DeepSpeed, ModelParallel and others), and
+    processes that send their weights back to a first one, whose network has kept its shapes.
+    """
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise ValueError(
             f"{call}: Trainer(strategy={type(trainer.strategy).__name__}) keeps its own copy of the parameters, whose "
             "shapes change here; expected one device or DDP, for example strategy='ddp'."
+        )
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            f"{call}: Trainer(strategy='ddp_spawn' or 'ddp_fork') trains in processes that send only weights back, which "
+            "do not fit the network they came from once it has shrunk; expected strategy='ddp'."
         )
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any
 
@@ -45,10 +45,8 @@ def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: 
     indexed = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
     handles = [network.register_forward_pre_hook(look, with_kwargs=True), register_optimizer_step_pre_hook(stop)]
     try:
-        with _undisturbed(pl_module):
+        with _undisturbed(pl_module), suppress(_Reached):
             pl_module.training_step(deepcopy(batch), *([batch_idx] if indexed else []))
-    except _Reached:
-        pass
     finally:
         for handle in handles:
             handle.remove()

@@ -19,12 +19,13 @@ def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
     """Refuse strategies that keep their own copy of the parameters (FSDP, DeepSpeed, ModelParallel and others), and
     processes that send their weights back to a first one, whose network has kept its shapes.
     """
-    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+    strategy, followed = trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
+    if not isinstance(strategy, followed) or strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
         raise ValueError(
-            f"{call}: Trainer(strategy={type(trainer.strategy).__name__}) keeps its own copy of the parameters, whose "
+            f"{call}: Trainer(strategy={type(strategy).__name__}) keeps its own copy of the parameters, whose "
             "shapes change here; expected one device or DDP, for example strategy='ddp'."
         )
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise ValueError(
             f"{call}: Trainer(strategy='ddp_spawn' or 'ddp_fork') trains in processes that send only weights back, which "
             "do not fit the network they came from once it has shrunk; expected strategy='ddp'."
@@ -62,7 +63,7 @@ def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: tuple
     if follow(pl_module).network:
         return
     graph = trace(network_of(pl_module), inputs)
-    used = {name.partition(".")[0] for name in graph.names.values()}
+    used = {name.partition(".")[0] for node, name in graph.names.items() if node.users}
     children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
     unused = [name for name in children if name not in used]
     if unused:

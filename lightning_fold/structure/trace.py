@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
+from torch.nn.modules import transformer
 
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.structure.operators import compensated_norm, is_in_place, is_view
@@ -143,13 +144,19 @@ def layer_of(node: Node) -> str:
 
 @contextmanager
 def _written_out() -> Iterator[None]:
-    """Attention layers as the operators that they are, not as one for a whole encoder layer."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    """Attention layers as the operators that they are, not as one for a whole encoder layer.
+
+    torch's transformer layers also ask whether the values of a mask are the causal ones, only to choose a faster
+    operator for it; that question has no answer without values, and the mask is passed on anyway.
+    """
+    before, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        transformer._detect_is_causal_mask = detect
 
 
 def _join_compensated(graph: Graph, modules: Mapping[str, nn.Module]) -> None:

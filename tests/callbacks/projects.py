@@ -13,11 +13,12 @@ from lightning_fold.callbacks import (
     SqueezeRelease,
 )
 
-# Four epochs: each callback rewrites the network before one of them, and some training follows.
+# Each callback rewrites the network before these of four epochs, and some training follows.
 EPOCHS = 4
+REWRITES = {"squeeze-release": [2, 3], "prune": [2], "fold": [2], "factorize": [2], "monitor": []}
 CALLBACKS = {
     "squeeze-release": lambda: SqueezeRelease(
-        dense_epochs=1, cycles=1, shrink_epochs=1, masked_epochs=1, sparsity=[0.6], group_penalty=[0.5]
+        dense_epochs=1, cycles=2, shrink_epochs=0, masked_epochs=1, sparsity=[0.5], group_penalty=[0.5]
     ),
     "prune": lambda: ChannelPruning(ratio=0.4, at_epoch=2),
     "fold": lambda: ChannelFolding(ratio=0.4, at_epoch=2),

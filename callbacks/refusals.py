@@ -1,6 +1,5 @@
 """What cannot be combined with a network whose shapes change: refused by name before training starts."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import lightning
@@ -8,11 +7,11 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
-from torch.optim import LBFGS
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.structure.trace import trace
+from lightning_fold.surgery import check_optimizers
 
 
 def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
@@ -50,7 +49,7 @@ def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.
                 f"{call}: {type(pl_module).__name__}.{name} is an AveragedModel, which would not follow the network's "
                 "change of shape. Leave it out, or train with it first and compress the result afterwards."
             )
-    _refuse_optimizers(call, trainer.optimizers)
+    check_optimizers(trainer.optimizers)
     if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
         raise ValueError(
             f"{call}: {type(pl_module).__name__}.training_step takes dataloader_iter; expected training_step(batch, "
@@ -71,15 +70,6 @@ def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: tuple
             f"{call}(module=''): {type(pl_module).__name__} has several networks, and its forward does not use "
             f"{unused}. Name the one to compress: module=NAME, one of {children}."
         )
-
-
-def _refuse_optimizers(call: str, optimizers: Iterable[Any]) -> None:
-    for optimizer in optimizers:
-        if isinstance(optimizer, LBFGS):
-            raise ValueError(
-                f"{call}: LBFGS keeps the history of all parameters in one row, which cannot follow their change of "
-                "shape; expected an optimizer with state for each parameter, for example torch.optim.AdamW."
-            )
 
 
 def _is_copy(value: Any, pl_module: lightning.LightningModule) -> bool:

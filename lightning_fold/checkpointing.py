@@ -19,6 +19,7 @@ from torch._dynamo import OptimizedModule
 
 from lightning_fold.complexity import count_parameters
 from lightning_fold.rewrites.rebuild import rebuild
+from lightning_fold.serialization import read_checkpoint
 from lightning_fold.structure.description import describe
 
 _KEY = "lightning_fold"
@@ -156,10 +157,16 @@ def load_from_checkpoint(kind: type[ModuleT], path: str | Path, **arguments: Any
             the class that are not among its saved hyper-parameters.
 
     Raises:
-        ValueError: the checkpoint is that of another network.
+        FileNotFoundError: there is no such file.
+        ValueError: the checkpoint is that of another network, is not complete, or holds pickled code.
     """
+    arguments = {"weights_only": True, **arguments}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"load_from_checkpoint({kind.__name__}, {str(path)!r}): there is no such file.")
+    if arguments["weights_only"]:
+        read_checkpoint(Path(path))
     with _restoring(kind):
-        return kind.load_from_checkpoint(path, **{"weights_only": True, **arguments})
+        return kind.load_from_checkpoint(path, **arguments)
 
 
 @contextmanager

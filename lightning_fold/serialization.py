@@ -91,13 +91,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_atomically(content: dict[str, Any], path: Path) -> None:
-    """Write ``content`` beside ``path`` and put it in place once it is complete."""
+def write_atomically(content: dict[str, Any] | str, path: Path) -> None:
+    """Write tensors and plain values, or text, beside ``path`` and put the file in place once it is complete.
+
+    Raises:
+        OSError: the file cannot be written; an older file of that name is as it was.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.save(content, partial)
+            if isinstance(content, str):
+                partial.write_text(content)
+            else:
+                torch.save(content, partial)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from torch import nn
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.complexity import count_flops, count_parameters, measure_latency
 from lightning_fold.modules import Classifier
-from lightning_fold.serialization import load, save
+from lightning_fold.serialization import load, save, write_atomically
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def summarise_run(
     }
     summary = Summary(**measured, methods=record.methods, files={key: str(place) for key, place in places.items()})
     if trainer.is_global_zero:
-        (folder / "compression.json").write_text(json.dumps(asdict(summary), indent=2) + "\n")
+        write_atomically(json.dumps(asdict(summary), indent=2) + "\n", folder / "compression.json")
         _log(trainer, summary.compressed.test_accuracy)
     return summary
 

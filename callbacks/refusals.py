@@ -15,8 +15,9 @@ from lightning_fold.surgery import check_optimizers
 
 
 def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
-    """Refuse strategies that keep their own copy of the parameters (FSDP, DeepSpeed, ModelParallel and others), and
-    processes that send their weights back to a first one, whose network has kept its shapes.
+    """Refuse strategies that keep their own copy of the parameters, and processes that send only weights back.
+
+    FSDP, DeepSpeed and ModelParallel are of the first kind; the second load into a network that has kept its shapes.
     """
     strategy, followed = trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
     if not isinstance(strategy, followed) or strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
@@ -26,8 +27,8 @@ def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
         )
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise ValueError(
-            f"{call}: Trainer(strategy='ddp_spawn' or 'ddp_fork') trains in processes that send only weights back, which "
-            "do not fit the network they came from once it has shrunk; expected strategy='ddp'."
+            f"{call}: Trainer(strategy='ddp_spawn' or 'ddp_fork') trains in processes that send only weights back, "
+            "which do not fit the network they came from once it has shrunk; expected strategy='ddp'."
         )
 
 

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_fold.callbacks.base import RewriteCallback, check_choice, check_share, learning_rate, remember_dense, renew
+from lightning_fold.callbacks.base import (
+    RewriteCallback,
+    check_choice,
+    check_share,
+    learning_rate,
+    remember_dense,
+    renew,
+)
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.report import RewriteReport

@@ -171,7 +171,7 @@ def load_from_checkpoint(kind: type[ModuleT], path: str | Path, **arguments: Any
 
 @contextmanager
 def _restoring(kind: type[lightning.LightningModule]) -> Iterator[None]:
-    """The class ``kind`` with a hook that restores structures; a subclass would not be known to LightningCLI's files."""
+    """The class ``kind`` with a hook that restores structures; files of LightningCLI refuse to load a subclass."""
     original, own = kind.on_load_checkpoint, "on_load_checkpoint" in vars(kind)
 
     def on_load_checkpoint(self: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:

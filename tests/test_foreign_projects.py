@@ -23,8 +23,7 @@ def squeeze():
 
 
 def fit(module, data, folder, callback, batch_size=16, epochs=3, **loaders):
-    """Train with one callback; every parameter is trained, and the checkpoint loads into a new module: both, to compare.
-    """
+    """Train with one callback: the module, whose every parameter is trained, and another loaded from its checkpoint."""
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -96,7 +95,9 @@ TEXT = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in list(TEXT)[:-1]] + ["factorize"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in list(TEXT)[:-1]] + ["factorize"]
+)
 def test_hugging_face_text_classifier(tmp_path, name):
     """Batches are dicts, given to the network by name."""
     transformers = pytest.importorskip("transformers", reason="needs the extra 'transformers'")
@@ -115,7 +116,9 @@ def test_hugging_face_text_classifier(tmp_path, name):
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
     tokens = torch.randint(5, 40, (32, 10), generator=torch.Generator().manual_seed(0))
-    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": (row[0] > 20).long()} for row in tokens]
+    rows = [
+        {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": (row[0] > 20).long()} for row in tokens
+    ]
     torch.manual_seed(0)
     module, loaded = fit(Text(), rows, tmp_path, TEXT[name]())
     torch.testing.assert_close(loaded.model(tokens).logits, module.model(tokens).logits, rtol=0, atol=0)

@@ -81,7 +81,9 @@ def tensors(examples=96):
     """Images of 6 x 6 pixels whose class is the brightest of their three pairs of columns."""
     images = torch.rand(examples, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     targets = images.reshape(examples, 6, 3, 2).mean((1, 3)).argmax(1)
-    return TensorDataset(images + 0.8 * nn.functional.one_hot(targets, 3).repeat_interleave(2, 1)[:, None, None], targets)
+    return TensorDataset(
+        images + 0.8 * nn.functional.one_hot(targets, 3).repeat_interleave(2, 1)[:, None, None], targets
+    )
 
 
 def loader(batch_size=32):

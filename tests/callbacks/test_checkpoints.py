@@ -102,7 +102,9 @@ def test_module_of_ones_own_from_a_checkpoint(make_trainer, tmp_path, name, weig
         lambda: Project.load_from_checkpoint(tmp_path / "small.ckpt"),
         lambda: make_trainer(1).test(project(), loader(), ckpt_path=tmp_path / "small.ckpt"),
     ):
-        with pytest.raises(RuntimeError, match=r"was compressed.*lightning_fold\.load_from_checkpoint\(YourModule, path"):
+        with pytest.raises(
+            RuntimeError, match=r"was compressed.*lightning_fold\.load_from_checkpoint\(YourModule, path"
+        ):
             load()
     loaded = lf.load_from_checkpoint(Project, tmp_path / "small.ckpt")
     assert type(loaded) is Project and "on_load_checkpoint" not in vars(Project)
@@ -164,10 +166,11 @@ def test_resuming_from_another_networks_checkpoint_trains_nothing(make_trainer, 
     trainer = make_trainer(2, callback(at_epoch=1))
     trainer.fit(project(), loader(), loader())
     trainer.save_checkpoint(tmp_path / "small.ckpt")
-    other = Configured()
+    other = project()
+    other.net = nn.Sequential(nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 3))
     before = {key: value.clone() for key, value in other.state_dict().items()}
     resumed = make_trainer(4, callback(at_epoch=1))
-    with pytest.raises((ValueError, KeyError), match="expected the structure of the same network|mine"):
+    with pytest.raises(ValueError, match="expected the structure of the same network"):
         resumed.fit(other, loader(), loader(), ckpt_path=tmp_path / "small.ckpt", weights_only=True)
     assert resumed.global_step == 0
     torch.testing.assert_close(dict(other.state_dict()), before, rtol=0, atol=0)

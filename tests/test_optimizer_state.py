@@ -51,6 +51,7 @@ def steps(model, optimizer, scheduler=None, count=3):
         optimizer.zero_grad()
         loss = loss_of(model)
         loss.backward()
+        loss = loss.detach()
         optimizer.step()
         if scheduler is not None:
             scheduler.step(*([float(loss)] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))

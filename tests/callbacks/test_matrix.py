@@ -26,6 +26,10 @@ TRAINERS = {
 }
 
 
+def slow(*values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def trained(trainer):
     return [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
 
@@ -58,7 +62,9 @@ def moved(module, trainer, name):
 
 
 @every_callback
-@pytest.mark.parametrize("setting", list(TRAINERS))
+@pytest.mark.parametrize(
+    "setting", ["accumulation", "clip by norm", "bf16", *slow("plain", "clip by value", "fp16", "double")]
+)
 def test_trainer_settings(make_trainer, name, setting):
     module, trainer = project(), make_trainer(EPOCHS, CALLBACKS[name](), **TRAINERS[setting])
     trainer.fit(module, loader(), loader())
@@ -68,7 +74,7 @@ def test_trainer_settings(make_trainer, name, setting):
 
 
 @every_callback
-@pytest.mark.parametrize("optimization", ["several", "manual", "steps", "plateau"])
+@pytest.mark.parametrize("optimization", ["several", "manual", *slow("steps", "plateau")])
 def test_optimizers_and_schedulers(make_trainer, name, optimization):
     """The learning rates at the end are those of a training without the callback."""
     rates = []
@@ -83,7 +89,7 @@ def test_optimizers_and_schedulers(make_trainer, name, optimization):
 
 
 @every_callback
-@pytest.mark.parametrize("optimization", ["plain", "several"])
+@pytest.mark.parametrize("optimization", ["plain", *slow("several")])
 def test_resume(make_trainer, run_and_save, tmp_path, name, optimization):
     """Whatever epoch the run stops after, it ends bit for bit as the unbroken one."""
     unbroken = project(optimization)

@@ -1,5 +1,7 @@
 """What the network is called with is seen on the network, whatever the batch is and the step does with it."""
 
+from contextlib import contextmanager
+
 import lightning
 import pytest
 import torch
@@ -139,6 +141,48 @@ def test_inputs_of_several_processes_are_one_batch():
     torch.testing.assert_close(_joined([first, second]), (EXAMPLES[:7], 3, torch.ones(2, 2)))
     ragged = (EXAMPLES[:4, :5], EXAMPLES[:4]), (EXAMPLES[4:7], EXAMPLES[4:7])
     torch.testing.assert_close(_joined([*ragged]), ragged[0])
+
+
+class Adversarial(lightning.LightningModule):
+    """Two networks that train in turns, each with the other's parameters switched off."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+        self.critic = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def training_step(self, batch):
+        for sign, optimizer in zip((1, -1), self.optimizers(), strict=True):
+            with self.toggled(optimizer):
+                loss = sign * self.critic(self.generator(batch)).mean() + (sign < 0) * self.critic(batch).mean()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+
+    @contextmanager
+    def toggled(self, optimizer):
+        self.toggle_optimizer(optimizer)
+        yield
+        self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(network.parameters(), 0.01) for network in (self.generator, self.critic)]
+
+
+@pytest.mark.parametrize("network", ["generator", "critic"])
+def test_one_of_two_networks_that_train_in_turns(make_trainer, network):
+    torch.manual_seed(0)
+    module = Adversarial()
+    trainer = make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1, module=network))
+    trainer.fit(module, DataLoader(EXAMPLES, batch_size=6))
+    widths = {"generator": module.generator[0].out_features, "critic": module.critic[0].out_features}
+    assert widths == {"generator": 8, "critic": 8} | {network: 4}
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    for optimizer, owner in zip(trainer.optimizers, (module.generator, module.critic), strict=True):
+        assert list(map(id, optimizer.param_groups[0]["params"])) == list(map(id, owner.parameters()))
+    with pytest.raises(ValueError, match=r"does not call self\(\.\.\.\).*one of \['generator', 'critic'\]"):
+        make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1)).fit(Adversarial(), DataLoader(EXAMPLES, batch_size=6))
 
 
 class Two(lightning.LightningModule):

@@ -29,8 +29,8 @@ def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: 
     random numbers that anybody else would miss, modules in evaluation mode, compiled code set aside.
 
     Raises:
-        ValueError: the step calls the network with arguments that have no position, or not at all before an optimizer
-            steps.
+        ValueError: the step calls the network with arguments that have no position, or not at all before a backward
+            pass by hand or an optimizer's step.
     """
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -38,12 +38,9 @@ def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: 
         seen.append((args, kwargs))
         raise _Reached
 
-    def stop(*_: Any) -> None:
-        raise _Reached
-
     network = network_of(pl_module)
     indexed = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
-    handles = [network.register_forward_pre_hook(look, with_kwargs=True), register_optimizer_step_pre_hook(stop)]
+    handles = [network.register_forward_pre_hook(look, with_kwargs=True), register_optimizer_step_pre_hook(_stop)]
     try:
         with _undisturbed(pl_module), suppress(_Reached):
             pl_module.training_step(deepcopy(batch), *([batch_idx] if indexed else []))
@@ -61,7 +58,7 @@ def global_inputs(trainer: lightning.Trainer, inputs: tuple[Any, ...]) -> tuple[
         return inputs
     everyones: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(everyones, tree_map(_to("cpu"), inputs))
-    return tree_map(_to(trainer.strategy.root_device), _joined(everyones))
+    return tree_map(_to(trainer.lightning_module.device), _joined(everyones))
 
 
 def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -70,15 +67,19 @@ def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tree_map(lambda leaf: leaf[:1] if _is_batched(leaf, size) else leaf, inputs)
 
 
+def _stop(*_: Any, **__: Any) -> None:
+    raise _Reached
+
+
 @contextmanager
 def _undisturbed(pl_module: lightning.LightningModule) -> Iterator[None]:
     trained = [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()]
-    vars(pl_module)["log"] = lambda *args, **kwargs: None
+    vars(pl_module).update(log=lambda *args, **kwargs: None, manual_backward=_stop)
     try:
         with isolate_rng(), torch.no_grad(), evaluation_mode(pl_module), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        del vars(pl_module)["log"]
+        del vars(pl_module)["log"], vars(pl_module)["manual_backward"]
         for parameter, requires_grad in trained:  # a step may have toggled optimizers
             parameter.requires_grad = requires_grad
 

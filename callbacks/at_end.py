@@ -26,6 +26,11 @@ class RewriteOnce(RewriteCallback):
             raise ValueError(f"{type(self).__name__}(at_epoch={at_epoch}): expected an epoch of at least 0, or -1.")
         self.method, self.at_epoch, self.done = method, at_epoch, False
 
+    @property
+    def finished(self) -> bool:
+        """Whether the rewrite was done."""
+        return self.done
+
     def prepare(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Collect what the rewrite needs."""
 

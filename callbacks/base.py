@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor, nn
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 from torch.optim import Optimizer
 
+from lightning_fold.callbacks.inputs import global_inputs, network_inputs
+from lightning_fold.callbacks.refusals import refuse_strategy, refuse_training, refuse_unused
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
 from lightning_fold.report import RewriteReport
 from lightning_fold.structure.groups import channel_groups
@@ -29,34 +32,49 @@ class RewriteCallback(lightning.Callback):
         self.module = module
         self.monitor = monitor
         self.metric: float | None = None
-        self._example: Tensor | None = None
+        self._example: Inputs | None = None
+        self._epoch = -1
+
+    @property
+    def finished(self) -> bool:
+        """Whether the network has the shapes it ends with."""
+        raise NotImplementedError
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Refuse strategies that keep their own copy of the parameters; let checkpoints hold the structure."""
-        if stage == "fit" and not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise ValueError(
-                f"{type(self).__name__}: Trainer(strategy={type(trainer.strategy).__name__}) keeps its own copy of the "
-                "parameters, whose shapes change here; expected one device or DDP, for example strategy='ddp'."
-            )
+        self._example, self._epoch = None, -1
+        if stage == "fit":
+            refuse_strategy(type(self).__name__, trainer)
         follow(pl_module, self.module)
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Refuse what else cannot follow a change of shapes."""
+        refuse_training(type(self).__name__, trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before the first batch of an epoch: remember its inputs, do what the schedule says; first, read the network.
+        """Before the first batch of an epoch: see what the network's inputs are, do what the schedule says.
 
         Not in ``on_train_epoch_start``, which Lightning leaves out after some restarts.
         """
-        if batch_idx == 0:
-            self._remember(trainer, pl_module, batch)
-            if trainer.current_epoch == 0:  # a network that cannot be read fails now, not days later
-                channel_groups(network_of(pl_module), self._example)
-            self.begin_epoch(trainer, pl_module)
+        if trainer.current_epoch != self._epoch:
+            self._epoch = trainer.current_epoch
+            with torch.compiler.set_stance("force_eager"):
+                self._look(trainer, pl_module, batch, batch_idx)
+                self.begin_epoch(trainer, pl_module)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Keep the validation metric for decisions at the start of the next epoch."""
-        if not trainer.sanity_checking and self.monitor in trainer.callback_metrics:
-            self.metric = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+        """Keep the validation metric for decisions at the start of the next epoch; tell ``ModelCheckpoint``.
+
+        ``compressed/accuracy`` among the trainer's metrics is the validation metric once the network has its final
+        shapes and NaN before, which ``ModelCheckpoint`` takes for the worst value.
+        """
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+            return
+        self.metric = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
+        shown = self.metric if is_compressed(trainer, pl_module) else torch.nan
+        trainer.callback_metrics["compressed/accuracy"] = torch.tensor(shown)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Do what remains to be done."""
@@ -67,7 +85,8 @@ class RewriteCallback(lightning.Callback):
         """Do what remains to be done where a run was resumed after its last epoch: Lightning calls no other hook."""
         loader = trainer.train_dataloader
         if self._example is None and loader is not None and not trainer.interrupted:
-            self._remember(trainer, pl_module, next(iter(loader)))
+            batch = trainer.strategy.batch_to_device(next(iter(loader)), pl_module.device)
+            self._look(trainer, pl_module, batch, 0)
             self.finish(trainer, pl_module)
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -97,12 +116,18 @@ class RewriteCallback(lightning.Callback):
         report = change(network, self._example, trainer.optimizers)
         record: CompressionRecord = follow(pl_module)
         record.methods.append({"method": method, "epoch": trainer.current_epoch, "parameters": report.parameters_after})
-        rebuild_reducer(trainer, pl_module)
+        renew(trainer, pl_module)
         return report
 
-    def _remember(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> None:
-        """Keep a batch's inputs, the same ones on every process, so that all processes decide alike."""
-        self._example = trainer.strategy.broadcast(inputs_of(batch)).to(pl_module.device)
+    def _look(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the network's inputs for a batch, the same on every process, so that all processes decide alike."""
+        first = self._example is None
+        self._example = global_inputs(trainer, network_inputs(pl_module, batch, batch_idx))
+        if first:  # a network that cannot be read fails now, not days later
+            refuse_unused(type(self).__name__, pl_module, self._example)
+            channel_groups(network_of(pl_module), self._example)
 
 
 def remember_dense(pl_module: lightning.LightningModule, metric: float | None, monitor: str) -> None:
@@ -112,24 +137,26 @@ def remember_dense(pl_module: lightning.LightningModule, metric: float | None, m
         record.dense = Snapshot.take(network_of(pl_module), {} if metric is None else {monitor: metric})
 
 
-def inputs_of(batch: Any) -> Tensor:
-    """The network's input in a batch: the batch itself, or its first element.
-
-    Raises:
-        TypeError: the batch has no tensor there.
-    """
-    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(first, Tensor):
-        raise TypeError(f"expected batches of tensors or (inputs, ...), found a {type(batch).__name__}")
-    return first
+def is_compressed(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
+    """Whether the network was rewritten and every callback that rewrites it has done so for the last time."""
+    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, RewriteCallback)]
+    return bool(follow(pl_module).methods) and all(callback.finished for callback in callbacks)
 
 
-def rebuild_reducer(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-    """Let DDP's gradient reduction know the new parameters; nothing once the module has left its device."""
+def renew(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    """Let DDP's gradient reduction know the new parameters, and drop compiled code of the old ones."""
+    torch.compiler.reset()
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and pl_module.device.type == strategy.root_device.type:
-        strategy.model = pl_module
+        strategy.model = pl_module  # not once the module has left its device, at the end
         strategy.configure_ddp()
+
+
+def learning_rate(trainer: lightning.Trainer, network: nn.Module) -> float:
+    """The rate at which the first parameter of ``network`` that an optimizer trains is trained now."""
+    own = {id(parameter) for parameter in network.parameters()}
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return next((float(g["lr"]) for g in groups if any(id(parameter) in own for parameter in g["params"])), 0.0)
 
 
 def check_choice(call: str, name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.tensorboard.summary import hparams
 
-from lightning_fold.callbacks.base import inputs_of
+from lightning_fold.callbacks.base import is_compressed
+from lightning_fold.callbacks.inputs import first_example, network_inputs
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figure
@@ -25,9 +26,9 @@ _FINAL_TAGS = (
 class CompressionMonitor(lightning.Callback):
     """Logs the size of the network and its accuracy as it shrinks; it changes nothing.
 
-    After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (of the network
-    as it stands) and ``dense/accuracy`` (of the network before its first rewrite). Parameters (in thousands)
-    and factor stand in the progress bar. FLOPs are those of one example, 2 for each multiply-add.
+    After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (once the
+    network has its final shapes) and ``dense/accuracy`` (of the network before its first rewrite).
+    Parameters (in thousands) and factor stand in the progress bar. FLOPs are those of one example, 2 for each multiply-add.
 
     At the end of training every logger that takes figures gets the width of every layer over the epochs, the singular
     values of the weights, and accuracy against parameters; TensorBoard also gets its hyper-parameter page, with the
@@ -54,7 +55,7 @@ class CompressionMonitor(lightning.Callback):
     ) -> None:
         """Remember one example, for counting operations."""
         if self._example is None:
-            self._example = inputs_of(batch)[:1]
+            self._example = first_example(network_inputs(pl_module, batch, batch_idx))
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,7 +80,9 @@ class CompressionMonitor(lightning.Callback):
         row = {"epoch": trainer.current_epoch, "parameters": count_parameters(network), "widths": layer_widths(network)}
         metrics = {}
         if accuracy is not None:
-            row["accuracy"] = metrics["compressed/accuracy"] = float(accuracy)
+            row["accuracy"] = float(accuracy)
+            if is_compressed(trainer, pl_module):
+                metrics["compressed/accuracy"] = float(accuracy)
         if dense is not None and self.monitor in dense.metrics:
             metrics["dense/accuracy"] = dense.metrics[self.monitor]
         self.history.append(row)

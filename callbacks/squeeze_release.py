@@ -9,7 +9,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_fold.callbacks.base import RewriteCallback, check_choice, check_share, rebuild_reducer, remember_dense
+from lightning_fold.callbacks.base import (
+    RewriteCallback,
+    check_choice,
+    check_share,
+    learning_rate,
+    remember_dense,
+    renew,
+)
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.report import RewriteReport
@@ -110,6 +117,11 @@ class SqueezeRelease(RewriteCallback):
         """The first epoch after the last cycle."""
         return self.dense_epochs + self.cycles * self.cycle_epochs
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last cycle has ended."""
+        return self.stopped or self.minimized >= self.cycles
+
     def phase(self, epoch: int) -> Phase:
         """The phase that ``epoch`` belongs to, counted from 0."""
         if epoch < self.dense_epochs:
@@ -166,7 +178,7 @@ class SqueezeRelease(RewriteCallback):
         """After an optimizer step: shrink the channels, hold pruned weights at zero."""
         stepped, self._steps = trainer.global_step != self._steps, trainer.global_step
         if self._penalty is not None and stepped:
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            rate = learning_rate(trainer, network_of(pl_module))
             self._penalty.shrink(rate * _at(self.group_penalty, self.cycle(trainer.current_epoch)))
         if self.masks:
             parameters = dict(network_of(pl_module).named_parameters())
@@ -202,7 +214,7 @@ class SqueezeRelease(RewriteCallback):
         sparsity = self._within_target(network, follow(pl_module), _at(self.sparsity, cycle))
         self.masks = self._sparsify(network, sparsity, trainer.optimizers).masks
         self.metric = None  # it was measured before the pruning
-        rebuild_reducer(trainer, pl_module)
+        renew(trainer, pl_module)
 
     def _sparsify(self, network: nn.Module, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
         return sparsify(
@@ -260,7 +272,7 @@ class SqueezeRelease(RewriteCallback):
             generator=generator,
             optimizers=trainer.optimizers,
         )
-        rebuild_reducer(trainer, pl_module)
+        renew(trainer, pl_module)
 
     def _too_bad(self, pl_module: lightning.LightningModule) -> bool:
         dense = follow(pl_module).dense
@@ -284,7 +296,7 @@ class SqueezeRelease(RewriteCallback):
         rebuild(network, good.structure, optimizers=trainer.optimizers)
         network.load_state_dict(good.state_dict)
         self.metric = good.metrics.get(self.monitor)
-        rebuild_reducer(trainer, pl_module)
+        renew(trainer, pl_module)
 
     def _metrics(self) -> dict[str, float]:
         return {} if self.metric is None else {self.monitor: self.metric}

@@ -3,6 +3,8 @@
 Every rewrite works in place on any network that ``torch.export`` can trace and returns a :class:`RewriteReport`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lightning_fold.complexity import Latency, count_bytes, count_flops, count_parameters, measure_latency
 from lightning_fold.deployment import ExportReport, export
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
@@ -17,6 +19,9 @@ from lightning_fold.rewrites.sparsification import sparsify, sparsity_of
 from lightning_fold.serialization import load, save
 from lightning_fold.structure.description import describe
 from lightning_fold.structure.groups import ChannelGroup, Member, channel_groups
+
+if TYPE_CHECKING:
+    from lightning_fold.checkpointing import load_from_checkpoint
 
 __all__ = [
     "Change",
@@ -36,6 +41,7 @@ __all__ = [
     "factorize",
     "fold",
     "load",
+    "load_from_checkpoint",
     "measure_latency",
     "minimize",
     "prune",
@@ -46,3 +52,12 @@ __all__ = [
     "sparsify",
     "sparsity_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``load_from_checkpoint`` on first use: it alone needs Lightning, which takes seconds to import."""
+    if name == "load_from_checkpoint":
+        from lightning_fold.checkpointing import load_from_checkpoint
+
+        return load_from_checkpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

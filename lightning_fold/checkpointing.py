@@ -5,20 +5,35 @@ Lightning loads a state dict before any callback can look at the checkpoint; onl
 any other module.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import lightning
+import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from lightning_fold.complexity import count_parameters
 from lightning_fold.rewrites.rebuild import rebuild
+from lightning_fold.serialization import read_checkpoint
 from lightning_fold.structure.description import describe
 
 _KEY = "lightning_fold"
 _ATTRIBUTE = "compression_record"
 _USUAL_NAMES = ("network", "model", "net", "backbone")
+
+# Stands among the tensors of a compressed network whose class cannot load it: torch names it, first of all, in its
+# error about keys that nobody expects.
+ADVICE = (
+    "lightning_fold: this network was compressed and has other shapes. Load it by "
+    "lightning_fold.load_from_checkpoint(YourModule, path), or give the Trainer the callbacks it was trained with"
+)
+
+ModuleT = TypeVar("ModuleT", bound=lightning.LightningModule)
 
 
 @dataclass
@@ -83,7 +98,7 @@ def follow(module: lightning.LightningModule, network: str = "") -> CompressionR
         ValueError: there is no such submodule, or it has no parameters.
     """
     record = vars(module).get(_ATTRIBUTE)
-    path = _find_network(module, network)
+    path = _inside_compiled(module, _find_network(module, network))
     if record is None:
         record = CompressionRecord(path)
         object.__setattr__(module, _ATTRIBUTE, record)
@@ -112,6 +127,8 @@ def store_structure(module: lightning.LightningModule, checkpoint: dict[str, Any
         "dense": vars(record.dense) if record.dense is not None else None,
         "methods": record.methods,
     }
+    if record.methods and not isinstance(module, StructureCheckpoint):
+        checkpoint.get("state_dict", {})[ADVICE] = torch.empty(0)
 
 
 def restore_structure(module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -123,10 +140,52 @@ def restore_structure(module: lightning.LightningModule, checkpoint: dict[str, A
     stored = checkpoint.get(_KEY)
     if stored is None:
         return
+    checkpoint.get("state_dict", {}).pop(ADVICE, None)
     record = follow(module, stored["network"])
     rebuild(module.get_submodule(stored["network"]), stored["structure"])
     record.dense = Snapshot(**stored["dense"]) if stored["dense"] is not None else None
     record.methods = list(stored["methods"])
+
+
+def load_from_checkpoint(kind: type[ModuleT], path: str | Path, **arguments: Any) -> ModuleT:
+    """``kind.load_from_checkpoint(path)``, with the structure that the network in the checkpoint has.
+
+    Args:
+        kind: any LightningModule class, which need not know of this package.
+        path: a checkpoint of it, of a compressed network or not; read with ``weights_only=True`` unless told otherwise.
+        arguments: what ``LightningModule.load_from_checkpoint`` takes: ``map_location``, ``strict``, and arguments of
+            the class that are not among its saved hyper-parameters.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the checkpoint is that of another network, is not complete, or holds pickled code.
+    """
+    arguments = {"weights_only": True, **arguments}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"load_from_checkpoint({kind.__name__}, {str(path)!r}): there is no such file.")
+    if arguments["weights_only"]:
+        read_checkpoint(Path(path))
+    with _restoring(kind):
+        return kind.load_from_checkpoint(path, **arguments)
+
+
+@contextmanager
+def _restoring(kind: type[lightning.LightningModule]) -> Iterator[None]:
+    """The class ``kind`` with a hook that restores structures; files of LightningCLI refuse to load a subclass."""
+    original, own = kind.on_load_checkpoint, "on_load_checkpoint" in vars(kind)
+
+    def on_load_checkpoint(self: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
+        original(self, checkpoint)
+        restore_structure(self, checkpoint)
+
+    kind.on_load_checkpoint = on_load_checkpoint
+    try:
+        yield
+    finally:
+        if own:
+            kind.on_load_checkpoint = original
+        else:
+            del kind.on_load_checkpoint
 
 
 class _Extended:
@@ -138,6 +197,11 @@ class _Extended:
     def __call__(self, checkpoint: dict[str, Any]) -> None:
         self.original(checkpoint)
         self.then(self.module, checkpoint)
+
+
+def _inside_compiled(module: lightning.LightningModule, path: str) -> str:
+    """The path of the network itself where ``torch.compile`` has wrapped it."""
+    return f"{path}._orig_mod" if isinstance(module.get_submodule(path), OptimizedModule) else path
 
 
 def _find_network(module: lightning.LightningModule, path: str) -> str:

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_fold.structure.trace import evaluation_mode
 
@@ -47,6 +47,9 @@ class Surgery:
     Args:
         model: the network, changed in place.
         optimizers: every optimizer that trains it.
+
+    Raises:
+        ValueError: the state of an optimizer cannot follow, see :func:`check_optimizers`.
     """
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -54,6 +57,7 @@ class Surgery:
         self.optimizers = list(optimizers)
 
     def __enter__(self) -> "Surgery":
+        check_optimizers(self.optimizers)
         self._modules = [(module, type(module), _saved_module(module)) for module in self.model.modules()]
         self._states = [
             ([{**group, "params": list(group["params"])} for group in optimizer.param_groups], _saved_state(optimizer))
@@ -222,6 +226,19 @@ class Surgery:
                 group.update(saved)
             optimizer.state.clear()
             optimizer.state.update(state)
+
+
+def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
+    """Refuse an optimizer whose state belongs to no single parameter.
+
+    Raises:
+        ValueError: one of them is ``torch.optim.LBFGS``.
+    """
+    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
+        raise ValueError(
+            "LBFGS keeps the history of all parameters in one row, which cannot follow their change of shape; expected "
+            "an optimizer with state for each parameter, for example torch.optim.AdamW."
+        )
 
 
 def refresh_sizes(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
+from torch.nn.modules import transformer
 
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.structure.canonical import put_weights_second, write_out_einsum
@@ -211,14 +212,20 @@ def layer_of(node: Node) -> str:
 
 @contextmanager
 def written_out() -> Iterator[None]:
-    """Attention layers as the operators that they are, and compiled modules as they are written."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    """Attention layers as the operators that they are, and compiled modules as they are written.
+
+    torch's transformer layers also ask whether the values of a mask are the causal ones, only to choose a faster
+    operator for it; that question has no answer without values, and the mask is passed on anyway.
+    """
+    before, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        transformer._detect_is_causal_mask = detect
 
 
 def _join_compensated(graph: Graph, modules: Mapping[str, nn.Module]) -> None:

@@ -1,0 +1,139 @@
+"""What a network is called with in training, seen by a hook on the network: the training step may do as it likes."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from lightning_fold.checkpointing import follow, network_of
+from lightning_fold.structure.trace import evaluation_mode
+
+
+class _Reached(BaseException):
+    """Ends a training step that has shown what was to be seen; no error handler of the step stops it."""
+
+
+def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> tuple[Any, ...]:
+    """The positional inputs that ``training_step`` first calls the network with, for ``batch``.
+
+    The step runs on a copy of the batch until the network is called, and no further: without gradients, logging or
+    random numbers that anybody else would miss, modules in evaluation mode, compiled code set aside.
+
+    Raises:
+        ValueError: the step calls the network with arguments that have no position, or not at all before a backward
+            pass by hand or an optimizer's step.
+    """
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def look(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+        raise _Reached
+
+    network = network_of(pl_module)
+    indexed = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+    handles = [network.register_forward_pre_hook(look, with_kwargs=True), register_optimizer_step_pre_hook(_stop)]
+    try:
+        with _undisturbed(pl_module), suppress(_Reached):
+            pl_module.training_step(deepcopy(batch), *([batch_idx] if indexed else []))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        raise _never_called(pl_module)
+    return _positional(network, *seen[0])
+
+
+def global_inputs(trainer: lightning.Trainer, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs of all processes as one batch, the same on each; those of the first where they do not fit together."""
+    if trainer.world_size == 1:
+        return inputs
+    everyones: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everyones, tree_map(_to("cpu"), inputs))
+    return tree_map(_to(trainer.lightning_module.device), _joined(everyones))
+
+
+def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs for the first example of a batch alone."""
+    size = _batch_size(inputs)
+    return tree_map(lambda leaf: leaf[:1] if _is_batched(leaf, size) else leaf, inputs)
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise _Reached
+
+
+@contextmanager
+def _undisturbed(pl_module: lightning.LightningModule) -> Iterator[None]:
+    trained = [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()]
+    vars(pl_module).update(log=lambda *args, **kwargs: None, manual_backward=_stop)
+    try:
+        with isolate_rng(), torch.no_grad(), evaluation_mode(pl_module), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        del vars(pl_module)["log"], vars(pl_module)["manual_backward"]
+        for parameter, requires_grad in trained:  # a step may have toggled optimizers
+            parameter.requires_grad = requires_grad
+
+
+def _never_called(pl_module: lightning.LightningModule) -> ValueError:
+    kind, path = type(pl_module).__name__, follow(pl_module).network
+    call = f"self.{path}(...)" if path else "self(...)"
+    children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
+    return ValueError(
+        f"{kind}.training_step does not call {call}, which shows what the network's inputs are; expected it before any "
+        f"optimizer steps. Name the submodule that it calls: module=NAME, for example one of {children}."
+    )
+
+
+def _positional(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Arguments given by name at their positions, defaults in between."""
+    if not kwargs:
+        return args
+    bound = inspect.signature(network.forward).bind(*args, **kwargs)
+    given = set(bound.arguments)
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    by_name = [p.name for p in parameters if p.name in given and p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    if by_name:
+        raise ValueError(
+            f"{type(network).__name__}.forward was called with {by_name}, which have no position; expected arguments "
+            "that can be given in order. Give forward() plain parameters of these names."
+        )
+    bound.apply_defaults()
+    last = max(position for position, parameter in enumerate(parameters) if parameter.name in given)
+    return bound.args[: last + 1]
+
+
+def _joined(everyones: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    flat = [tree_flatten(inputs) for inputs in everyones]
+    sizes = [_batch_size(inputs) for inputs in everyones]
+    leaves = []
+    for parts in zip(*(leaves for leaves, _ in flat), strict=False):
+        batched = [_is_batched(part, size) for part, size in zip(parts, sizes, strict=True)]
+        if not any(batched):
+            leaves.append(parts[0])
+        elif all(batched) and len({part.shape[1:] for part in parts}) == 1:
+            leaves.append(torch.cat(parts))
+        else:
+            return everyones[0]
+    return tree_unflatten(leaves, flat[0][1])
+
+
+def _batch_size(inputs: tuple[Any, ...]) -> int:
+    return next((leaf.shape[0] for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.dim()), -1)
+
+
+def _is_batched(leaf: Any, size: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
+
+
+def _to(device: torch.device | str) -> Any:
+    return lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf

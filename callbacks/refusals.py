@@ -1,0 +1,85 @@
+"""What cannot be combined with a network whose shapes change: refused by name before training starts."""
+
+from typing import Any
+
+import lightning
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from lightning_fold.checkpointing import follow, network_of
+from lightning_fold.structure.trace import trace
+from lightning_fold.surgery import check_optimizers
+
+
+def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
+    """Refuse strategies that keep their own copy of the parameters, and processes that send only weights back.
+
+    FSDP, DeepSpeed and ModelParallel are of the first kind; the second load into a network that has kept its shapes.
+    """
+    strategy, followed = trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
+    if not isinstance(strategy, followed) or strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
+        raise ValueError(
+            f"{call}: Trainer(strategy={type(strategy).__name__}) keeps its own copy of the parameters, whose "
+            "shapes change here; expected one device or DDP, for example strategy='ddp'."
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            f"{call}: Trainer(strategy='ddp_spawn' or 'ddp_fork') trains in processes that send only weights back, "
+            "which do not fit the network they came from once it has shrunk; expected strategy='ddp'."
+        )
+
+
+def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    """Refuse copies of the network elsewhere, optimizers that store all parameters in one row, and missing batches.
+
+    Raises:
+        ValueError: the message names the callback, submodule, optimizer or step, and what to do.
+    """
+    for callback in trainer.callbacks:
+        if any(_is_copy(value, pl_module) for value in vars(callback).values()):
+            raise ValueError(
+                f"{call}: {type(callback).__name__} keeps a second copy of the network, which would not follow its "
+                "change of shape. Leave it out, or train with it first and compress the result afterwards."
+            )
+    for name, module in pl_module.named_modules():
+        if isinstance(module, AveragedModel):
+            raise ValueError(
+                f"{call}: {type(pl_module).__name__}.{name} is an AveragedModel, which would not follow the network's "
+                "change of shape. Leave it out, or train with it first and compress the result afterwards."
+            )
+    check_optimizers(trainer.optimizers)
+    if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+        raise ValueError(
+            f"{call}: {type(pl_module).__name__}.training_step takes dataloader_iter; expected training_step(batch, "
+            "batch_idx), whose first batch shows what the network's inputs are."
+        )
+
+
+def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: tuple[Any, ...]) -> None:
+    """Refuse to take a whole LightningModule as the network where its ``forward`` leaves submodules unused."""
+    if follow(pl_module).network:
+        return
+    graph = trace(network_of(pl_module), inputs)
+    used = {name.partition(".")[0] for node, name in graph.names.items() if node.users}
+    children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
+    unused = [name for name in children if name not in used]
+    if unused:
+        raise ValueError(
+            f"{call}(module=''): {type(pl_module).__name__} has several networks, and its forward does not use "
+            f"{unused}. Name the one to compress: module=NAME, one of {children}."
+        )
+
+
+def _is_copy(value: Any, pl_module: lightning.LightningModule) -> bool:
+    """Whether ``value`` is a network with parameters of its own, such as an average of ``pl_module``."""
+    if not isinstance(value, nn.Module) or value is pl_module:
+        return False
+    own = {id(parameter) for parameter in pl_module.parameters()}
+    names = dict(pl_module.named_parameters())
+    return any(
+        id(parameter) not in own and (name in names or name.removeprefix("module.") in names)
+        for name, parameter in value.named_parameters()
+    )

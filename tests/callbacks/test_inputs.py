@@ -1,0 +1,211 @@
+"""What the network is called with is seen on the network, whatever the batch is and the step does with it."""
+
+from contextlib import contextmanager
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import lightning_fold as lf
+from lightning_fold.callbacks import ChannelPruning, CompressionMonitor
+from lightning_fold.callbacks.inputs import _joined, first_example, network_inputs
+from lightning_fold.checkpointing import follow
+
+EXAMPLES = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x, scale=1.0, other=None):
+        hidden = self.one(x) * scale
+        return self.out((hidden if other is None else hidden + self.two(other)).relu())
+
+
+class Module(lightning.LightningModule):
+    """Runs ``step(self, batch)`` as its training step."""
+
+    def __init__(self, step, network=None):
+        super().__init__()
+        self.net, self.step = network or TwoInputs(), step
+        self.before = nn.BatchNorm1d(6)
+
+    def training_step(self, batch):
+        return self.step(self, batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def keyed(module, batch):
+    batch.pop("label")
+    return module.net(other=batch["b"], x=batch["a"])
+
+
+STEPS = {
+    "a tensor": (EXAMPLES, lambda m, b: m.net(b), (EXAMPLES,)),
+    "a tuple": ((EXAMPLES, 1), lambda m, b: m.net(b[0]), (EXAMPLES,)),
+    "a dict": ({"a": EXAMPLES, "b": -EXAMPLES, "label": 1}, keyed, (EXAMPLES, 1.0, -EXAMPLES)),
+    "nested": ([{"x": [EXAMPLES, EXAMPLES]}], lambda m, b: m.net(b[0]["x"][1], 2.0), (EXAMPLES, 2.0)),
+    "changed": (EXAMPLES, lambda m, b: m.net(b.mul_(2) + 1), (EXAMPLES * 2 + 1,)),
+    "first of two calls": (EXAMPLES, lambda m, b: m.net(-b) + m.net(b), (-EXAMPLES,)),
+}
+
+
+@pytest.mark.parametrize("kind", list(STEPS))
+def test_inputs_are_those_of_the_call(kind):
+    batch, step, expected = STEPS[kind]
+    kept = EXAMPLES.clone()
+    module = Module(step)
+    follow(module)
+    found = network_inputs(module, batch, 0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert torch.equal(EXAMPLES, kept)
+    assert not isinstance(batch, dict) or set(batch) == {"a", "b", "label"}
+    with torch.no_grad():
+        assert torch.equal(module.net(*found), module.net(*expected))
+
+
+def test_looking_leaves_no_trace():
+    """Random numbers, running statistics, gradients, hooks, modes and toggled parameters are as before."""
+
+    def step(module, batch):
+        module.log("seen", batch.mean())  # would fail here: the module has no trainer
+        for parameter in module.net.parameters():
+            parameter.requires_grad = False
+        return module.net(module.before(nn.functional.dropout(batch)))
+
+    module = Module(step)
+    follow(module)
+    before, generator = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
+    network_inputs(module, EXAMPLES, 0)
+    torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
+    assert all(part.training for part in module.modules()) and not module.net._forward_pre_hooks
+    assert "log" not in vars(module)
+
+
+@pytest.mark.parametrize("call", [lambda m, b: m.before(b), lambda m, b: m.net.forward(b), lambda m, b: m.net.one(b)])
+@pytest.mark.parametrize("callback", [ChannelPruning, CompressionMonitor])
+def test_network_that_is_not_called_is_refused_before_a_step(make_trainer, call, callback):
+    module, trainer = Module(call), make_trainer(2, callback())
+    with pytest.raises(ValueError, match=r"Module\.training_step does not call self\.net\(\.\.\.\).*module=NAME"):
+        trainer.fit(module, DataLoader(EXAMPLES, batch_size=6))
+    assert trainer.global_step == 0
+
+
+def test_optimizer_does_not_step_while_looking(make_trainer):
+    class ByHand(Module):
+        automatic_optimization = False
+
+        def training_step(self, batch):
+            loss = self.before(batch).sum()
+            self.optimizers().step()
+            return loss
+
+    module = ByHand(None)
+    module.before.weight.grad = torch.ones(6)
+    before = module.before.weight.detach().clone()
+    with pytest.raises(ValueError, match="does not call"):
+        make_trainer(1, ChannelPruning()).fit(module, DataLoader(EXAMPLES, batch_size=6))
+    assert torch.equal(module.before.weight, before)
+
+
+def test_argument_without_a_position_is_refused():
+    class Named(nn.Linear):
+        def forward(self, x, *, scale):
+            return super().forward(x) * scale
+
+    module = Module(lambda m, b: m.net(b, scale=2.0), Named(6, 3))
+    follow(module)
+    with pytest.raises(ValueError, match=r"Named\.forward was called with \['scale'\], which have no position"):
+        network_inputs(module, EXAMPLES, 0)
+
+
+def test_dict_batches_through_a_training(make_trainer):
+    data = [{"a": a, "b": a.flip(0), "label": 0} for a in EXAMPLES]
+    module = Module(keyed)
+    make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1)).fit(module, DataLoader(data, batch_size=4))
+    assert module.net.one.out_features == module.net.two.out_features == module.net.out.in_features == 4
+    assert lf.count_flops(module.net, first_example((EXAMPLES, 1.0, EXAMPLES))) == 2 * (2 * 6 * 4 + 4 * 3)
+
+
+def test_inputs_of_several_processes_are_one_batch():
+    """Batched leaves are put together, others are those of the first; ragged ones stay as on the first process."""
+    first, second = (EXAMPLES[:4], 3, torch.ones(2, 2)), (EXAMPLES[4:7], 3, torch.zeros(2, 2))
+    torch.testing.assert_close(_joined([first, second]), (EXAMPLES[:7], 3, torch.ones(2, 2)))
+    ragged = (EXAMPLES[:4, :5], EXAMPLES[:4]), (EXAMPLES[4:7], EXAMPLES[4:7])
+    torch.testing.assert_close(_joined([*ragged]), ragged[0])
+
+
+class Adversarial(lightning.LightningModule):
+    """Two networks that train in turns, each with the other's parameters switched off."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+        self.critic = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def training_step(self, batch):
+        for sign, optimizer in zip((1, -1), self.optimizers(), strict=True):
+            with self.toggled(optimizer):
+                loss = sign * self.critic(self.generator(batch)).mean() + (sign < 0) * self.critic(batch).mean()
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+
+    @contextmanager
+    def toggled(self, optimizer):
+        self.toggle_optimizer(optimizer)
+        yield
+        self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(network.parameters(), 0.01) for network in (self.generator, self.critic)]
+
+
+@pytest.mark.parametrize("network", ["generator", "critic"])
+def test_one_of_two_networks_that_train_in_turns(make_trainer, network):
+    torch.manual_seed(0)
+    module = Adversarial()
+    trainer = make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1, module=network))
+    trainer.fit(module, DataLoader(EXAMPLES, batch_size=6))
+    widths = {"generator": module.generator[0].out_features, "critic": module.critic[0].out_features}
+    assert widths == {"generator": 8, "critic": 8} | {network: 4}
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    for optimizer, owner in zip(trainer.optimizers, (module.generator, module.critic), strict=True):
+        assert list(map(id, optimizer.param_groups[0]["params"])) == list(map(id, owner.parameters()))
+    with pytest.raises(ValueError, match=r"does not call self\(\.\.\.\).*one of \['generator', 'critic'\]"):
+        make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1)).fit(Adversarial(), DataLoader(EXAMPLES, batch_size=6))
+
+
+class Two(lightning.LightningModule):
+    """Two networks, of which ``forward`` uses one or both."""
+
+    def __init__(self, both):
+        super().__init__()
+        self.encoder, self.head, self.both = nn.Linear(6, 6), nn.Linear(6, 6), both
+
+    def forward(self, x):
+        return self.head(self.encoder(x)) if self.both else self.encoder(x)
+
+    def training_step(self, batch):
+        return self(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_whole_module_is_the_network_where_forward_uses_all_of_it(make_trainer):
+    module = Two(True)
+    make_trainer(2, ChannelPruning(ratio=0.5, at_epoch=1)).fit(module, DataLoader(EXAMPLES, batch_size=6))
+    assert (module.encoder.out_features, module.head.in_features) == (3, 3)
+    with pytest.raises(ValueError, match=r"ChannelPruning\(module=''\): Two has several networks.*\['head'\].*NAME"):
+        make_trainer(2, ChannelPruning(ratio=0.5, at_epoch=1)).fit(Two(False), DataLoader(EXAMPLES, batch_size=6))
+    assert follow(module).network == ""

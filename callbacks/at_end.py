@@ -4,9 +4,10 @@ from itertools import islice
 from typing import Any
 
 import lightning
-from torch import Tensor
+from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share, inputs_of
+from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share
+from lightning_fold.callbacks.inputs import network_inputs
 
 
 class RewriteOnce(RewriteCallback):
@@ -18,24 +19,25 @@ class RewriteOnce(RewriteCallback):
             follows; -1 rewrites at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of a logged validation metric, higher is better.
+        batches: training batches that the rewrite may look at; 0 for none.
     """
 
-    def __init__(self, method: str, at_epoch: int = -1, module: str = "", monitor: str = "accuracy/val") -> None:
+    def __init__(
+        self, method: str, at_epoch: int = -1, module: str = "", monitor: str = "accuracy/val", batches: int = 0
+    ) -> None:
         super().__init__(module, monitor)
         if at_epoch < -1:
             raise ValueError(f"{type(self).__name__}(at_epoch={at_epoch}): expected an epoch of at least 0, or -1.")
         self.method, self.at_epoch, self.done = method, at_epoch, False
+        self._count = batches
 
     @property
     def finished(self) -> bool:
         """Whether the rewrite was done."""
         return self.done
 
-    def prepare(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Collect what the rewrite needs."""
-
-    def change(self) -> Rewrite:
-        """The rewrite, as a function of network, inputs and optimizers."""
+    def change(self, batches: list[tuple[Any, ...]] | None) -> Rewrite:
+        """The rewrite, as a function of network, inputs and optimizers; ``batches`` are the network's inputs."""
         raise NotImplementedError
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -69,9 +71,21 @@ class RewriteOnce(RewriteCallback):
 
     def _rewrite_once(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not self.done:
-            self.prepare(trainer, pl_module)
-            self.rewrite(trainer, pl_module, self.method, self.change())
+            self.rewrite(trainer, pl_module, self.method, self.change(self._batches(trainer, pl_module)))
             self.done = True
+
+    def _batches(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> list[tuple[Any, ...]] | None:
+        """The network's inputs for the first training batches, the same ones on every process."""
+        loader = trainer.train_dataloader
+        if not self._count or loader is None:
+            return None
+        with isolate_rng():  # a loader that shuffles draws from the generator that the training draws from
+            batches = list(islice(iter(loader), self._count))
+        moved = [trainer.strategy.batch_to_device(batch, pl_module.device) for batch in batches]
+        found = [network_inputs(pl_module, batch, index) for index, batch in enumerate(moved)]
+        return trainer.strategy.broadcast(found)
 
 
 class ReduceOnce(RewriteOnce):
@@ -103,7 +117,7 @@ class ReduceOnce(RewriteOnce):
         module: str,
         monitor: str,
     ) -> None:
-        super().__init__(method, at_epoch, module, monitor)
+        super().__init__(method, at_epoch, module, monitor, batches)
         call = type(self).__name__
         check_share(call, "ratio", ratio)
         if keep_parameters:
@@ -115,21 +129,13 @@ class ReduceOnce(RewriteOnce):
             raise ValueError(f"{call}(batches={batches}, repair={repair!r}): expected at least {least} batches.")
         self.ratio, self.keep_parameters, self.batches = ratio, keep_parameters, batches
         self.compensate, self.repair = compensate, repair
-        self._batches: list[Tensor] | None = None
 
-    def prepare(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Collect the inputs of some training batches, the same ones on every process."""
-        loader = trainer.train_dataloader
-        if self.batches and loader is not None:
-            found = [inputs_of(batch) for batch in islice(iter(loader), self.batches)]
-            self._batches = [trainer.strategy.broadcast(batch).to(pl_module.device) for batch in found]
-
-    def common(self) -> dict[str, Any]:
+    def common(self, batches: list[tuple[Any, ...]] | None) -> dict[str, Any]:
         """The arguments of the rewrite."""
         return {
             "ratio": self.ratio,
             "keep_parameters": self.keep_parameters or None,
             "compensate": self.compensate,
             "repair": self.repair,
-            "batches": self._batches,
+            "batches": batches,
         }

@@ -1,6 +1,6 @@
 """ChannelFolding: merges channels at the end of training."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_fold.callbacks.at_end import ReduceOnce
 from lightning_fold.callbacks.base import Rewrite
@@ -49,8 +49,8 @@ class ChannelFolding(ReduceOnce):
         )
         self.seed = seed
 
-    def change(self) -> Rewrite:
+    def change(self, batches: list[tuple[Any, ...]] | None) -> Rewrite:
         """Fold."""
         return lambda network, inputs, optimizers: fold(
-            network, inputs, seed=self.seed, optimizers=optimizers, **self.common()
+            network, inputs, seed=self.seed, optimizers=optimizers, **self.common(batches)
         )

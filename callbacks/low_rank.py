@@ -1,13 +1,9 @@
 """LowRankFactorization: splits layers into two of low rank at the end of training."""
 
-from itertools import islice
 from typing import Any
-
-import lightning
 
 from lightning_fold.callbacks.at_end import RewriteOnce
 from lightning_fold.callbacks.base import Rewrite, check_share
-from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.low_rank import factorize
 
 
@@ -41,7 +37,7 @@ class LowRankFactorization(RewriteOnce):
         module: str = "",
         monitor: str = "accuracy/val",
     ) -> None:
-        super().__init__("factorize", at_epoch, module, monitor)
+        super().__init__("factorize", at_epoch, module, monitor, whiten_batches)
         check_share("LowRankFactorization", "keep_parameters", keep_parameters, one=True)
         if keep_flops != 0:
             check_share("LowRankFactorization", "keep_flops", keep_flops, one=True)
@@ -49,23 +45,10 @@ class LowRankFactorization(RewriteOnce):
             raise ValueError(f"LowRankFactorization(whiten_batches={whiten_batches}): expected at least 0.")
         self.keep_parameters, self.keep_flops = keep_parameters, keep_flops
         self.whiten_batches = whiten_batches
-        self._batches: list[Any] | None = None
 
-    def change(self) -> Rewrite:
+    def change(self, batches: list[tuple[Any, ...]] | None) -> Rewrite:
         """Factorize."""
         budget = {"keep_flops": self.keep_flops} if self.keep_flops else {"keep_parameters": self.keep_parameters}
         return lambda network, inputs, optimizers: factorize(
-            network, inputs, batches=self._batches, optimizers=optimizers, **budget
+            network, inputs, batches=batches, optimizers=optimizers, **budget
         )
-
-    def rewrite(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, method: str, change: Rewrite
-    ) -> RewriteReport:
-        """Factorize with the first training batches, the same ones on every process."""
-        if self.whiten_batches:
-            loader = trainer.train_dataloader
-            assert loader is not None
-            self._batches = trainer.strategy.broadcast(list(islice(loader, self.whiten_batches)))
-        report = super().rewrite(trainer, pl_module, method, change)
-        self._batches = None
-        return report

@@ -28,7 +28,8 @@ class CompressionMonitor(lightning.Callback):
 
     After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (once the
     network has its final shapes) and ``dense/accuracy`` (of the network before its first rewrite).
-    Parameters (in thousands) and factor stand in the progress bar. FLOPs are those of one example, 2 for each multiply-add.
+    Parameters (in thousands) and factor stand in the progress bar. FLOPs are those of one example, 2 for each
+    multiply-add.
 
     At the end of training every logger that takes figures gets the width of every layer over the epochs, the singular
     values of the weights, and accuracy against parameters; TensorBoard also gets its hyper-parameter page, with the

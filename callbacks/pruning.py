@@ -1,6 +1,6 @@
 """ChannelPruning: removes whole channels at the end of training."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_fold.callbacks.at_end import ReduceOnce
 from lightning_fold.callbacks.base import Rewrite, check_choice
@@ -49,8 +49,8 @@ class ChannelPruning(ReduceOnce):
         check_choice("ChannelPruning", "importance", importance, ("l1", "l2", "activation", "reconstruction"))
         self.importance = importance
 
-    def change(self) -> Rewrite:
+    def change(self, batches: list[tuple[Any, ...]] | None) -> Rewrite:
         """Prune."""
         return lambda network, inputs, optimizers: prune(
-            network, inputs, importance=self.importance, optimizers=optimizers, **self.common()
+            network, inputs, importance=self.importance, optimizers=optimizers, **self.common(batches)
         )

@@ -45,7 +45,8 @@ def check_regularization(
     Raises:
         ValueError: the strategy splits the weights, or no layer of the module is selected.
     """
-    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+    whole = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+    if not whole or trainer.strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
         raise ValueError(
             f"{type(smoothness).__name__}: Trainer(strategy={type(trainer.strategy).__name__}) may split the weights "
             "between processes; expected one device or DDP, for example strategy='ddp'."

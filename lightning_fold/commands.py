@@ -20,6 +20,9 @@ from lightning_fold.serialization import save
 _SUFFIXES = (".ckpt", ".pt", ".safetensors")
 
 
+COMPARED: list[Method] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
+
+
 def compress(
     checkpoint: str,
     output: str,
@@ -36,7 +39,8 @@ def compress(
         checkpoint: Lightning checkpoint of a run, or a network written by lightning-fold.
         output: file to write. ".ckpt", ".pt" and ".safetensors" are read by lightning_fold.load; ".pt2" is a
             torch.export program, for networks whose class has no name in the checkpoint.
-        method: prune (by the L2 norm), prune-l1, fold, factorize, or minimize (exact, for a network with zeros).
+        method: prune (by the L2 norm), prune-l1, fold, factorize, or minimize (exact, for a network with zeros);
+            prune-least-squares and fold-least-squares also fit the layers behind to the channels that stay.
         ratio: share of the channels to remove, in [0, 1), for prune and fold.
         keep_parameters: share of the parameters to keep, in (0, 1].
         keep_flops: share of the operations to keep, in (0, 1].
@@ -66,7 +70,7 @@ def compress(
 
 def compare(
     checkpoint: str,
-    methods: list[Method] = ["prune-l1", "prune", "fold", "factorize"],  # noqa: B006  read only
+    methods: list[Method] = COMPARED,
     sizes: list[float] = [0.7, 0.5, 0.3],  # noqa: B006  read only
     repair: list[Repair] = ["none"],  # noqa: B006  read only
     split: Split = "test",
@@ -82,7 +86,8 @@ def compare(
 
     Args:
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
-        methods: prune (by the L2 norm), prune-l1, fold, factorize.
+        methods: prune (by the L2 norm), prune-l1, fold, factorize; prune-least-squares and fold-least-squares also fit
+            the layers behind to the channels that stay.
         sizes: shares of the parameters to keep, in (0, 1).
         repair: data repairs each network with training batches, none does not; "[none,data]" measures both.
         split: the data that is measured: test or val.

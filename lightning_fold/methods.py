@@ -15,13 +15,14 @@ from lightning_fold.rewrites.pruning import prune
 from lightning_fold.rewrites.repair import repair
 from lightning_fold.structure.trace import Inputs
 
-Method = Literal["prune", "prune-l1", "fold", "factorize", "minimize"]
-
+Method = Literal["prune", "prune-l1", "prune-least-squares", "fold", "fold-least-squares", "factorize", "minimize"]
 
 METHODS: dict[Method, Callable[..., RewriteReport]] = {
     "prune": prune,
     "prune-l1": partial(prune, importance="l1"),
+    "prune-least-squares": partial(prune, compensate="least-squares"),
     "fold": fold,
+    "fold-least-squares": partial(fold, compensate="least-squares"),
     "factorize": factorize,
     "minimize": minimize,
 }

@@ -110,11 +110,12 @@ def test_full_disk_loses_nothing(tmp_path, name):
         if name == "small.pt":
             lf.save(nn.Linear(300, 300), path, network="torch.nn.Linear", network_args={})
         else:
-            write_atomically("x" * 100_000, path)
+            write_atomically(path, lambda partial: partial.write_text("x" * 100_000))
 
     write(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
-    (tmp_path / f".{name}.partial").symlink_to("/dev/full")
+    stem, _, suffix = name.partition(".")
+    (tmp_path / f".{stem}.partial.{suffix}").symlink_to("/dev/full")
     with pytest.raises(OSError, match=rf"{name}' could not be written.*Free some space or choose another folder"):
         write(tmp_path / name)
     assert (tmp_path / name).read_bytes() == whole

@@ -73,22 +73,16 @@ def test_repair_estimates_statistics_on_training_batches(run, tmp_path):
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"data": {"class_path": "lightning_fold.data.DigitsDataModule"}})
     )
-    run(
-        "compress",
-        "--checkpoint",
-        "dense.pt",
-        "--method",
-        "prune",
-        "--ratio",
-        "0",
-        "--repair",
-        "data",
-        "--output",
-        "x.pt",
-    )
+    repaired = ["compress", "--checkpoint", "dense.pt", "--repair", "data", "--output", "x.pt"]
+    run(*repaired, "--method", "minimize")
     lf.repair(model, DigitsDataModule().train_dataloader())
     torch.testing.assert_close(lf.load("x.pt").bn1.running_mean, model.bn1.running_mean)
     assert model.bn1.running_mean.abs().max() > 0
+    dense = read_run("dense.pt")
+    run(*repaired, "--method", "prune-least-squares", "--ratio", "0.5")
+    data = {"batches": list(dense.training_batches(50)), "repair": "data"}
+    lf.prune(dense.network, dense.inputs, ratio=0.5, compensate="least-squares", **data)
+    torch.testing.assert_close(lf.load("x.pt").state_dict(), dense.network.state_dict())
 
 
 class Foreign(lightning.LightningModule):
@@ -140,7 +134,7 @@ def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
         ),
         (["--method", "minimize", "--ratio", "0.3"], "takes no ratio=0.3; expected no size, since the zeros"),
         (["--ratio", "1.5"], "expected a share of the channels in [0, 1)"),
-        (["--method", "folds"], "expected one of 'prune', 'prune-l1', 'fold'"),
+        (["--method", "folds"], "expected one of 'prune', 'prune-l1', 'prune-least-squares', 'fold'"),
         (["--ratio", "half"], "key 'ratio'"),
         (["--output", "small.onnx"], "expected a file that ends in .ckpt, .pt, .safetensors or .pt2"),
         (["--config", "none.yaml"], "none.yaml"),

@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_fold.checkpointing import follow, network_of
+from lightning_fold.optimizer_state import check_optimizers
 from lightning_fold.structure.trace import trace
-from lightning_fold.surgery import check_optimizers
 
 
 def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:

@@ -6,7 +6,6 @@ their moments are transformed like the parameter, step counts stay. No tensor is
 inside the block puts the network and the optimizers back exactly as they were.
 """
 
-import warnings
 from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
@@ -20,11 +19,19 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
+from lightning_fold.optimizer_state import (
+    Transform,
+    check_optimizers,
+    copied,
+    exchange,
+    rebind,
+    restore_state,
+    saved_state,
+    train_beside,
+)
 from lightning_fold.structure.trace import evaluation_mode
-
-Transform = Callable[[Tensor], Tensor]
 
 _COMPUTED = (WeightNorm, SpectralNorm)  # forward pre-hooks that compute a weight
 
@@ -59,10 +66,7 @@ class Surgery:
     def __enter__(self) -> "Surgery":
         check_optimizers(self.optimizers)
         self._modules = [(module, type(module), _saved_module(module)) for module in self.model.modules()]
-        self._states = [
-            ([{**group, "params": list(group["params"])} for group in optimizer.param_groups], _saved_state(optimizer))
-            for optimizer in self.optimizers
-        ]
+        self._states = [saved_state(optimizer) for optimizer in self.optimizers]
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
@@ -84,11 +88,11 @@ class Surgery:
         """
         old = self.tensor(name)
         with torch.no_grad():
-            new = _copied(change(old.detach()), like=old)
+            new = copied(change(old.detach()), like=old)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
             vars(new).update(vars(old))  # marks that the user's code has put on it
-            self._rebind(old, new, moments or change)
+            rebind(self.optimizers, old, new, moments or change)
         for module, leaf in self._owners(old):
             table = module._parameters if isinstance(new, nn.Parameter) else module._buffers
             table[leaf] = new  # pyright: ignore[reportArgumentType]
@@ -127,8 +131,7 @@ class Surgery:
         module, neighbour = self.model.get_submodule(path), self.tensor(beside)
         created = nn.Parameter(value.detach().clone(), requires_grad=neighbour.requires_grad)
         setattr(module, leaf, created)
-        for group, position in self._positions(neighbour):
-            group["params"].insert(position + 1, created)
+        train_beside(self.optimizers, created, neighbour)
 
     def replace_module(self, path: str, new: nn.Module) -> None:
         """Put ``new`` in the place of the submodule ``path``.
@@ -138,7 +141,7 @@ class Surgery:
         parent, _, leaf = path.rpartition(".")
         old = list(self.model.get_submodule(path).parameters())
         for optimizer in self.optimizers:
-            _exchange(optimizer, old, list(new.parameters()))
+            exchange(optimizer, old, list(new.parameters()))
         self.model.get_submodule(parent)._modules[leaf] = new
 
     def bake(self) -> None:
@@ -153,7 +156,7 @@ class Surgery:
             parameters = list(module.parameters())
             self._write_out(module)
             for optimizer in self.optimizers:
-                _exchange(optimizer, parameters, list(module.parameters()))
+                exchange(optimizer, parameters, list(module.parameters()))
         for module in self.model.modules():
             for key, hook in _hooks(module, BasePruningMethod):
                 self._bake_mask(module, hook._tensor_name)
@@ -188,7 +191,7 @@ class Surgery:
         new = nn.Parameter(old.detach() * mask, requires_grad=old.requires_grad)
         vars(module).pop(leaf, None)
         module.register_parameter(leaf, new)
-        self._rebind(old, new, lambda moment: moment * mask)
+        rebind(self.optimizers, old, new, lambda moment: moment * mask)
 
     def _owners(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:
         return [
@@ -199,46 +202,13 @@ class Surgery:
             if value is tensor
         ]
 
-    def _positions(self, parameter: Tensor) -> list[tuple[dict[str, Any], int]]:
-        return [
-            (group, position)
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for position, candidate in enumerate(group["params"])
-            if candidate is parameter
-        ]
-
-    def _rebind(self, old: nn.Parameter, new: nn.Parameter, change: Transform) -> None:
-        for group, position in self._positions(old):
-            group["params"][position] = new
-        for optimizer in self.optimizers:
-            if old in optimizer.state:
-                optimizer.state[new] = _moved_state(optimizer, optimizer.state.pop(old), old.shape, change)
-
     def _restore(self) -> None:
         for module, kind, saved in self._modules:
             module.__class__ = kind
             module.__dict__.clear()
             module.__dict__.update(saved)
-        for optimizer, (groups, state) in zip(self.optimizers, self._states, strict=True):
-            for group, saved in zip(optimizer.param_groups, groups, strict=True):
-                group.clear()
-                group.update(saved)
-            optimizer.state.clear()
-            optimizer.state.update(state)
-
-
-def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
-    """Refuse an optimizer whose state belongs to no single parameter.
-
-    Raises:
-        ValueError: one of them is ``torch.optim.LBFGS``.
-    """
-    if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
-        raise ValueError(
-            "LBFGS keeps the history of all parameters in one row, which cannot follow their change of shape; expected "
-            "an optimizer with state for each parameter, for example torch.optim.AdamW."
-        )
+        for optimizer, state in zip(self.optimizers, self._states, strict=True):
+            restore_state(optimizer, state)
 
 
 def refresh_sizes(module: nn.Module) -> None:
@@ -258,59 +228,6 @@ def _width(norm: _NormBase) -> int:
     return norm.num_features if tensor is None else tensor.shape[0]
 
 
-def _exchange(optimizer: Optimizer, old: list[nn.Parameter], new: list[nn.Parameter]) -> None:
-    """Put the parameters ``new`` in the place of ``old`` in ``optimizer``, each once; what is in both stays."""
-    fresh = [parameter for parameter in new if not any(parameter is other for other in old)]
-    gone = [parameter for parameter in old if not any(parameter is other for other in new)]
-    for group in optimizer.param_groups:
-        for parameter in gone:
-            positions = [i for i, candidate in enumerate(group["params"]) if candidate is parameter]
-            for position in positions:
-                group["params"][position : position + 1] = fresh
-                fresh = []
-    for parameter in gone:
-        optimizer.state.pop(parameter, None)
-
-
-def _moved_state(optimizer: Optimizer, state: dict[str, Any], shape: torch.Size, change: Transform) -> dict[str, Any]:
-    """The state of one parameter after ``change``: step counts stay, moments are transformed like the parameter.
-
-    A moment may be repeated along some dimensions (Adafactor keeps one for each row and one for each column). State of
-    another shape cannot be read: that parameter starts without state, and a warning says so.
-    """
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.dim() > 0}
-    foreign = [key for key, value in tensors.items() if not _repeats(value.shape, shape)]
-    if foreign:
-        warnings.warn(
-            f"{type(optimizer).__name__} keeps {foreign} for a parameter of shape {tuple(shape)} in another shape; the "
-            "rewritten parameter starts without optimizer state.",
-            stacklevel=2,
-        )
-        return {}
-    return state | {key: _moved(value, shape, change) for key, value in tensors.items()}
-
-
-def _repeats(shape: torch.Size, whole: torch.Size) -> bool:
-    return len(shape) == len(whole) and all(size in (1, full) for size, full in zip(shape, whole, strict=True))
-
-
-def _moved(value: Tensor, shape: torch.Size, change: Transform) -> Tensor:
-    with torch.no_grad():
-        moved = change(value.expand(shape))
-        for dim, size in enumerate(value.shape):
-            if size < shape[dim]:
-                moved = moved.narrow(dim, 0, 1)
-        return _copied(moved, like=value)
-
-
-def _copied(value: Tensor, like: Tensor) -> Tensor:
-    """A copy of ``value`` in the memory format of ``like``."""
-    for rank, channels_last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if like.dim() == rank and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
-            return value.clone(memory_format=channels_last)
-    return value.clone(memory_format=torch.contiguous_format)
-
-
 def _saved_module(module: nn.Module) -> dict[str, Any]:
     tables = ("_parameters", "_buffers", "_modules")
     return {key: copy(value) if key in tables or "_hooks" in key else value for key, value in vars(module).items()}
@@ -318,7 +235,3 @@ def _saved_module(module: nn.Module) -> dict[str, Any]:
 
 def _hooks(module: nn.Module, kinds: Any) -> list[tuple[int, Any]]:
     return [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, kinds)]
-
-
-def _saved_state(optimizer: Optimizer) -> dict[Any, Any]:
-    return {parameter: dict(state) for parameter, state in optimizer.state.items()}

@@ -8,8 +8,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_fold as lf
-from lightning_fold import comparison
-from lightning_fold.methods import METHODS
+from lightning_fold.commands import trials
+from lightning_fold.commands.methods import METHODS
 from lightning_fold.modules import Classifier
 
 
@@ -61,13 +61,13 @@ def test_rows_that_are_there_are_not_measured_again(run, checkpoint, rows, monke
     words = ["compare", "--checkpoint", checkpoint, "--methods", "[factorize]", "--output", "out"]
     run(*words, "--sizes", "[0.5]")
     first = rows("out/comparison.csv")
-    measured, measure = [], comparison.measure
+    measured, measure = [], trials.measure
 
     def counted(trial, config=None):
         measured.append((trial.method, trial.keep, trial.repair))
         return measure(trial, config)
 
-    monkeypatch.setattr(comparison, "measure", counted)
+    monkeypatch.setattr(trials, "measure", counted)
     run(*words, "--sizes", "[0.5]")
     assert measured == [] and rows("out/comparison.csv") == first
     run(*words, "--sizes", "[0.5,0.4]")
@@ -91,21 +91,21 @@ def test_another_network_of_the_same_name_is_measured_again(run, checkpoint, row
     run(*words)
     content["state_dict"] = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
     torch.save(content, tmp_path / "copy.ckpt")
-    comparison._cached_run.cache_clear()
+    trials._cached_run.cache_clear()
     run(*words)
     dense = [float(row["accuracy"]) for row in rows("out/comparison.csv") if row["method"] == "dense"]
     assert len(dense) == 2 and dense[0] > 0.5 > dense[1]
 
 
 def test_an_interruption_keeps_the_rows_so_far(run, checkpoint, rows, monkeypatch):
-    measure = comparison.measure
+    measure = trials.measure
 
     def interrupted(trial, config=None):
         if trial.keep == 0.4:
             raise KeyboardInterrupt
         return measure(trial, config)
 
-    monkeypatch.setattr(comparison, "measure", interrupted)
+    monkeypatch.setattr(trials, "measure", interrupted)
     words = [
         "compare",
         "--checkpoint",

@@ -5,9 +5,9 @@ import yaml
 from torch import nn
 
 import lightning_fold as lf
+from lightning_fold.commands.runs import read_run
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.modules import Classifier
-from lightning_fold.runs import read_run
 
 EXAMPLES = torch.rand(4, 1, 8, 8)
 

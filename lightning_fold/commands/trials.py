@@ -16,12 +16,12 @@ from typing import Any, Literal, cast
 
 import torch
 
+from lightning_fold.commands.methods import Method, apply
+from lightning_fold.commands.runs import Run, read_config, read_run
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.evaluation import Split, evaluate
-from lightning_fold.methods import Method, apply
 from lightning_fold.remarks import silence
 from lightning_fold.report import RewriteError
-from lightning_fold.runs import Run, read_config, read_run
 from lightning_fold.structure.trace import as_inputs
 
 Repair = Literal["none", "data"]

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_fold.comparison import DENSE, Row
+from lightning_fold.commands.trials import DENSE, Row
 from lightning_fold.figures import comparison_figure
 
 

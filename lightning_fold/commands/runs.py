@@ -18,6 +18,8 @@ from lightning_fold.modules import Classifier
 from lightning_fold.serialization import example_of, load_file, read_checkpoint
 from lightning_fold.structure.trace import Inputs
 
+SUFFIXES = (".ckpt", ".pt", ".safetensors")  # of the files that hold a network
+
 _EXAMPLES = 32
 
 

@@ -1,0 +1,77 @@
+"""compare: every method at several sizes on trained networks."""
+
+from glob import glob
+from os.path import commonpath
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lightning_fold.commands.comparison_table import draw, tables_of
+from lightning_fold.commands.methods import Method
+from lightning_fold.commands.runs import SUFFIXES
+from lightning_fold.commands.trials import Repair, plan, run_trials
+from lightning_fold.evaluation import Split
+
+COMPARED: list[Method] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
+
+
+def compare(
+    checkpoint: str,
+    methods: list[Method] = COMPARED,
+    sizes: list[float] = [0.7, 0.5, 0.3],  # noqa: B006  read only
+    repair: list[Repair] = ["none"],  # noqa: B006  read only
+    split: Split = "test",
+    monitor: str = "",
+    limit_batches: int = 0,
+    workers: int = 1,
+    output: str | None = None,
+    config: str | None = None,
+) -> None:
+    """Measure every method at several sizes on trained networks, without training: a table, a CSV file and a plot.
+
+    What stands in the CSV file is not measured again, so a comparison that was interrupted goes on.
+
+    Args:
+        checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
+        methods: prune (by the L2 norm), prune-l1, fold, factorize; prune-least-squares and fold-least-squares also fit
+            the layers behind to the channels that stay.
+        sizes: shares of the parameters to keep, in (0, 1).
+        repair: data repairs each network with training batches, none does not; "[none,data]" measures both.
+        split: the data that is measured: test or val.
+        monitor: the metric, as the LightningModule logs it; by default accuracy/test or accuracy/val.
+        limit_batches: batches that are measured; 0 measures all.
+        workers: processes that measure at the same time.
+        output: folder for comparison.csv, comparison.png and the TensorBoard figure; by default "comparison" in the
+            folder that holds the checkpoints.
+        config: configuration of the runs; by default the config.yaml beside each checkpoint or above its folder.
+    """
+    files = find_checkpoints(checkpoint)
+    folder = Path(output) if output is not None else Path(commonpath([file.absolute().parent for file in files]))
+    folder = folder if output is not None else folder / "comparison"
+    trials = plan(files, methods, sizes, repair, config=config, split=split, monitor=monitor, limit=limit_batches)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("comparing", total=len(trials))
+        rows = run_trials(
+            trials, folder / "comparison.csv", config=config, workers=workers, done=lambda: progress.advance(task)
+        )
+    draw(rows, folder)
+    Console().print(*tables_of(rows), f"table, plot and TensorBoard figure in {folder}", sep="\n")
+
+
+def find_checkpoints(pattern: str) -> list[Path]:
+    """The files that a path, a folder or a glob pattern stands for, in order.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(pattern)
+    names = [path] if path.is_file() else path.rglob("*") if path.is_dir() else map(Path, glob(pattern, recursive=True))
+    found = sorted(file for file in names if file.is_file() and (file.suffix in SUFFIXES or file == path))
+    if not found:
+        raise FileNotFoundError(
+            f"{pattern!r}: there is no such file; expected a checkpoint, a folder or a pattern that finds some "
+            f"({', '.join('*' + suffix for suffix in SUFFIXES)})."
+        )
+    return found

@@ -1,0 +1,69 @@
+"""compress: one rewrite of a trained network, written as one file."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from lightning_fold.commands.methods import Method, apply
+from lightning_fold.commands.runs import SUFFIXES, Run, read_run
+from lightning_fold.commands.trials import REPAIR_BATCHES, Repair
+from lightning_fold.complexity import Latency, count_bytes
+from lightning_fold.deployment import export
+from lightning_fold.measurement import Measurement, latency_note, measure, side_by_side
+from lightning_fold.serialization import save
+
+
+def compress(
+    checkpoint: str,
+    output: str,
+    method: Method = "fold",
+    ratio: float | None = None,
+    keep_parameters: float | None = None,
+    keep_flops: float | None = None,
+    repair: Repair = "none",
+    config: str | None = None,
+) -> None:
+    """Rewrite a trained network into a smaller one, without training, and write it as one file.
+
+    Args:
+        checkpoint: Lightning checkpoint of a run, or a network written by lightning-fold.
+        output: file to write. ".ckpt", ".pt" and ".safetensors" are read by lightning_fold.load; ".pt2" is a
+            torch.export program, for networks whose class has no name in the checkpoint.
+        method: prune (by the L2 norm), prune-l1, fold, factorize, or minimize (exact, for a network with zeros);
+            prune-least-squares and fold-least-squares also fit the layers behind to the channels that stay.
+        ratio: share of the channels to remove, in [0, 1), for prune and fold.
+        keep_parameters: share of the parameters to keep, in (0, 1].
+        keep_flops: share of the operations to keep, in (0, 1].
+        repair: data repairs the network with training batches, for example its BatchNorm statistics; none does not.
+        config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
+    """
+    path = Path(output)
+    if path.suffix not in (*SUFFIXES, ".pt2"):
+        raise ValueError(f"compress(output={output!r}): expected a file that ends in {', '.join(SUFFIXES)} or .pt2.")
+    if path.absolute() == Path(checkpoint).absolute():
+        raise ValueError(f"compress(output={output!r}): this is the checkpoint itself; expected another file.")
+    run = read_run(checkpoint, config)
+    if run.name is None and path.suffix != ".pt2":
+        raise ValueError(
+            f"compress(output={output!r}): {checkpoint!r} does not say what builds {type(run.network).__name__}, so it "
+            f"is written as a torch.export program: --output {path.with_suffix('.pt2')}"
+        )
+    before, _ = _measure(run)
+    sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
+    batches = run.training_batches(REPAIR_BATCHES) if repair == "data" else None
+    report = apply(method, run.network, run.inputs, batches=batches, **sizes)
+    after, latency = _measure(run)
+    _write(run, path)
+    table = side_by_side(before, after, latency_note(before, after, latency), "before", "after")
+    Console().print(table, f"{report.method}: written to {output}", sep="\n")
+
+
+def _measure(run: Run) -> tuple[Measurement, Latency]:
+    return measure(run.network, run.inputs, count_bytes(run.network), run.module, run.datamodule)
+
+
+def _write(run: Run, path: Path) -> None:
+    if path.suffix == ".pt2" or run.name is None:
+        export(run.network, run.inputs, path)
+    else:
+        save(run.network, path, network=run.name, network_args=run.arguments, example_inputs=run.inputs)

@@ -1,7 +1,6 @@
 """Squeeze-Release: cycles of prune, minimize and release between the epochs of a training."""
 
 from collections.abc import Iterable
-from copy import deepcopy
 from typing import Any, Literal, get_args
 
 import lightning
@@ -17,17 +16,16 @@ from lightning_fold.callbacks.base import (
     remember_dense,
     renew,
 )
-from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
+from lightning_fold.checkpointing import Snapshot, follow, network_of
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.rewrites.release import release
 from lightning_fold.rewrites.sparsification import Criterion, prunable_weights, sparsify
+from lightning_fold.rewrites.target import sparsity_within
 from lightning_fold.structure.groups import channel_groups
 from lightning_fold.structure.trace import Inputs
-
-_BISECTIONS = 12
 
 Phase = Literal["dense", "shrink", "masked", "final"]
 
@@ -211,41 +209,18 @@ class SqueezeRelease(RewriteCallback):
 
     def _prune(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, cycle: int) -> None:
         network = network_of(pl_module)
-        sparsity = self._within_target(network, follow(pl_module), _at(self.sparsity, cycle))
-        self.masks = self._sparsify(network, sparsity, trainer.optimizers).masks
+        dense = follow(pl_module).dense
+        assert dense is not None and self._example is not None, "the dense epochs have ended"
+        options = {"criterion": self.criterion, "inputs": self.select_inputs}
+        least = dense.parameters / self.target_factor
+        sparsity = sparsity_within(network, _at(self.sparsity, cycle), least, self._example, **options)
+        report = sparsify(network, sparsity, example_inputs=self._example, optimizers=trainer.optimizers, **options)
+        self.masks = report.masks
         self.metric = None  # it was measured before the pruning
         renew(trainer, pl_module)
 
-    def _sparsify(self, network: nn.Module, sparsity: float, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
-        return sparsify(
-            network,
-            sparsity,
-            criterion=self.criterion,
-            example_inputs=self._example,
-            inputs=self.select_inputs,
-            optimizers=optimizers,
-        )
-
     def _minimize(self, network: nn.Module, inputs: Inputs, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
         return minimize(network, inputs, select_inputs=self.select_inputs, optimizers=optimizers)
-
-    def _within_target(self, network: nn.Module, record: CompressionRecord, sparsity: float) -> float:
-        """``sparsity``, or the smallest one found that already reaches the target factor."""
-        assert self._example is not None and record.dense is not None
-        before, inputs = record.dense.parameters, self._example
-
-        def factor(sparsity: float) -> float:
-            trial = deepcopy(network)
-            self._sparsify(trial, sparsity)
-            return before / self._minimize(trial, inputs).parameters_after
-
-        low, high = 0.0, sparsity
-        if factor(high) <= self.target_factor:
-            return sparsity
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if factor(middle) >= self.target_factor else (middle, high)
-        return high
 
     def _end_cycle(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *, last: bool = False

@@ -39,6 +39,7 @@ class CompensatedNorm(nn.Module):
         eps: added to the variance.
         dim: the dimension that holds the channels.
         bias: whether there is a bias.
+        precision: the type in which the statistics are computed, as ``"float32"``; ``None`` for that of the input.
 
     Attributes:
         constant: mean of the constants that are gone.
@@ -53,9 +54,18 @@ class CompensatedNorm(nn.Module):
     constant: Tensor
     spread: Tensor
 
-    def __init__(self, width: int, removed: int = 0, *, eps: float = 1e-5, dim: int = -1, bias: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        removed: int = 0,
+        *,
+        eps: float = 1e-5,
+        dim: int = -1,
+        bias: bool = True,
+        precision: str | None = None,
+    ) -> None:
         super().__init__()
-        self.removed, self.eps, self.dim = removed, eps, dim
+        self.removed, self.eps, self.dim, self.precision = removed, eps, dim, precision
         self.weight = nn.Parameter(torch.ones(width))
         self.register_parameter("bias", nn.Parameter(torch.zeros(width)) if bias else None)
         self.register_buffer("constant", torch.zeros(()))
@@ -68,6 +78,9 @@ class CompensatedNorm(nn.Module):
         spread = (constants - constants.mean()).square().sum() + distance.square() * self.removed * more / total
         self.constant = self.constant + distance * more / total
         self.spread, self.removed = self.spread + spread, total
+
+    def _cast(self, value: Tensor) -> Tensor:
+        return value if self.precision is None else value.to(getattr(torch, self.precision))
 
     def _affine(self, normalised: Tensor) -> Tensor:
         view = [1] * normalised.dim()
@@ -89,12 +102,12 @@ class CompensatedLayerNorm(CompensatedNorm):
 
     def forward(self, value: Tensor) -> Tensor:
         """Normalise."""
-        width = value.shape[self.dim] + self.removed
-        mean = (value.sum(self.dim, keepdim=True) + self.removed * self.constant) / width
-        centred = value - mean
+        width, computed = value.shape[self.dim] + self.removed, self._cast(value)
+        mean = (computed.sum(self.dim, keepdim=True) + self.removed * self.constant) / width
+        centred = computed - mean
         gone = self.spread + self.removed * (self.constant - mean).square()
         variance = (centred.square().sum(self.dim, keepdim=True) + gone) / width
-        return self._affine(centred * torch.rsqrt(variance + self.eps))
+        return self._affine((centred * torch.rsqrt(variance + self.eps)).to(value.dtype))
 
 
 class CompensatedRMSNorm(CompensatedNorm):
@@ -102,7 +115,7 @@ class CompensatedRMSNorm(CompensatedNorm):
 
     def forward(self, value: Tensor) -> Tensor:
         """Normalise."""
-        width = value.shape[self.dim] + self.removed
+        width, computed = value.shape[self.dim] + self.removed, self._cast(value)
         gone = self.spread + self.removed * self.constant.square()
-        square = (value.square().sum(self.dim, keepdim=True) + gone) / width
-        return self._affine(value * torch.rsqrt(square + self.eps))
+        square = (computed.square().sum(self.dim, keepdim=True) + gone) / width
+        return self._affine((computed * torch.rsqrt(square + self.eps)).to(value.dtype))

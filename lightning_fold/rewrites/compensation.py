@@ -30,7 +30,8 @@ def compensable(structure: Structure, norm: Norm) -> bool:
     names, module = structure.trace.names, structure.trace.modules.get(path)
     owned = {names.get(tensor, "").rpartition(".")[0] for tensor in (weight, bias) if tensor is not None}
     calls = [other for other in structure.labels.norms if layer_of(other.node) == path]
-    known = isinstance(module, CompensatedNorm) or hasattr(module, "normalized_shape")
+    written = isinstance(module, CompensatedNorm) or operator_name(norm.node) == "written_rms_norm"
+    known = written or hasattr(module, "normalized_shape")
     return known and owned == {path} and len(calls) == 1 and _module_dim(structure, norm) is not None
 
 
@@ -51,16 +52,19 @@ def _compensated(structure: Structure, norm: Norm, old: nn.Module) -> Compensate
     """What computes the same as the module ``old``, with the same parameters."""
     weight: Any = old.weight
     if isinstance(old, CompensatedNorm):
-        new = type(old)(len(weight), old.removed, eps=old.eps, dim=old.dim, bias=old.bias is not None).to(weight)
+        options = {"eps": old.eps, "dim": old.dim, "bias": old.bias is not None, "precision": old.precision}
+        new = type(old)(len(weight), old.removed, **options).to(weight)
         new.constant, new.spread = old.constant.clone(), old.spread.clone()
     else:
-        root = operator_name(norm.node) == "rms_norm"
+        root = operator_name(norm.node).endswith("rms_norm")
         kind = CompensatedRMSNorm if root else CompensatedLayerNorm
         eps = argument(norm.node, 3, "eps", None) if root else argument(norm.node, 4, "eps", 1e-5)
         eps = torch.finfo(weight.dtype).eps if eps is None else eps
         dim = _module_dim(structure, norm)
         assert dim is not None
-        new = kind(len(weight), eps=eps, dim=dim, bias=getattr(old, "bias", None) is not None).to(weight)
+        precision = argument(norm.node, 4, "precision", None) if operator_name(norm.node) == "written_rms_norm" else None
+        options = {"eps": eps, "dim": dim, "bias": getattr(old, "bias", None) is not None, "precision": precision}
+        new = kind(len(weight), **options).to(weight)
     new.weight = weight
     if new.bias is not None:
         new.bias = old.bias  # pyright: ignore[reportAttributeAccessIssue]

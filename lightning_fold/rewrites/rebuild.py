@@ -95,7 +95,8 @@ def _build(kind: type[nn.Module], entry: dict[str, Any]) -> nn.Module:
         return SelectFeatures(entry["shapes"]["index"][0])
     if issubclass(kind, CompensatedNorm):
         width = entry["shapes"]["weight"][0]
-        return kind(width, sizes["removed"], eps=sizes["eps"], dim=sizes["dim"], bias=has_bias)
+        options = {name: sizes[name] for name in ("eps", "dim", "precision")}
+        return kind(width, sizes["removed"], **options, bias=has_bias)
     if kind is nn.Linear:
         return nn.Linear(sizes["in_features"], sizes["out_features"], bias=has_bias)
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_fold.complexity import count_parameters, counted_run
+from lightning_fold.layers import CompensatedNorm
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
 from lightning_fold.structure.trace import Inputs
 from lightning_fold.surgery import Surgery
@@ -44,10 +45,11 @@ def rewrite(
     expected, flops = counted_outputs(model, example_inputs)
     _check(method, model, expected)
     computed_in = {tensor.dtype for tensor in [*expected, *model.parameters()]}
-    tolerance = max((TOLERANCES[dtype] for dtype in computed_in if dtype in TOLERANCES), default=1e-4)
     with Surgery(model, optimizers) as surgery:
         kept = tuple(change(surgery))
         found, flops_after = _run(method, model, example_inputs)
+        computed_in |= {getattr(torch, norm.precision) for norm in _norms(model) if norm.precision is not None}
+        tolerance = max((TOLERANCES[dtype] for dtype in computed_in if dtype in TOLERANCES), default=1e-4)
         error = relative_error(found, expected) if exact else None
         if error is not None and not error <= tolerance:
             raise RewriteError(
@@ -121,6 +123,10 @@ def _check(method: str, model: nn.Module, expected: list[Tensor]) -> None:
         raise ValueError(
             f"{method}({type(model).__name__}): the network returns NaN for the example inputs; expected numbers."
         )
+
+
+def _norms(model: nn.Module) -> list[CompensatedNorm]:
+    return [module for module in model.modules() if isinstance(module, CompensatedNorm)]
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -62,7 +62,7 @@ FAMILIES: dict[str, str] = {
     "_native_batch_norm_legit_no_training": "batch_norm",
     "instance_norm": "instance_norm",
     "group_norm": "group_norm",
-    **dict.fromkeys(("layer_norm", "rms_norm", "compensated_norm"), "layer_norm"),
+    **dict.fromkeys(("layer_norm", "rms_norm", "written_rms_norm", "compensated_norm"), "layer_norm"),
     "embedding": "embedding",
     "softmax": "softmax",
     "log_softmax": "softmax",
@@ -92,11 +92,16 @@ def compensated_norm(value: Tensor, weight: Tensor | None, bias: Tensor | None, 
     raise NotImplementedError
 
 
+def written_rms_norm(value: Tensor, dim: int, weight: Tensor, eps: float, precision: str | None) -> Tensor:
+    """Stands in a graph for an RMSNorm that the code writes out, in the type ``precision``; it is read and never run."""
+    raise NotImplementedError
+
+
 def normalised_dims(node: Node) -> tuple[int, ...]:
     """The dimensions that a LayerNorm or RMSNorm takes its statistics over."""
     rank = node.meta["val"].dim()
-    if operator_name(node) == "compensated_norm":
-        dim: Any = node.args[3]
+    if operator_name(node) in ("compensated_norm", "written_rms_norm"):
+        dim: Any = node.args[3 if operator_name(node) == "compensated_norm" else 1]
         return (dim % rank,)
     shape: Any = node.args[1]
     return tuple(range(rank - len(shape), rank))
@@ -105,9 +110,9 @@ def normalised_dims(node: Node) -> tuple[int, ...]:
 def norm_affine(node: Node) -> tuple[Any, Any]:
     """The weight and the bias of a normalisation: nodes, or ``None``."""
     name = operator_name(node)
-    start = 2 if name in ("layer_norm", "rms_norm", "group_norm") else 1
+    start = 2 if name in ("layer_norm", "rms_norm", "written_rms_norm", "group_norm") else 1
     weight, bias = (argument(node, start + i, key, None) for i, key in enumerate(("weight", "bias")))
-    return weight, None if name == "rms_norm" else bias
+    return weight, None if name.endswith("rms_norm") else bias
 
 
 def batch_norm_eps(node: Node) -> float:

@@ -15,10 +15,10 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.nn.modules import transformer
 
-from lightning_fold.layers import CompensatedNorm
 from lightning_fold.structure.canonical import put_weights_second, write_out_einsum
-from lightning_fold.structure.operators import compensated_norm, is_in_place, is_view
+from lightning_fold.structure.operators import is_in_place, is_view
 from lightning_fold.structure.union import join
+from lightning_fold.structure.written_norms import join_written_norms
 
 Inputs = Tensor | tuple[Any, ...]
 
@@ -137,7 +137,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     for program in programs[1:]:
         join(graph, tensors, names, *_named(model, program))
     modules = dict(model.named_modules())
-    _join_compensated(graph, modules)
+    join_written_norms(graph, _runs(graph, modules))
     put_weights_second(graph, tensors)
     return Trace(graph, tensors, names, modules)
 
@@ -228,29 +228,13 @@ def written_out() -> Iterator[None]:
         transformer._detect_is_causal_mask = detect
 
 
-def _join_compensated(graph: Graph, modules: Mapping[str, nn.Module]) -> None:
-    """Put one ``compensated_norm`` in the place of all that a compensated norm computes."""
+def _runs(graph: Graph, modules: Mapping[str, nn.Module]) -> list[tuple[nn.Module, list[Node]]]:
+    """The modules that run operators themselves, each with these in order."""
     runs: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        if node.op == "call_function" and isinstance(modules.get(layer_of(node)), CompensatedNorm):
+        if node.op == "call_function" and layer_of(node) in modules:
             runs.setdefault(layer_of(node), []).append(node)
-    for path, nodes in runs.items():
-        module = modules[path]
-        assert isinstance(module, CompensatedNorm)
-        inputs = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in nodes)
-        by_shape = [source for source in inputs if source.meta["val"].shape == nodes[-1].meta["val"].shape]
-        left = [node for node in nodes if any(user not in nodes for user in node.users)]
-        if left != nodes[-1:] or len(by_shape) != 1:
-            continue  # called more than once: read as the operators that it is
-        affine = [source for source in inputs if source.op == "placeholder" and source.meta["val"].dim() == 1]
-        with graph.inserting_after(nodes[-1]):
-            joined = graph.call_function(
-                compensated_norm, (by_shape[0], *affine[:2], *[None] * (2 - len(affine)), module.dim)
-            )
-        joined.meta = dict(nodes[-1].meta)
-        nodes[-1].replace_all_uses_with(joined)
-        for node in reversed(nodes):
-            graph.erase_node(node)
+    return [(modules[path], nodes) for path, nodes in runs.items()]
 
 
 def _writes_views(graph: Graph) -> bool:

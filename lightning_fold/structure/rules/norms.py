@@ -140,21 +140,23 @@ def _follows(run: Labelling, node: Node) -> bool:
     module = run.trace.modules.get(layer_of(node))
     weight, owner = norm_affine(node)[0], layer_of(node)
     named = run.trace.names.get(weight, "") if weight is not None else ""
-    return named.rpartition(".")[0] == owner and (
-        isinstance(module, CompensatedNorm) or (bool(named) and hasattr(module, "normalized_shape"))
-    )
+    written = isinstance(module, CompensatedNorm) or operator_name(node) == "written_rms_norm"
+    return named.rpartition(".")[0] == owner and (written or (bool(named) and hasattr(module, "normalized_shape")))
 
 
 def _known_layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
-    """Where gamma is zero the output is beta; all else depends on the statistics."""
+    """Where gamma is zero the output is beta, and where the input of an RMSNorm is zero; all else depends on the rest."""
     shape = node.meta["val"].shape
     given = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
     values = {id(argument): value for argument, value in given}
     gamma, beta = (None if tensor is None else values[id(tensor)] for tensor in norm_affine(node))
     if gamma is None or depends(gamma):
         return unknown(node)
-    known = torch.where(gamma == 0, torch.zeros_like(gamma) if beta is None else beta, torch.nan)
-    dims = normalised_dims(node)
+    dims, fixed = normalised_dims(node), gamma == 0
+    if operator_name(node).endswith("rms_norm") and len(dims) == 1:
+        given = channel_constants(args[0], dims[0])
+        fixed = fixed if given is None else fixed | (given == 0)
+    known = torch.where(fixed, torch.zeros_like(gamma) if beta is None else beta, torch.nan)
     return restride(known.reshape(*known.shape, *[1] * (len(shape) - 1 - dims[-1])).expand(shape))
 
 

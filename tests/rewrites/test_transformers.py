@@ -1,0 +1,176 @@
+"""minimize, prune and fold on networks of Hugging Face transformers, built small from their configurations."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_fold as lf
+from lightning_fold.layers import CompensatedRMSNorm
+from tests.zoo import error_of, flat, mask, randomise
+
+transformers: Any = pytest.importorskip("transformers")
+
+WIDTH, HEADS, UNITS, WORDS = 32, 4, 40, 50
+
+
+def _vit() -> nn.Module:
+    sizes = {"hidden_size": WIDTH, "intermediate_size": UNITS, "num_attention_heads": HEADS}
+    return transformers.ViTModel(transformers.ViTConfig(**sizes, num_hidden_layers=2, image_size=16, patch_size=8))
+
+
+def _bert(heads: int = HEADS, **options: Any) -> nn.Module:
+    sizes = {"hidden_size": 8 * heads, "intermediate_size": UNITS, "num_attention_heads": heads, "vocab_size": WORDS}
+    config = transformers.BertConfig(**sizes, num_hidden_layers=2, max_position_embeddings=20, **options)
+    return transformers.BertModel(config)
+
+
+def _distilbert() -> nn.Module:
+    sizes = {"dim": WIDTH, "hidden_dim": UNITS, "n_heads": HEADS, "vocab_size": WORDS}
+    return transformers.DistilBertModel(
+        transformers.DistilBertConfig(**sizes, n_layers=2, max_position_embeddings=20)
+    )
+
+
+def _llama(**options: Any) -> nn.Module:
+    """Two heads of queries read one of keys and values; rotary embedding, gated MLP, RMSNorm."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": UNITS, "num_attention_heads": HEADS, "vocab_size": WORDS}
+    config = transformers.LlamaConfig(
+        **sizes, num_key_value_heads=2, num_hidden_layers=2, max_position_embeddings=20, use_cache=False, **options
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "vit": _vit,
+    "bert": _bert,
+    "bert_two_heads": lambda: _bert(2),
+    "bert_by_hand": lambda: _bert(attn_implementation="eager"),
+    "distilbert": _distilbert,
+    "llama": _llama,
+    "llama_by_hand": lambda: _llama(attn_implementation="eager"),
+}
+
+# The layers that write values, those that project what attention gives, and those that write the units of the MLP.
+VALUES = ("self.value", "v_lin", "v_proj")
+PROJECTIONS = ("attention.output.dense", "out_lin", "attention.o_proj", "self_attn.o_proj")
+UNIT_WRITERS = ("intermediate.dense", "lin1", "fc1", "up_proj")
+
+
+def _network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = KINDS[name]().double()
+    randomise(model)
+    return model.eval()
+
+
+def _inputs(name: str, count: int = 3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if name == "vit":
+        return torch.randn(count, 3, 16, 16, dtype=torch.float64, generator=generator)
+    return torch.randint(0, WORDS, (count, 9 + seed), generator=generator)
+
+
+def _outputs(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return flat({name: value for name, value in model(x).items() if isinstance(value, Tensor)})
+
+
+def _layers(model: nn.Module, names: tuple[str, ...]) -> list[nn.Linear]:
+    return [module for path, module in model.named_modules() if path.endswith(names) and isinstance(module, nn.Linear)]
+
+
+def _exact(name: str, model: nn.Module, bound: float = 1e-10) -> lf.RewriteReport:
+    dense = deepcopy(model)
+    report = lf.minimize(model, _inputs(name))
+    for seed in (0, 1):
+        x = _inputs(name, 4, seed)
+        assert error_of(_outputs(model, x), _outputs(dense, x)) <= bound
+    assert report.parameters_after == lf.count_parameters(model)
+    assert lf.minimize(model, _inputs(name)).changes == ()
+    flat({k: v for k, v in model.train()(_inputs(name)).items() if isinstance(v, Tensor)}).square().mean().backward()
+    return report
+
+
+@pytest.mark.parametrize("pattern", ["rows", "columns"])
+@pytest.mark.parametrize("name", KINDS)
+def test_random_masks(name: str, pattern: str) -> None:
+    model = _network(name)
+    mask(model, pattern)
+    assert _exact(name, model).factor > 1.05
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_heads_and_units_leave(name: str) -> None:
+    """The last quarter of the heads (half of two), read by nobody, and every third unit."""
+    model = _network(name)
+    values, projections, units = (_layers(model, names) for names in (VALUES, PROJECTIONS, UNIT_WRITERS))
+    assert len(values) == len(projections) == len(units) == 2
+    grouped, width = "llama" in name, projections[0].in_features
+    gone = 16 if grouped else 8  # one head of keys and values is read by two of queries
+    with torch.no_grad():
+        for projection, unit in zip(projections, units, strict=True):
+            projection.weight[:, width - gone :] = 0
+            unit.weight[::3] = 0
+            if unit.bias is not None:
+                unit.bias[::3] = -100.0  # zero behind the GELU
+    _exact(name, model)
+    assert [layer.in_features for layer in projections] == [width - gone] * 2
+    assert [layer.out_features for layer in values] == [8 if grouped else width - gone] * 2
+    assert [layer.out_features for layer in units] == [26] * 2
+    rebuilt = KINDS[name]().double().eval()
+    lf.rebuild(rebuilt, lf.describe(model))
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(_outputs(rebuilt, _inputs(name)), _outputs(model.eval(), _inputs(name)))
+
+
+@pytest.mark.parametrize("method", [lf.prune, lf.fold])
+@pytest.mark.parametrize("name", KINDS)
+def test_prune_and_fold(name: str, method: Callable[..., lf.RewriteReport]) -> None:
+    """One attribute gives the size of a head of queries, keys and values: they shrink alike, if at all."""
+    model = _network(name)
+    units = _layers(model, UNIT_WRITERS)
+    report = method(model, _inputs(name), ratio=0.3)
+    assert [unit.out_features for unit in units] == [28, 28]
+    assert report.factor > 1.05
+    outputs = _outputs(model, _inputs(name, 5, 1))
+    assert len(outputs) == 5 and bool(outputs.isfinite().all())
+
+
+class _Norm(nn.Module):
+    """LLaMA's RMSNorm in the type of its input; its own computes in single precision whatever that is."""
+
+    def __init__(self, weight: nn.Parameter):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+@pytest.mark.parametrize(("own", "bound"), [(True, 1e-6), (False, 1e-10)])
+def test_stream_behind_rms_norms_loses_half_its_channels(own: bool, bound: float) -> None:
+    """Nothing writes them, so they are zero; the norms still divide by the number that there were."""
+    model = _network("llama")
+    with torch.no_grad():
+        for path, module in list(model.named_modules()):
+            if path.endswith(("o_proj", "down_proj")):
+                module.weight[::2] = 0
+            elif path.endswith("embed_tokens"):
+                module.weight[:, ::2] = 0
+            elif path.endswith("norm"):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                if not own:
+                    model.set_submodule(path, _Norm(module.weight))
+    _exact("llama", model, bound)
+    assert model.lm_head.in_features == WIDTH // 2
+    norms = [module for module in model.modules() if isinstance(module, CompensatedRMSNorm)]
+    assert [(len(norm.weight), norm.removed) for norm in norms] == [(WIDTH // 2, WIDTH // 2)] * 5
+    assert {norm.precision for norm in norms} == {"float32" if own else None}
+    rebuilt = _network("llama")
+    lf.rebuild(rebuilt, lf.describe(model))
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(_outputs(rebuilt, _inputs("llama")), _outputs(model.eval(), _inputs("llama")))

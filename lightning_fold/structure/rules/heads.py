@@ -25,6 +25,8 @@ HEAD_COUNTS = (
     *("num_heads", "num_kv_heads", "num_attention_heads", "num_key_value_heads"),
     *("n_heads", "n_head", "nhead", "heads"),
 )
+# How many heads of queries read one of keys and values.
+HEAD_REPEATS = ("num_key_value_groups", "n_rep")
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten", "flatten")
 # Families that may stand between attention and the contractions around it.
@@ -120,10 +122,22 @@ def follows(run: Labelling, node: Node, labels: Tensor, dim: int, attributes: tu
     module = run.trace.modules.get(layer_of(node))
     sizes = {name: getattr(module, name, None) for name in attributes}
     found = {name: size for name, size in sizes.items() if isinstance(size, int) and _gives(size, named, name)}
-    if not found or not run.ask_attributes or isinstance(module, nn.MultiheadAttention):
+    if not run.ask_attributes or isinstance(module, nn.MultiheadAttention):
+        return False
+    if counts == "blocks" and _repeats(node, named, [getattr(module, name, None) for name in HEAD_REPEATS]):
+        return True
+    if not found:
         return False
     run.labels.sizes += [Size(layer_of(node), name, labels, counts, size) for name, size in found.items()]
     return True
+
+
+def _repeats(node: Node, named: int, times: list[Any]) -> bool:
+    """Whether a reshape joins heads, as many as its operand has, with their repetitions, which an attribute counts."""
+    source = node.all_input_nodes[0]
+    repeated = operator_name(source) == "expand" and any(isinstance(n, int) and n > 1 for n in times)
+    heads = source.all_input_nodes[0].meta["val"].shape if repeated else ()
+    return any(isinstance(n, int) and n * size == named for n in times for size in heads[1:2])
 
 
 def expand_over_heads(run: Labelling, node: Node) -> dict[int, Tensor]:

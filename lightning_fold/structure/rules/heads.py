@@ -27,6 +27,8 @@ HEAD_COUNTS = (
 )
 # How many heads of queries read one of keys and values.
 HEAD_REPEATS = ("num_key_value_groups", "n_rep")
+# The number of channels that a layer writes, where its code asks an attribute for it.
+WIDTHS = ("nf",)
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten", "flatten")
 # Families that may stand between attention and the contractions around it.

@@ -16,6 +16,7 @@ from lightning_fold.structure.rules.heads import (
     HEAD_SIZES,
     HEAD_TOTALS,
     RESHAPES,
+    WIDTHS,
     by_head,
     cut_into_heads,
     expand_over_heads,
@@ -85,6 +86,8 @@ def _gather(run: Labelling, node: Node, results: list[Tensor], fake: Tensor, *, 
             asked = HEAD_TOTALS if heads else HEAD_SIZES + HEAD_TOTALS + HEAD_COUNTS
             if not follows(run, node, labels[:1], inner, asked, "channels"):
                 run.pin([labels], node, "is cut into heads of a size that the code knows")
+        elif operator_name(node) in RESHAPES:
+            follows(run, node, labels[:1], inner, WIDTHS, "channels")
     return Value(fake.shape, fields, tuple(wide))
 
 

@@ -62,7 +62,9 @@ def _compensated(structure: Structure, norm: Norm, old: nn.Module) -> Compensate
         eps = torch.finfo(weight.dtype).eps if eps is None else eps
         dim = _module_dim(structure, norm)
         assert dim is not None
-        precision = argument(norm.node, 4, "precision", None) if operator_name(norm.node) == "written_rms_norm" else None
+        precision = (
+            argument(norm.node, 4, "precision", None) if operator_name(norm.node) == "written_rms_norm" else None
+        )
         options = {"eps": eps, "dim": dim, "bias": getattr(old, "bias", None) is not None, "precision": precision}
         new = kind(len(weight), **options).to(weight)
     new.weight = weight

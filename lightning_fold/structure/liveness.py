@@ -67,11 +67,13 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
                     needed |= _constants_read(structure, contractions[node], out | held)
             elif node in norms and source is node.all_input_nodes[0]:
                 needed |= _normalised(structure, norms[node], out, node in fixed)
+            elif family(node) == "bilinear" and source in node.args[:2]:
+                needed = needed & ~_unread_factors(structure, node, source)
             elif node in products and source in node.args[:2]:
                 needed = _multiplied(structure, products[node], needed, out)
-            elif node in contractions:
+            elif node in contractions or family(node) == "bilinear":
                 if not depends(structure.known[source]):
-                    continue  # its channels are the contraction's own rows and columns
+                    continue  # its channels are the layer's own rows and columns
                 needed = ~torch.zeros_like(out)
             for use in uses.get(node, ()):
                 if use.source is source:
@@ -147,12 +149,29 @@ def _multiplied(structure: Structure, product: Product, needed: Tensor, out: Ten
     return read | _mask(structure, groups[~unused])
 
 
+def _unread_factors(structure: Structure, node: Node, source: Node) -> Tensor:
+    """(groups,) the channels of ``source`` that a bilinear layer multiplies with zeros alone, or that are zero."""
+    weight: Any = structure.known[node.args[2]]
+    last = source.meta["val"].dim() - 1
+    value = structure.labels.values[source]
+    if depends(weight) or last not in value.fields:
+        return torch.zeros(structure.count, dtype=torch.bool)
+    sides = [side for side in (0, 1) if node.args[side] is source]
+    used = torch.stack([(weight != 0).movedim(1 + side, 0).flatten(1).any(1) for side in sides]).any(0).cpu()
+    given = channel_constants(structure.known[source], last)
+    used = used if given is None else used & (given.cpu() != 0)
+    groups = structure.group_of[value.fields[last]]
+    return _mask(structure, groups[~used]) & ~_mask(structure, groups[used])
+
+
 def _selects_heads(structure: Structure, node: Node) -> bool:
     """Whether ``node`` picks some of the blocks that channels stand in; the others are read elsewhere or not at all."""
     if family(node) != "positions":
         return False
-    values = [structure.labels.values.get(each) for each in (node, node.all_input_nodes[0])]
-    return all(isinstance(value, Value) and bool(value.wide) and not value.fields for value in values)
+    picked, source = (structure.labels.values.get(each) for each in (node, node.all_input_nodes[0]))
+    if not isinstance(picked, Value) or not isinstance(source, Value) or source.fields:
+        return False
+    return bool(source.wide) and len(picked.wide) + len(picked.fields) == len(source.wide)
 
 
 def _everywhere(condition: Tensor, labels: Tensor) -> Tensor:

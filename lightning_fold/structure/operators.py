@@ -93,7 +93,7 @@ def compensated_norm(value: Tensor, weight: Tensor | None, bias: Tensor | None, 
 
 
 def written_rms_norm(value: Tensor, dim: int, weight: Tensor, eps: float, precision: str | None) -> Tensor:
-    """Stands in a graph for an RMSNorm that the code writes out, in the type ``precision``; it is read and never run."""
+    """Stands in a graph for an RMSNorm written by hand, computed in ``precision``; it is read and never run."""
     raise NotImplementedError
 
 

@@ -61,7 +61,11 @@ def _rms_norm(module: nn.Module, last: Node, inputs: list[Node]) -> tuple[Any, t
             last_dim = argument(mean, 1, "dim", None) in ([-1], [rank - 1]) and argument(mean, 2, "keepdim", False)
             same = _uncast(_squared(power)) is _uncast(value)
             if last_dim and same and {weight, _uncast(value)} == set(inputs) and weight.meta["val"].dim() == 1:
-                precision = str(mean.meta["val"].dtype).removeprefix("torch.") if _uncast(value) is not _squared(power) else None
+                precision = (
+                    str(mean.meta["val"].dtype).removeprefix("torch.")
+                    if _uncast(value) is not _squared(power)
+                    else None
+                )
                 return written_rms_norm, (_uncast(value), -1, weight, total.args[1], precision)
     return None
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_fold as lf
-from tests.zoo import ZOO, Attention, Transformer, build, error_of, mask, run
+from tests.zoo import ZOO, Attention, Multihead, Transformer, build, error_of, mask, run
 
 FUSED = ("fused", "chunked", "by_hand")
 
@@ -106,4 +106,17 @@ def test_encoder_layer_of_torch_loses_mlp_units_only() -> None:
     assert all(layer.self_attn.in_proj_weight.shape == (27, 9) for layer in model.encoder.layers)
     pinned = [group.pinned or "" for group in lf.channel_groups(model, inputs)]
     assert sum("has the width of its nn.MultiheadAttention" in reason for reason in pinned) >= 2
+    assert error_of(run(model, inputs), run(dense, inputs)) <= 1e-12
+
+
+def test_head_that_has_to_stay_in_multihead_attention_is_reported() -> None:
+    torch.manual_seed(0)
+    model, inputs = Transformer(Multihead).double().eval(), ZOO["multihead"].inputs()
+    with torch.no_grad():
+        model.attentions[0].attention.in_proj_weight[-4:] = 0  # the values of the second of two heads
+    dense = deepcopy(model)
+    (kept,) = lf.minimize(model, inputs).kept
+    assert kept.tensor == "attentions.0.attention.in_proj_weight"
+    assert "has the width of its nn.MultiheadAttention" in kept.reason
+    assert kept.channels == 8  # four dimensions of values, and four of queries with their keys
     assert error_of(run(model, inputs), run(dense, inputs)) <= 1e-12

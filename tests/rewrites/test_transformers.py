@@ -30,9 +30,7 @@ def _bert(heads: int = HEADS, **options: Any) -> nn.Module:
 
 def _distilbert() -> nn.Module:
     sizes = {"dim": WIDTH, "hidden_dim": UNITS, "n_heads": HEADS, "vocab_size": WORDS}
-    return transformers.DistilBertModel(
-        transformers.DistilBertConfig(**sizes, n_layers=2, max_position_embeddings=20)
-    )
+    return transformers.DistilBertModel(transformers.DistilBertConfig(**sizes, n_layers=2, max_position_embeddings=20))
 
 
 def _llama(**options: Any) -> nn.Module:
@@ -42,6 +40,12 @@ def _llama(**options: Any) -> nn.Module:
         **sizes, num_key_value_heads=2, num_hidden_layers=2, max_position_embeddings=20, use_cache=False, **options
     )
     return transformers.LlamaForCausalLM(config)
+
+
+def _gpt2() -> nn.Module:
+    sizes = {"n_embd": WIDTH, "n_inner": UNITS, "n_head": HEADS, "n_layer": 2, "n_positions": 20}
+    config = transformers.GPT2Config(**sizes, vocab_size=WORDS, bos_token_id=0, eos_token_id=0, use_cache=False)
+    return transformers.GPT2Model(config)
 
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
@@ -138,6 +142,19 @@ def test_prune_and_fold(name: str, method: Callable[..., lf.RewriteReport]) -> N
     assert report.factor > 1.05
     outputs = _outputs(model, _inputs(name, 5, 1))
     assert len(outputs) == 5 and bool(outputs.isfinite().all())
+
+
+def test_layers_that_repeat_their_size_in_an_attribute() -> None:
+    """GPT-2 writes linear layers with weights of its own: their units leave, too."""
+    torch.manual_seed(0)
+    model = _gpt2().double().eval()
+    with torch.no_grad():
+        for block in model.h:
+            block.mlp.c_fc.weight[:, ::4], block.mlp.c_proj.weight[1] = 0, 0
+    _exact("gpt2", model)
+    assert [(block.mlp.c_fc.nf, len(block.mlp.c_proj.weight)) for block in model.h] == [(29, 29)] * 2
+    lf.prune(model, _inputs("gpt2"), ratio=0.3)
+    assert [block.mlp.c_fc.nf for block in model.h] == [20, 20]
 
 
 class _Norm(nn.Module):

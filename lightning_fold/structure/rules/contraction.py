@@ -102,7 +102,7 @@ def known_contraction(node: Node, args: tuple, kwargs: dict) -> Any:
 
 
 def _label_bilinear(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
-    """Every row reads products of two inputs; of these nothing is known, so that both are read."""
+    """Every row reads products of two inputs."""
     left, right, weight = args[:3]
     bias = args[3] if len(args) > 3 else kwargs.get("bias")
     for dim, value in ((1, left), (2, right)):

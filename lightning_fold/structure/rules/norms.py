@@ -145,7 +145,7 @@ def _follows(run: Labelling, node: Node) -> bool:
 
 
 def _known_layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
-    """Where gamma is zero the output is beta, and where the input of an RMSNorm is zero; all else depends on the rest."""
+    """Where gamma or, in an RMSNorm, the input is zero the output is beta; all else depends on the statistics."""
     shape = node.meta["val"].shape
     given = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
     values = {id(argument): value for argument, value in given}

@@ -151,7 +151,8 @@ def _multiplied(structure: Structure, product: Product, needed: Tensor, out: Ten
 
 def _unread_factors(structure: Structure, node: Node, source: Node) -> Tensor:
     """(groups,) the channels of ``source`` that a bilinear layer multiplies with zeros alone, or that are zero."""
-    weight: Any = structure.known[node.args[2]]
+    matrix: Any = node.args[2]
+    weight = structure.known[matrix]
     last = source.meta["val"].dim() - 1
     value = structure.labels.values[source]
     if depends(weight) or last not in value.fields:

@@ -1,7 +1,6 @@
 """Norms that a module writes out as several operators, as the one operator that they are."""
 
 from collections.abc import Iterable
-from itertools import permutations
 from typing import Any
 
 from torch import nn
@@ -23,8 +22,10 @@ def join_written_norms(graph: Graph, runs: Iterable[tuple[nn.Module, list[Node]]
         inputs = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in nodes)
         if len(left) != 1:
             continue  # called more than once, or more than a norm: read as the operators that it is
-        find = _compensated if isinstance(module, CompensatedNorm) else _rms_norm
-        found = find(module, left[0], list(inputs))
+        if isinstance(module, CompensatedNorm):
+            found = _compensated(module, left[0], list(inputs))
+        else:
+            found = _rms_norm(left[0], list(inputs))
         if found is not None:
             _put(graph, found, left[0], nodes)
 
@@ -48,7 +49,7 @@ def _compensated(module: CompensatedNorm, last: Node, inputs: list[Node]) -> tup
     return compensated_norm, (by_shape[0], *affine[:2], *[None] * (2 - len(affine)), module.dim)
 
 
-def _rms_norm(module: nn.Module, last: Node, inputs: list[Node]) -> tuple[Any, tuple] | None:
+def _rms_norm(last: Node, inputs: list[Node]) -> tuple[Any, tuple] | None:
     """``weight * (x * rsqrt(mean(x * x) + eps))`` over the last dimension, in the order that operators have there."""
     rank = last.meta["val"].dim()
     for weight, scaled in _factors(last):
@@ -73,7 +74,10 @@ def _rms_norm(module: nn.Module, last: Node, inputs: list[Node]) -> tuple[Any, t
 def _factors(node: Any) -> list[tuple[Node, Node]]:
     """The operands of a product of two values, in both orders."""
     values = isinstance(node, Node) and operator_name(node) == "mul" and len(node.all_input_nodes) == 2
-    return list(permutations(node.all_input_nodes)) if values else []
+    if not values:
+        return []
+    left, right = node.all_input_nodes
+    return [(left, right), (right, left)]
 
 
 def _operand(node: Any, name: str) -> Node | None:

@@ -351,6 +351,17 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class WrittenRMSNorm(nn.Module):
+    """RMSNorm written by hand, which leaves its width to its weight."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
 class Gate(nn.Module):
     """RMSNorm and a gated MLP in a residual stream, as in LLaMA."""
 

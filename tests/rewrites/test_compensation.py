@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedRMSNorm
-from tests.zoo import ChannelNorm, error_of, randomise, run
+from tests.zoo import ChannelNorm, WrittenRMSNorm, error_of, randomise, run
 
 WIDTH = 16
 
@@ -49,7 +49,14 @@ def _silence(model: Residual, constant: range | list[int]) -> None:
             reader.weight[:, list(constant)] = 0
 
 
-@pytest.mark.parametrize(("norm", "kind"), [(nn.LayerNorm, CompensatedLayerNorm), (nn.RMSNorm, CompensatedRMSNorm)])
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [
+        (nn.LayerNorm, CompensatedLayerNorm),
+        (nn.RMSNorm, CompensatedRMSNorm),
+        (WrittenRMSNorm, CompensatedRMSNorm),
+    ],
+)
 def test_stream_with_half_its_channels_constant_shrinks_by_half(norm: type[nn.Module], kind: type[nn.Module]) -> None:
     model, x = _network(norm, range(0, WIDTH, 2)), torch.randn(5, 6, dtype=torch.float64)
     dense = deepcopy(model)
@@ -87,6 +94,21 @@ def test_channel_that_is_read_behind_the_norm_stays() -> None:
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
+@pytest.mark.parametrize("norm", [nn.RMSNorm, WrittenRMSNorm])
+def test_zero_behind_an_rms_norm_is_zero(norm: type[nn.Module]) -> None:
+    """Whatever reads it; and again, once the norm is a compensated one."""
+    model, x = _network(norm, []), torch.randn(5, 6, dtype=torch.float64)
+    for left in (WIDTH - 4, WIDTH - 8):
+        with torch.no_grad():
+            for writer in (model.embed, *model.down):
+                writer.weight[:4], writer.bias[:4] = 0, 0
+        dense = deepcopy(model)
+        lf.minimize(model, x)
+        assert model.embed.out_features == left == model.head.in_features
+        assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+    assert lf.minimize(model, x).changes == ()
+
+
 def test_varying_channel_that_nobody_reads_stays() -> None:
     model, x = _network(nn.LayerNorm, []), torch.randn(5, 6, dtype=torch.float64)
     with torch.no_grad():
@@ -122,11 +144,12 @@ def test_norm_over_the_channels_of_images() -> None:
     assert lf.minimize(model, x).changes == ()
 
 
-def test_norm_called_twice_keeps_its_width() -> None:
+@pytest.mark.parametrize("norm", [nn.LayerNorm, WrittenRMSNorm])
+def test_norm_called_twice_keeps_its_width(norm: type[nn.Module]) -> None:
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.norm, self.head = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+            self.embed, self.norm, self.head = nn.Linear(6, 8), norm(8), nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.norm(F.relu(self.norm(self.embed(x)))))

@@ -119,7 +119,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """
     inputs = _few_examples(as_inputs(example_inputs))
     programs = [_export(model, inputs, evaluation_mode)]
-    if unread := _unread_parameters(programs[0]):
+    if unread := _unread_parameters(model, programs[0]):
         try:
             programs.append(_export(model, inputs, training_paths))
         except ValueError as error:
@@ -155,11 +155,17 @@ def _export(
             ) from error
 
 
-def _unread_parameters(program: ExportedProgram) -> list[str]:
-    """The parameters that the graph does not read."""
+def _unread_parameters(model: nn.Module, program: ExportedProgram) -> list[str]:
+    """The parameters that the graph does not read, under any of their names."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-    unread = [node for node in program.graph.nodes if node.op == "placeholder" and not node.users]
-    return [str(specs[node.name].target) for node in unread if specs[node.name].kind == InputKind.PARAMETER]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    read: dict[str, bool] = {
+        str(specs[node.name].target): bool(node.users)
+        for node in program.graph.nodes
+        if node.op == "placeholder" and specs[node.name].kind == InputKind.PARAMETER
+    }
+    known = {id(parameters[name]) for name, used in read.items() if used}
+    return [name for name in read if id(parameters[name]) not in known]
 
 
 def _named(model: nn.Module, program: ExportedProgram) -> tuple[Graph, dict[Node, Tensor], dict[Node, str]]:

@@ -168,10 +168,11 @@ class _Norm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
 
 
-@pytest.mark.parametrize(("own", "bound"), [(True, 1e-6), (False, 1e-10)])
-def test_stream_behind_rms_norms_loses_half_its_channels(own: bool, bound: float) -> None:
+@pytest.mark.parametrize(("own", "tied", "bound"), [(True, True, 1e-6), (False, False, 1e-10)])
+def test_stream_behind_rms_norms_loses_half_its_channels(own: bool, tied: bool, bound: float) -> None:
     """Nothing writes them, so they are zero; the norms still divide by the number that there were."""
-    model = _network("llama")
+    torch.manual_seed(0)
+    model = _llama(tie_word_embeddings=tied).double().eval()
     with torch.no_grad():
         for path, module in list(model.named_modules()):
             if path.endswith(("o_proj", "down_proj")):
@@ -187,7 +188,8 @@ def test_stream_behind_rms_norms_loses_half_its_channels(own: bool, bound: float
     norms = [module for module in model.modules() if isinstance(module, CompensatedRMSNorm)]
     assert [(len(norm.weight), norm.removed) for norm in norms] == [(WIDTH // 2, WIDTH // 2)] * 5
     assert {norm.precision for norm in norms} == {"float32" if own else None}
-    rebuilt = _network("llama")
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    rebuilt = _llama(tie_word_embeddings=tied).double().eval()
     lf.rebuild(rebuilt, lf.describe(model))
     rebuilt.load_state_dict(model.state_dict())
     assert torch.equal(_outputs(rebuilt, _inputs("llama")), _outputs(model.eval(), _inputs("llama")))

@@ -31,7 +31,9 @@ class SelectFeatures(nn.Module):
 
 
 class CompensatedNorm(nn.Module):
-    """A normalisation over channels of which some are gone: their constants still enter the statistics.
+    """A normalisation over channels of which some are gone: what they were still enters the statistics.
+
+    Constant channels leave with their values (minimize); channels that were merged leave with their number (fold).
 
     Args:
         width: number of channels that are left.
@@ -44,6 +46,7 @@ class CompensatedNorm(nn.Module):
     Attributes:
         constant: mean of the constants that are gone.
         spread: sum of their squared distances from it.
+        counts: (width,) how many channels each of those left stands for, itself included.
 
     Shape:
         ``(..., width, ...)`` -> the same.
@@ -53,6 +56,7 @@ class CompensatedNorm(nn.Module):
     bias: nn.Parameter | None
     constant: Tensor
     spread: Tensor
+    counts: Tensor
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class CompensatedNorm(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(width)) if bias else None)
         self.register_buffer("constant", torch.zeros(()))
         self.register_buffer("spread", torch.zeros(()))
+        self.register_buffer("counts", torch.ones(width))
 
     def absorb(self, constants: Tensor) -> None:
         """Count ``constants`` (channels,) among those that are gone."""
@@ -82,11 +87,19 @@ class CompensatedNorm(nn.Module):
     def _cast(self, value: Tensor) -> Tensor:
         return value if self.precision is None else value.to(getattr(torch, self.precision))
 
+    def _mean(self, value: Tensor, gone: Tensor) -> Tensor:
+        """The mean over all channels, of ``value`` over those left and ``gone`` over the sum of the others."""
+        total = (value * self._along(self.counts, value)).sum(self.dim, keepdim=True) + gone
+        return total / (self.counts.sum() + self.removed)
+
     def _affine(self, normalised: Tensor) -> Tensor:
-        view = [1] * normalised.dim()
+        scaled = normalised * self._along(self.weight, normalised)
+        return scaled if self.bias is None else scaled + self._along(self.bias, normalised)
+
+    def _along(self, channels: Tensor, value: Tensor) -> Tensor:
+        view = [1] * value.dim()
         view[self.dim] = -1
-        scaled = normalised * self.weight.view(view)
-        return scaled if self.bias is None else scaled + self.bias.view(view)
+        return channels.view(view)
 
     def extra_repr(self) -> str:
         """Channels left and gone, for ``print(network)``."""
@@ -94,19 +107,18 @@ class CompensatedNorm(nn.Module):
 
 
 class CompensatedLayerNorm(CompensatedNorm):
-    """LayerNorm over channels of which some are gone: their constants still enter mean and variance.
+    """LayerNorm over channels of which some are gone: what they were still enters mean and variance.
 
-    With kept channels x, R removed ones of mean m and squared distances Q from it, and D channels in all:
-    ``mu = (sum x + R m) / D``, ``var = (sum (x - mu)^2 + Q + R (m - mu)^2) / D``.
+    With kept channels x that stand for n channels each, R removed ones of mean m and squared distances Q from it, and
+    D = sum n + R: ``mu = (sum n x + R m) / D``, ``var = (sum n (x - mu)^2 + Q + R (m - mu)^2) / D``.
     """
 
     def forward(self, value: Tensor) -> Tensor:
         """Normalise."""
-        width, computed = value.shape[self.dim] + self.removed, self._cast(value)
-        mean = (computed.sum(self.dim, keepdim=True) + self.removed * self.constant) / width
+        computed = self._cast(value)
+        mean = self._mean(computed, self.removed * self.constant)
         centred = computed - mean
-        gone = self.spread + self.removed * (self.constant - mean).square()
-        variance = (centred.square().sum(self.dim, keepdim=True) + gone) / width
+        variance = self._mean(centred.square(), self.spread + self.removed * (self.constant - mean).square())
         return self._affine((centred * torch.rsqrt(variance + self.eps)).to(value.dtype))
 
 
@@ -115,7 +127,6 @@ class CompensatedRMSNorm(CompensatedNorm):
 
     def forward(self, value: Tensor) -> Tensor:
         """Normalise."""
-        width, computed = value.shape[self.dim] + self.removed, self._cast(value)
-        gone = self.spread + self.removed * self.constant.square()
-        square = (computed.square().sum(self.dim, keepdim=True) + gone) / width
+        computed = self._cast(value)
+        square = self._mean(computed.square(), self.spread + self.removed * self.constant.square())
         return self._affine((computed * torch.rsqrt(square + self.eps)).to(value.dtype))

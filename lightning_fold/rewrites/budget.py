@@ -4,12 +4,9 @@ import heapq
 from collections.abc import Callable
 
 import numpy as np
-from torch import Tensor, nn
 
-from lightning_fold.complexity import count_flops, count_parameters
-from lightning_fold.rewrites.widths import CostModel, Width
-from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.trace import Inputs, as_inputs
+from lightning_fold.rewrites.costs import CostModel
+from lightning_fold.rewrites.widths import Width
 
 SHARES = (0.875, 0.625, 0.375, 0.125)  # sizes at which the error of a width is measured
 _STEPS = 16  # a width shrinks in so many steps, and at the end channel by channel
@@ -87,25 +84,3 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
 def _last_step(costs: CostModel, kept: list[int], bundle: list[int], most: int, missing: float) -> int:
     """How many channels of a bundle come nearest to what is missing."""
     return min(range(most + 1), key=lambda step: abs(costs.saved(bundle, kept, step) - missing))
-
-
-def cost_model(
-    model: nn.Module, example_inputs: Inputs, structure: Structure, widths: list[Width], *, flops: bool
-) -> CostModel:
-    """The cost of ``model``, of parameters or of FLOPs on as many examples as its graph was traced with."""
-    if not flops:
-        return CostModel(model, structure, widths, count_parameters(model), flops=False)
-    inputs = tuple(
-        v[: _traced(structure)] if isinstance(v, Tensor) and v.dim() else v for v in as_inputs(example_inputs)
-    )
-    return CostModel(model, structure, widths, count_flops(model, inputs), flops=True)
-
-
-def _traced(structure: Structure) -> int:
-    """How many examples the graph was traced with."""
-    sizes = [
-        node.meta["val"].shape[0]
-        for node in structure.trace.graph.nodes
-        if node.op == "placeholder" and node not in structure.trace.tensors and isinstance(node.meta["val"], Tensor)
-    ]
-    return min(sizes, default=1)

@@ -1,9 +1,13 @@
 """k-means clusters of the channels of a width."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from sklearn.cluster import KMeans
 from torch import Tensor
 
@@ -33,7 +37,7 @@ class Clustering:
         self.surgery, self.structure, self.seed = surgery, structure, seed
         self._producers = {producer.weight: producer for producer in find_producers(structure)}
         self._homogeneous = homogeneous(structure)
-        self._features: dict[int, Tensor] = {}
+        self._points: dict[int, list[_Points]] = {}
 
     def lengths(self, width: Width) -> Tensor:
         """(channels,) the length of everything that writes each channel; 1 where channels cannot be scaled."""
@@ -45,15 +49,26 @@ class Clustering:
 
     def assign(self, width: Width, clusters: int) -> Tensor:
         """(channels,) the cluster of each channel, ``clusters`` in each block (fewer where channels are identical)."""
+
+        def k_means(points: _Points, wanted: int) -> np.ndarray:
+            wanted = min(wanted, points.distinct)
+            return KMeans(wanted, n_init=_STARTS, random_state=self.seed).fit_predict(points.coordinates)
+
+        return self._in_blocks(width, clusters, k_means)
+
+    def sketch(self, width: Width, clusters: int) -> Tensor:
+        """The same from a Ward tree, which is grown once for all sizes."""
+        return self._in_blocks(width, clusters, _Points.cut)
+
+    def _in_blocks(self, width: Width, clusters: int, find: Callable[["_Points", int], np.ndarray]) -> Tensor:
         key = int(width.group.ids[0])
-        if key not in self._features:
-            self._features[key] = self._describe(width)
+        if key not in self._points:
+            features = self._describe(width)
+            self._points[key] = [_Points(features[block]) for block in width.blocks]
         assignment = torch.full((width.group.size,), -1)
-        for block in width.blocks:
-            features = _coordinates(self._features[key][block]).numpy()
-            wanted = min(width.kept_in(block, clusters), len(np.unique(features, axis=0)))
-            found = KMeans(wanted, n_init=_STARTS, random_state=self.seed).fit_predict(features)
-            assignment[block] = torch.from_numpy(found).long() + int(assignment.max()) + 1
+        for block, points in zip(width.blocks, self._points[key], strict=True):
+            found = torch.from_numpy(find(points, width.kept_in(block, clusters))).long()
+            assignment[block] = found + int(assignment.max()) + 1
         return assignment
 
     def _describe(self, width: Width) -> Tensor:
@@ -78,9 +93,35 @@ class Clustering:
         return channel_rows(self.surgery.model, member).double().cpu()
 
 
-def _coordinates(features: Tensor) -> Tensor:
-    """The same points with the same distances in at most as many dimensions as there are points."""
-    if features.shape[1] <= features.shape[0]:
-        return features
-    energies, directions = torch.linalg.eigh(features @ features.T)
-    return directions * energies.clamp_min(0).sqrt()
+@dataclass(frozen=True)
+class _Points:
+    """The channels of a block as points, (channels, elements)."""
+
+    features: Tensor
+
+    @cached_property
+    def coordinates(self) -> np.ndarray:
+        """The same points with the same distances in at most as many dimensions as there are points."""
+        if self.features.shape[1] <= self.features.shape[0]:
+            return self.features.numpy()
+        energies, directions = torch.linalg.eigh(self.features @ self.features.T)
+        return (directions * energies.clamp_min(0).sqrt()).numpy()
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many are not the same."""
+        return len(np.unique(self.features.numpy(), axis=0))
+
+    @cached_property
+    def tree(self) -> np.ndarray:
+        """Which join first by Ward's criterion, the growth of what k-means makes small."""
+        products = self.features @ self.features.T
+        squares = products.diagonal()
+        distances = (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt().numpy()
+        return linkage(distances[np.triu_indices(len(distances), 1)], "ward")
+
+    def cut(self, clusters: int) -> np.ndarray:
+        """(channels,) the cluster of each, from 0."""
+        if len(self.features) == 1:
+            return np.zeros(1, dtype=np.int64)
+        return np.unique(fcluster(self.tree, clusters, "maxclust"), return_inverse=True)[1]

@@ -1,17 +1,18 @@
-"""Norms over channels of which constant ones leave: a compensated norm takes their place."""
+"""Norms over channels of which constant ones leave, or which are merged: a compensated norm takes their place."""
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm
+from lightning_fold.rewrites.merging import targets
 from lightning_fold.rewrites.removal import Removal
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Norm
 from lightning_fold.structure.liveness import norm_constants
-from lightning_fold.structure.operators import argument, family, norm_affine, operator_name
+from lightning_fold.structure.operators import argument, family, norm_affine, norm_counts, operator_name
 from lightning_fold.structure.trace import layer_of
 from lightning_fold.surgery import Surgery
 
@@ -43,9 +44,36 @@ def compensate(surgery: Surgery, structure: Structure, norm: Norm, removal: Remo
         return
     path = layer_of(norm.node)
     new = _compensated(structure, norm, surgery.model.get_submodule(path))
-    constants = norm_constants(structure, norm)[leaving].nan_to_num()  # varying only where nobody reads the norm
-    new.absorb(constants.to(new.weight.detach()))
+    constants = norm_constants(structure, norm).to(new.weight.detach())
+    index = torch.nonzero(leaving).flatten().repeat_interleave(_counts(structure, norm)[leaving])
+    new.absorb(constants[index.to(constants.device)].nan_to_num())  # varying only where nobody reads the norm
     surgery.replace_module(path, new)
+
+
+def weigh(surgery: Surgery, structure: Structure, norm: Norm, cluster_of: Tensor, removal: Removal) -> None:
+    """Let a norm over channels that were merged and removed count each one left as often as there were.
+
+    Where each stands for equally many a plain norm is right as it is.
+    """
+    assert norm.channels is not None
+    groups = structure.group_of[norm.channels[0]]
+    merged = torch.bincount(targets(groups, cluster_of), minlength=len(groups))[~removal.removed[groups]]
+    path = layer_of(norm.node)
+    old = surgery.model.get_submodule(path)
+    if bool((merged == merged[0]).all()) and not isinstance(old, CompensatedNorm):
+        return
+    new = _compensated(structure, norm, old)
+    new.counts = new.counts * merged.to(new.counts)
+    surgery.replace_module(path, new)
+
+
+def _counts(structure: Structure, norm: Norm) -> Tensor:
+    """(channels,) how many channels each one stood for when the network was read."""
+    assert norm.channels is not None
+    counts = norm_counts(norm.node)
+    if counts is not None:
+        return structure.trace.tensors[counts].cpu().long()
+    return torch.ones(len(norm.channels[0]), dtype=torch.long)
 
 
 def _compensated(structure: Structure, norm: Norm, old: nn.Module) -> CompensatedNorm:
@@ -54,7 +82,7 @@ def _compensated(structure: Structure, norm: Norm, old: nn.Module) -> Compensate
     if isinstance(old, CompensatedNorm):
         options = {"eps": old.eps, "dim": old.dim, "bias": old.bias is not None, "precision": old.precision}
         new = type(old)(len(weight), old.removed, **options).to(weight)
-        new.constant, new.spread = old.constant.clone(), old.spread.clone()
+        new.constant, new.spread, new.counts = old.constant.clone(), old.spread.clone(), old.counts.clone()
     else:
         root = operator_name(norm.node).endswith("rms_norm")
         kind = CompensatedRMSNorm if root else CompensatedLayerNorm

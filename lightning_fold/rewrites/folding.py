@@ -10,12 +10,14 @@ from torch.optim import Optimizer
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.choosing import Chooser, Setting
 from lightning_fold.rewrites.clustering import Clustering
+from lightning_fold.rewrites.compensation import compensable
 from lightning_fold.rewrites.options import Budget, Compensate, Options, Repair
 from lightning_fold.rewrites.reduction import reduce_widths
 from lightning_fold.rewrites.widths import Width
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.operators import family
+from lightning_fold.structure.trace import Inputs, layer_of
 
 
 @on_network
@@ -74,14 +76,12 @@ class _Folding(Chooser):
     def __init__(self, setting: Setting, seed: int) -> None:
         self.clustering = Clustering(setting.surgery, setting.structure, seed)
         self._reasons = _unmergeable(setting.structure)
-        self._found: dict[tuple[int, int], Tensor] = {}
 
     def assign(self, width: Width, kept: int) -> Tensor:
-        key = int(width.group.ids[0]), kept
-        if key not in self._found:
-            whole = torch.arange(width.group.size)
-            self._found[key] = whole if kept == width.size else self.clustering.assign(width, kept)
-        return self._found[key]
+        return torch.arange(width.group.size) if kept == width.size else self.clustering.assign(width, kept)
+
+    def sketch(self, width: Width, kept: int) -> Tensor:
+        return self.clustering.sketch(width, kept)
 
     def lengths(self, width: Width) -> Tensor:
         return self.clustering.lengths(width)
@@ -97,6 +97,10 @@ def _unmergeable(structure: Structure) -> dict[int, str]:
         if blocks.whole:
             for channel in structure.group_of[blocks.sides[0]].flatten().tolist():
                 reasons[channel] = f"{blocks.layer or 'the network'} {blocks.reason}"
+    for norm in structure.labels.norms:
+        if norm.channels is not None and family(norm.node) == "layer_norm" and not compensable(structure, norm):
+            for channel in structure.group_of[norm.channels].flatten().tolist():
+                reasons[channel] = f"{layer_of(norm.node) or 'the network'} is a norm that cannot count merged channels"
     for product in structure.labels.products:
         if product.writer is None:
             for channel in structure.group_of[product.channels].flatten().tolist():

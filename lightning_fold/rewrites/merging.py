@@ -4,29 +4,9 @@ import torch
 from torch import Tensor
 
 from lightning_fold.rewrites.batch_norms import effective_rows, find_producers
-from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.structure.groups import Structure, reading_axes
 from lightning_fold.structure.known import along
 from lightning_fold.surgery import Surgery
-
-
-def complete_clusters(structure: Structure, cluster_of: Tensor) -> tuple[Tensor, Removal]:
-    """Clusters such that every tensor stays rectangular: channels that have to stay are by themselves.
-
-    Args:
-        structure: what was read from the network.
-        cluster_of: (groups,) the group that stands for each group's cluster, one of its members.
-    """
-    each = torch.arange(structure.count)
-    removal = complete(structure, cluster_of != each)
-    return torch.where(removal.removed, cluster_of, each), removal
-
-
-def merge(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
-    """Merge channels: ``cluster_of`` (groups,) names, for every group, the group that stands for its cluster."""
-    cluster_of, removal = complete_clusters(structure, cluster_of)
-    combine(surgery, structure, cluster_of)
-    remove(surgery, structure, removal)
 
 
 def combine(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
@@ -42,9 +22,7 @@ def combine(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
     for name, contraction in grouped.items():
         assert contraction.columns is not None
         if surgery.tensor(name).shape[1] > 1:
-            groups = structure.group_of[contraction.columns]
-            place = {group: i for i, group in enumerate(groups.tolist())}
-            target = torch.tensor([place[group] for group in cluster_of[groups].tolist()])
+            target = targets(structure.group_of[contraction.columns], cluster_of)
             if bool((target != torch.arange(len(target))).any()):
                 _combine_grouped(surgery, name, target, contraction.groups)
     _make_up_for_keys(surgery, structure, cluster_of)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_fold.complexity import count_parameters, counted_run
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
 from lightning_fold.surgery import Surgery
 
 # Largest relative change of an output that an exact rewrite may show before it is taken back: some thousand roundings
@@ -71,13 +71,19 @@ def rewrite(
 
 def outputs(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
     """Every floating-point tensor that ``model`` returns in evaluation mode."""
-    return counted_outputs(model, example_inputs)[0]
+    with evaluation_mode(model), torch.no_grad():
+        return float_tensors(model(*as_inputs(example_inputs)))
 
 
 def counted_outputs(model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:
     """What :func:`outputs` returns, and the FLOPs of that run."""
     found, flops = counted_run(model, example_inputs)
-    return [value for value in tree_leaves(found) if isinstance(value, Tensor) and value.is_floating_point()], flops
+    return float_tensors(found), flops
+
+
+def float_tensors(found: Any) -> list[Tensor]:
+    """The floating-point tensors in what a network returned."""
+    return [value for value in tree_leaves(found) if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:

@@ -1,8 +1,6 @@
-"""The widths of a network that prune and fold may shrink, and what they cost at every size."""
+"""The widths of a network that prune and fold may shrink."""
 
-from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -117,96 +115,3 @@ def _width(group: ChannelGroup, block_of: dict[int, tuple[int, ...]]) -> Width:
     for position, channel in enumerate(group.ids.tolist()):
         cells.setdefault(block_of.get(channel, ()), []).append(position)
     return Width(group, tuple(torch.tensor(cell) for cell in cells.values()))
-
-
-class CostModel:
-    """Parameters or FLOPs of a network as a function of how many channels each width keeps.
-
-    Args:
-        model: the network.
-        structure: what was read from it.
-        widths: its widths.
-        total: the whole cost at full size, counted apart.
-        flops: whether the cost is FLOPs of one forward pass, and not parameters.
-    """
-
-    def __init__(self, model: nn.Module, structure: Structure, widths: list[Width], total: int, *, flops: bool) -> None:
-        self.structure, self.widths, self.total = structure, widths, total
-        self.bundles = find_bundles(structure, widths)
-        self._shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        self._price = _flops_per_weight(structure) if flops else dict.fromkeys(self._shapes, 1)
-
-    @cached_property
-    def _dims(self) -> dict[str, list[Tensor]]:
-        """For each parameter the channels along each dimension that has any."""
-        dims: dict[str, list[Tensor]] = {name: [] for name in self._shapes}
-        contractions = self.structure.labels.contractions
-        grouped = {self.structure.trace.names.get(c.weight): c for c in contractions if c.groups > 1}
-        for (name, dim), axis in self.structure.labels.axes.items():
-            if name in dims and not (dim == 1 and name in grouped):
-                dims[name].append(self.structure.groups(axis))
-        for name, contraction in grouped.items():
-            if name in dims and contraction.columns is not None and self._shapes[name][1] > 1:
-                dims[name].append(self.structure.group_of[contraction.columns])
-        return dims
-
-    @cached_property
-    def _counts(self) -> dict[str, list[tuple[int, Counter[int]]]]:
-        """For each parameter and dimension: how many channels are of no width, and how many of each."""
-        width_of = torch.full((self.structure.count,), -1)
-        for i, width in enumerate(self.widths):
-            width_of[width.group.ids] = i
-        found = {}
-        for name, dims in self._dims.items():
-            counters = [Counter(width_of[groups].tolist()) for groups in dims]
-            found[name] = [(counter.pop(-1, 0), counter) for counter in counters]
-        return found
-
-    @cached_property
-    def tensors_of(self) -> list[list[str]]:
-        """For each width the parameters that shrink with it."""
-        return [
-            [name for name, dims in self._counts.items() if any(i in counter for _, counter in dims)]
-            for i in range(len(self.widths))
-        ]
-
-    def tensor_cost(self, name: str, kept: list[int]) -> float:
-        """Cost of one parameter when each width keeps ``kept`` channels in each block."""
-        price = float(self._price.get(name, 0))
-        for size, groups in zip(self._counts[name], self._dims[name], strict=True):
-            fixed, counter = size
-            left = sum(
-                count
-                / self.widths[i].group.size
-                * sum(self.widths[i].kept_in(b, kept[i]) for b in self.widths[i].blocks)
-                for i, count in counter.items()
-            )
-            price *= (fixed + left) / len(groups)
-        numel = 1
-        for length in self._shapes[name]:
-            numel *= length
-        return price * numel
-
-    def saved(self, bundle: list[int], kept: list[int], step: int) -> float:
-        """What is saved when the widths of ``bundle`` lose ``step`` more channels in each block."""
-        less = [size - step * (i in bundle) for i, size in enumerate(kept)]
-        names = {name for i in bundle for name in self.tensors_of[i]}
-        return sum(self.tensor_cost(name, kept) - self.tensor_cost(name, less) for name in names)
-
-    def cost(self, kept: list[int]) -> float:
-        """The whole cost."""
-        full = [width.size for width in self.widths]
-        changed = {name for names in self.tensors_of for name in names}
-        return self.total - sum(self.tensor_cost(name, full) - self.tensor_cost(name, kept) for name in changed)
-
-
-def _flops_per_weight(structure: Structure) -> dict[str, int]:
-    """2 FLOPs for each place in which a weight is multiplied."""
-    prices: Counter[str] = Counter()
-    for contraction in structure.labels.contractions:
-        name, value = structure.trace.names.get(contraction.weight), contraction.node.meta["val"]
-        if name is not None:
-            weight = contraction.weight.meta["val"]
-            rows = weight.shape[1 - contraction.column_dim] * (contraction.groups if contraction.column_dim == 0 else 1)
-            prices[name] += 2 * (value.numel() // rows)
-    return dict(prices)

@@ -87,12 +87,14 @@ def family(node: Node) -> str:
     return "pointwise" if torch.Tag.pointwise in tags else "unknown"
 
 
-def compensated_norm(value: Tensor, weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
+def compensated_norm(value: Tensor, weight: Tensor, bias: Tensor | None, dim: int, counts: Tensor) -> Tensor:
     """Stands in a graph for all that one compensated norm computes; it is read and never run."""
     raise NotImplementedError
 
 
-def written_rms_norm(value: Tensor, dim: int, weight: Tensor, eps: float, precision: str | None) -> Tensor:
+def written_rms_norm(
+    value: Tensor, dim: int, weight: Tensor, eps: float, precision: str | None, counts: Tensor | None = None
+) -> Tensor:
     """Stands in a graph for an RMSNorm written by hand, computed in ``precision``; it is read and never run."""
     raise NotImplementedError
 
@@ -113,6 +115,17 @@ def norm_affine(node: Node) -> tuple[Any, Any]:
     start = 2 if name in ("layer_norm", "rms_norm", "written_rms_norm", "group_norm") else 1
     weight, bias = (argument(node, start + i, key, None) for i, key in enumerate(("weight", "bias")))
     return weight, None if name.endswith("rms_norm") else bias
+
+
+def norm_counts(node: Node) -> Any:
+    """How many channels each one stands for, where a norm counts them: a node, or ``None``."""
+    places = {"compensated_norm": 4, "written_rms_norm": 5}
+    return argument(node, places[operator_name(node)], "counts", None) if operator_name(node) in places else None
+
+
+def norm_tensors(node: Node) -> tuple[Any, ...]:
+    """All that a LayerNorm or RMSNorm holds for each channel."""
+    return tuple(tensor for tensor in (*norm_affine(node), norm_counts(node)) if tensor is not None)
 
 
 def batch_norm_eps(node: Node) -> float:

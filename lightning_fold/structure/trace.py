@@ -137,7 +137,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     for program in programs[1:]:
         join(graph, tensors, names, *_named(model, program))
     modules = dict(model.named_modules())
-    join_written_norms(graph, _runs(graph, modules))
+    join_written_norms(graph, names, _runs(graph, modules))
     put_weights_second(graph, tensors)
     return Trace(graph, tensors, names, modules)
 

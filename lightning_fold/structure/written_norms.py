@@ -1,6 +1,6 @@
 """Norms that a module writes out as several operators, as the one operator that they are."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,11 +10,12 @@ from lightning_fold.layers import CompensatedNorm, CompensatedRMSNorm
 from lightning_fold.structure.operators import argument, compensated_norm, family, operator_name, written_rms_norm
 
 
-def join_written_norms(graph: Graph, runs: Iterable[tuple[nn.Module, list[Node]]]) -> None:
+def join_written_norms(graph: Graph, names: Mapping[Node, str], runs: Iterable[tuple[nn.Module, list[Node]]]) -> None:
     """Put one operator in the place of all that a compensated norm, or an RMSNorm written by hand, computes.
 
     Args:
         graph: changed in place.
+        names: the network's own tensors among its placeholders.
         runs: modules of the network, each with the operators that it runs itself, in order.
     """
     for module, nodes in runs:
@@ -23,7 +24,7 @@ def join_written_norms(graph: Graph, runs: Iterable[tuple[nn.Module, list[Node]]
         if len(left) != 1:
             continue  # called more than once, or more than a norm: read as the operators that it is
         if isinstance(module, CompensatedNorm):
-            found = _compensated(module, left[0], list(inputs))
+            found = _compensated(module, left[0], list(inputs), names)
         else:
             found = _rms_norm(left[0], list(inputs))
         if found is not None:
@@ -39,14 +40,17 @@ def _put(graph: Graph, found: tuple[Any, tuple], last: Node, nodes: list[Node]) 
         graph.erase_node(node)
 
 
-def _compensated(module: CompensatedNorm, last: Node, inputs: list[Node]) -> tuple[Any, tuple] | None:
+def _compensated(
+    module: CompensatedNorm, last: Node, inputs: list[Node], names: Mapping[Node, str]
+) -> tuple[Any, tuple] | None:
     by_shape = [source for source in inputs if source.meta["val"].shape == last.meta["val"].shape]
-    affine = [source for source in inputs if source.op == "placeholder" and source.meta["val"].dim() == 1]
+    held = {names[source].rpartition(".")[2]: source for source in inputs if source in names}
     if len(by_shape) != 1:
         return None
-    if isinstance(module, CompensatedRMSNorm) and len(affine) == 1:
-        return written_rms_norm, (by_shape[0], module.dim, affine[0], module.eps, module.precision)
-    return compensated_norm, (by_shape[0], *affine[:2], *[None] * (2 - len(affine)), module.dim)
+    weight, bias, counts = held["weight"], held.get("bias"), held["counts"]
+    if isinstance(module, CompensatedRMSNorm) and bias is None:
+        return written_rms_norm, (by_shape[0], module.dim, weight, module.eps, module.precision, counts)
+    return compensated_norm, (by_shape[0], weight, bias, module.dim, counts)
 
 
 def _rms_norm(last: Node, inputs: list[Node]) -> tuple[Any, tuple] | None:

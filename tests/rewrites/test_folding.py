@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import lightning_fold as lf
-from lightning_fold.rewrites.merging import fold_ar_scale, merge
+from lightning_fold.layers import CompensatedNorm
+from lightning_fold.rewrites.cut import merge
+from lightning_fold.rewrites.merging import fold_ar_scale
 from lightning_fold.rewrites.widths import find_widths
 from lightning_fold.structure.groups import read_structure
 from lightning_fold.surgery import Surgery
@@ -192,10 +194,23 @@ def test_channels_that_differ_by_a_positive_factor_merge_exactly_through_relu() 
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-9
 
 
-@pytest.mark.parametrize("name", ["gated", "grouped", "attention_fused", "attention_by_hand"])
-def test_doubled_gates_groups_and_heads_fold_back(name: str) -> None:
-    """Within every block (head, group, all of a gate) each channel gets a twin."""
+NORMED = ["gate", "stream", "stream_rms", "conv_stream", "words"]
+
+
+@pytest.mark.parametrize("name", ["gated", "grouped", "shuffle", "attention_fused", "attention_by_hand", *NORMED])
+def test_doubled_gates_groups_heads_and_streams_fold_back(name: str) -> None:
     model, inputs = build(name), ZOO[name].inputs()
+    _double(model, inputs)
+    expected, before = run(model, inputs), sum(p.numel() for p in model.parameters())
+    lf.fold(model, inputs, ratio=0.45)
+    assert sum(p.numel() for p in model.parameters()) < 0.6 * before
+    assert error_of(run(model, inputs), expected) <= 1e-12
+    norms = [module for module in model.modules() if isinstance(module, CompensatedNorm)]
+    assert len(norms) == (2 if name == "gate" else 0)  # the others have twins for all: each counts as often
+
+
+def _double(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Within every block (head, group, all of a gate) each channel gets a twin; one is left over in odd ones."""
     _, widths = find_widths("fold", model, inputs)
     with torch.no_grad():
         for width in widths:
@@ -209,7 +224,50 @@ def test_doubled_gates_groups_and_heads_fold_back(name: str) -> None:
             if isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels:
                 half = module.weight.shape[1] // 2
                 module.weight[:, half : 2 * half] = module.weight[:, :half]
-    expected, before = run(model, inputs), sum(p.numel() for p in model.parameters())
+
+
+def test_norms_of_merged_channels_shrink_on_and_are_rebuilt() -> None:
+    """A stream is folded, folded again and minimized: norms go on counting every channel there was."""
+    model, inputs = build("gate"), ZOO["gate"].inputs()
+    _double(model, inputs)
     lf.fold(model, inputs, ratio=0.45)
-    assert sum(p.numel() for p in model.parameters()) < before
-    assert error_of(run(model, inputs), expected) <= 1e-7
+    writers, readers = (model.embed, model.down), (model.gate, model.up, model.head)
+    with torch.no_grad():  # twins again, in the stream and in the MLP
+        for tensor in (model.gate.weight, model.gate.bias, model.up.weight, model.up.bias, model.down.weight.T):
+            tensor[1] = tensor[0]
+        for tensor in [t for writer in writers for t in (writer.weight, writer.bias)] + [n.weight for n in model.norms]:
+            tensor[1] = tensor[0]
+        for reader in readers:
+            reader.weight[:, 1] = reader.weight[:, 0]
+    expected = run(model, inputs)
+    lf.fold(model, inputs, ratio=0.2)
+    assert model.embed.out_features == 4 and error_of(run(model, inputs), expected) <= 1e-12
+    with torch.no_grad():  # a constant that nobody reads
+        for writer in writers:
+            writer.weight[3] = 0
+        for reader in readers:
+            reader.weight[:, 3] = 0
+    expected = run(model, inputs)
+    lf.minimize(model, inputs)
+    norm = model.norms[0]
+    assert isinstance(norm, CompensatedNorm) and norm.removed > 0 and float(norm.counts.sum()) + norm.removed == 9
+    assert error_of(run(model, inputs), expected) <= 1e-12
+    fresh = build("gate")
+    lf.rebuild(fresh, lf.describe(model))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(run(fresh, inputs), run(model, inputs))
+
+
+def test_norm_that_cannot_count_merged_channels_keeps_them() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.norm, self.head = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(torch.relu(self.norm(self.embed(x)))))
+
+    model, x = Twice(), torch.randn(5, 6)
+    report = lf.fold(model, x, ratio=0.5)
+    assert [kept.reason for kept in report.kept] == ["norm is a norm that cannot count merged channels"]
+    assert report.changes == ()

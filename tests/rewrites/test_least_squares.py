@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.rewrites.reduction import _Reduction
+from lightning_fold.rewrites.improvement import Improvement
 from lightning_fold.rewrites.repair import is_layer_norm, tune_layer_norms
 from tests.zoo import ZOO, build, error_of, run
 
@@ -127,7 +127,7 @@ def test_layer_norms_are_tuned_back() -> None:
 def test_failure_leaves_the_network_as_it_was(monkeypatch) -> None:
     model, batches = build("residual"), _batches("residual")
     before = deepcopy(model.state_dict())
-    monkeypatch.setattr(_Reduction, "_compensate", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr(Improvement, "compensate", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         lf.prune(model, batches[0][:2], ratio=0.4, compensate="least-squares", batches=batches)
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)

@@ -13,6 +13,7 @@ from lightning_fold.structure.operators import (
     argument,
     batch_norm_eps,
     norm_affine,
+    norm_tensors,
     normalised_dims,
     operator_name,
     restride,
@@ -108,9 +109,8 @@ def _label_layer_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> 
     dims = normalised_dims(node)
     if value.wide:
         return _normalised_heads(run, node, args, kwargs)
-    for tensor in norm_affine(node):
-        fields = argument_value(node, args, kwargs, tensor).fields if tensor is not None else {}
-        for dim, labels in fields.items():
+    for tensor in norm_tensors(node):
+        for dim, labels in argument_value(node, args, kwargs, tensor).fields.items():
             run.tie_or_pin(value.fields.get(dims[dim]), labels, node, "is normalised with a fixed input")
     inside = [labels for dim, labels in value.fields.items() if dim in dims]
     alone = len(dims) == 1 and len(inside) == 1

@@ -1,0 +1,130 @@
+"""What comes after the cut: Fold-AR, least squares, repair; each is undone where it makes held-out errors larger."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fold.rewrites.batch_norms import find_producers
+from lightning_fold.rewrites.calibration import Calibration, relative_squared_error
+from lightning_fold.rewrites.consumers import Consumer, find_consumers
+from lightning_fold.rewrites.cut import Cut
+from lightning_fold.rewrites.least_squares import refit
+from lightning_fold.rewrites.repair import is_layer_norm, repair, tune_layer_norms
+from lightning_fold.rewrites.transaction import outputs
+from lightning_fold.surgery import Surgery
+
+
+@dataclass
+class Improvement:
+    """Steps on a network that was cut.
+
+    Attributes:
+        cut: what happened to it.
+        dense: the dense network and inputs; ``None`` where no step needs any.
+        notes: what was undone, for the report.
+    """
+
+    cut: Cut
+    dense: Calibration | None
+    notes: list[str] = field(default_factory=list)
+
+    def rescale(self, surgery: Surgery, factors: dict[str, Tensor]) -> None:
+        """Fold-AR: multiply each BatchNorm's scale by its factors; on data only if that helps."""
+        axes = self.cut.structure.labels.axes
+        left = {name: f[self.cut.staying(self.cut.structure.groups(axes[name, 0]))] for name, f in factors.items()}
+
+        def step(surgery: Surgery) -> None:
+            for name, factor in left.items():
+                surgery.transform(name, lambda gamma, f=factor: gamma * f.to(gamma), moments=lambda moment: moment)
+
+        if self.dense is None or not self.dense.real:
+            step(surgery)
+        elif left:
+            self._if_better("Fold-AR", surgery, lambda copy: step(Surgery(copy)))
+
+    def compensate(self, surgery: Surgery, *, weights: bool) -> None:
+        """Solve for the consumers' columns (or only for shifts), on copies that see the calibration's inputs."""
+        assert self.dense is not None
+        dense, reference = self.dense, deepcopy(self.dense.network)
+        self.cut.rescaling.apply(Surgery(reference))
+        small = deepcopy(reference)
+        self._cut_like(surgery, Surgery(small))
+        expected = outputs(reference, dense.held_out)
+        before = relative_squared_error(outputs(small, dense.held_out), expected)
+        consumers = [c for c in find_consumers(self.cut.structure) if dense.real or self._loses_columns(c)]
+        found = refit(replace(dense, network=reference), small, consumers, self._rows(), weights=weights)
+        after = relative_squared_error(outputs(small, dense.held_out), expected)
+        if not after <= before:
+            self._undone(f"compensate={'least-squares' if weights else 'bias'!r}", before, after)
+            return
+        for consumer in consumers:
+            correction = found[consumer.path]
+            if correction.weight is not None:
+                _add(surgery, consumer.weight, correction.weight)
+            if consumer.shift is not None:
+                _add(surgery, consumer.shift[0], consumer.shift[1] * correction.shift)
+
+    def repair(self, surgery: Surgery) -> None:
+        """BatchNorm statistics, then the scales and shifts of LayerNorms, on data."""
+        dense = self.dense
+        assert dense is not None
+        rows = self._norm_rows(surgery.model)
+        self._if_better("BatchNorm re-estimation", surgery, lambda copy: repair(copy, [dense.inputs]))
+        tune = lambda copy: tune_layer_norms(dense.network, copy, dense.inputs, rows)  # noqa: E731
+        self._if_better("LayerNorm tuning", surgery, tune)
+
+    def _if_better(self, name: str, surgery: Surgery, step: Callable[[nn.Module], None]) -> None:
+        """Take over what ``step`` does to a copy, unless the error on held-out data is larger then."""
+        assert self.dense is not None
+        expected, copy = outputs(self.dense.network, self.dense.held_out), deepcopy(surgery.model)
+        before = relative_squared_error(outputs(copy, self.dense.held_out), expected)
+        step(copy)
+        after = relative_squared_error(outputs(copy, self.dense.held_out), expected)
+        if after > before:
+            self._undone(name, before, after)
+            return
+        for key, value in {**dict(copy.named_parameters()), **dict(copy.named_buffers())}.items():
+            if not torch.equal(value, surgery.tensor(key)):
+                surgery.transform(key, lambda _, v=value: v.detach(), moments=lambda moment: moment)
+
+    def _undone(self, name: str, before: float, after: float) -> None:
+        self.notes.append(f"{name} was undone: the error on held-out inputs would go from {before:.3g} to {after:.3g}")
+
+    def _cut_like(self, done: Surgery, surgery: Surgery) -> None:
+        """Cut a rescaled copy, with the BatchNorm scales that the network itself has got."""
+        self.cut.apply(surgery)
+        producers = find_producers(self.cut.structure)
+        for gamma in {producer.norm[0] for producer in producers if producer.norm is not None}:
+            surgery.transform(gamma, lambda _, name=gamma: done.tensor(name).detach())
+
+    def _loses_columns(self, consumer: Consumer) -> bool:
+        columns = consumer.contraction.columns
+        return columns is not None and bool(self.cut.removal.removed[self.cut.structure.group_of[columns]].any())
+
+    def _rows(self) -> dict[str, Tensor]:
+        """For each layer (rows left, rows) the mean over the clusters of its rows."""
+        found = {}
+        for consumer in find_consumers(self.cut.structure):
+            contraction = consumer.contraction
+            if contraction.rows is None:
+                size = contraction.weight.meta["val"].shape[1 - contraction.column_dim]
+                found[consumer.path] = torch.eye(size, dtype=torch.float64)
+            else:
+                found[consumer.path] = self.cut.means(self.cut.structure.group_of[contraction.rows])
+        return found
+
+    def _norm_rows(self, model: nn.Module) -> dict[str, Tensor]:
+        """For each LayerNorm (channels left, channels) the mean over the clusters of its channels."""
+        axes = self.cut.structure.labels.axes
+        return {
+            path: self.cut.means(self.cut.structure.groups(axes[f"{path}.weight", 0]))
+            for path, module in model.named_modules()
+            if is_layer_norm(module) and (f"{path}.weight", 0) in axes
+        }
+
+
+def _add(surgery: Surgery, name: str, value: Tensor) -> None:
+    surgery.transform(name, lambda tensor: tensor + value.to(tensor), moments=lambda moment: moment)

@@ -1,0 +1,104 @@
+"""How much the outputs of a network move when one of its widths alone gets smaller."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_fold.rewrites.budget import Curve, error_curve
+from lightning_fold.rewrites.calibration import Calibration, relative_squared_error, second_moments
+from lightning_fold.rewrites.choosing import Chooser
+from lightning_fold.rewrites.consumers import find_consumers
+from lightning_fold.rewrites.cut import plan_cut
+from lightning_fold.rewrites.projection import least_squares_projector, membership, projector
+from lightning_fold.rewrites.transaction import float_tensors
+from lightning_fold.rewrites.widths import Width
+from lightning_fold.structure.groups import Member, Structure
+from lightning_fold.structure.trace import evaluation_mode
+from lightning_fold.surgery import Surgery, Transform
+
+_EXAMPLES = 32  # on which the error of a width is measured
+
+
+def error_curves(
+    calibration: Calibration, structure: Structure, widths: list[Width], chooser: Chooser, *, refitted: bool
+) -> list[Curve]:
+    """For each width the error of the outputs at every size, relative to how much they vary.
+
+    The width alone is projected: the network keeps its shapes, its rows are multiplied with C, and with ``refitted``
+    the columns behind with what least squares makes of them.
+    """
+    sensitivity = _Sensitivity(calibration, structure, chooser, refitted)
+    return [error_curve(width, lambda size, w=width: sensitivity.error(w, size)) for width in widths]
+
+
+class _Sensitivity:
+    """The dense network, what it gives, and the second moments of its consumers' inputs."""
+
+    def __init__(self, calibration: Calibration, structure: Structure, chooser: Chooser, refitted: bool) -> None:
+        self.network, self.structure, self.chooser = calibration.network, structure, chooser
+        self.inputs = tuple(
+            value[:_EXAMPLES] if isinstance(value, Tensor) and value.dim() else value for value in calibration.inputs
+        )
+        self.expected = self._outputs({})
+        self.moments: dict[str, Tensor] = {}
+        if refitted:
+            consumers = find_consumers(structure)
+            found = second_moments(calibration, [consumer.path for consumer in consumers])
+            self.moments = {consumer.weight: found[consumer.path] for consumer in consumers}
+
+    def error(self, width: Width, size: int) -> float:
+        """The error when ``width`` is projected to ``size`` channels in each block."""
+        assignment = self.chooser.sketch(width, size)
+        overlay = _Overlay(self.network)
+        plan_cut(overlay, self.structure, self.chooser, [width], [assignment]).rescaling.apply(overlay)
+        matrix = membership(assignment)
+        action = projector(matrix)
+        for member in width.group.members:
+            if not member.reads:
+                overlay.transform(member.tensor, _mix(action, member.dim, member.indices))
+            elif member.tensor in self.moments and member.indices.shape[1] == 1:
+                refit = least_squares_projector(self._inner(width, member, matrix), matrix).T
+                overlay.transform(member.tensor, _mix(refit, member.dim, member.indices))
+        return relative_squared_error(self._outputs(overlay.changed), self.expected)
+
+    def _inner(self, width: Width, member: Member, matrix: Tensor) -> Tensor:
+        """Second moments of the channels, once those that are merged have been rescaled."""
+        merged = matrix[:, matrix.sum(0) > 1].sum(1) > 0
+        lengths = torch.where(merged, self.chooser.lengths(width), 1.0)
+        index = member.indices[:, 0]
+        return self.moments[member.tensor][index][:, index] / (lengths[:, None] * lengths)
+
+    def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:
+        with evaluation_mode(self.network), torch.no_grad():
+            return float_tensors(functional_call(self.network, changed, self.inputs))
+
+
+class _Overlay(Surgery):
+    """Surgery that leaves the network alone and keeps the changed tensors beside it; shapes stay."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.changed: dict[str, Tensor] = {}
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor ``name`` as it is by now."""
+        return self.changed[name] if name in self.changed else super().tensor(name)
+
+    def transform(self, name: str, change: Transform, moments: Any = None) -> None:
+        """Keep ``change(tensor)``."""
+        self.changed[name] = change(self.tensor(name).detach())
+
+
+def _mix(action: Tensor, dim: int, indices: Tensor) -> Transform:
+    """Multiply the channels along ``dim`` with a (channels, channels) matrix from the left."""
+
+    def change(tensor: Tensor) -> Tensor:
+        moved = tensor.movedim(dim, 0).clone()
+        index = indices.to(tensor.device)
+        channels = moved[index]
+        moved[index] = (action.to(tensor) @ channels.flatten(1)).reshape(channels.shape)
+        return moved.movedim(0, dim)
+
+    return change

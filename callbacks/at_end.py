@@ -41,7 +41,7 @@ class RewriteOnce(RewriteCallback):
         raise NotImplementedError
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Check that the rewrite comes before the end of training."""
+        """Check that the rewrite comes before the end of training, and not in the middle of another callback's work."""
         super().setup(trainer, pl_module, stage)
         epochs = trainer.max_epochs or 0
         if stage == "fit" and 0 <= epochs <= self.at_epoch and not trainer.fast_dev_run:
@@ -49,6 +49,26 @@ class RewriteOnce(RewriteCallback):
                 f"{type(self).__name__}(at_epoch={self.at_epoch}): expected an epoch below "
                 f"Trainer(max_epochs={epochs}), or -1 for the end of training."
             )
+
+        if stage == "fit" and not trainer.fast_dev_run:
+            self._check_order(trainer)
+
+    def _check_order(self, trainer: lightning.Trainer) -> None:
+        """What another callback occupies must end before this rewrite, or begin after it."""
+        callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        epoch = trainer.max_epochs if self.at_epoch == -1 else self.at_epoch
+        for place, other in enumerate(callbacks):
+            if not isinstance(other, RewriteCallback) or not other.occupied or epoch is None or epoch < 0:
+                continue
+            first, end = other.occupied.start, other.occupied.stop
+            listed_after = callbacks.index(self) > place
+            if first < epoch < end or (epoch == first and listed_after) or (epoch == end and not listed_after):
+                mine, theirs = type(self).__name__, type(other).__name__
+                raise ValueError(
+                    f"{mine}(at_epoch={self.at_epoch}): {theirs} works on the network in epochs {first} to {end - 1}, "
+                    f"with masks that would not follow the change of shape. Set at_epoch={end} or later, or -1, and "
+                    f"list {mine} after {theirs} in Trainer(callbacks=[...])."
+                )
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite before the first batch of the given epoch."""

@@ -40,6 +40,11 @@ class RewriteCallback(lightning.Callback):
         """Whether the network has the shapes it ends with."""
         raise NotImplementedError
 
+    @property
+    def occupied(self) -> range:
+        """The epochs in which no other callback may rewrite the network, because this one is in the middle of it."""
+        return range(0)
+
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Refuse strategies that keep their own copy of the parameters; let checkpoints hold the structure."""
         self._example, self._epoch = None, -1

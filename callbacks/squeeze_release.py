@@ -116,6 +116,11 @@ class SqueezeRelease(RewriteCallback):
         return self.dense_epochs + self.cycles * self.cycle_epochs
 
     @property
+    def occupied(self) -> range:
+        """The epochs of the cycles: their masks and penalties belong to the network that they began with."""
+        return range(self.dense_epochs, self.last_epoch)
+
+    @property
     def finished(self) -> bool:
         """Whether the last cycle has ended."""
         return self.stopped or self.minimized >= self.cycles

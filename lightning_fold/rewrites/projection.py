@@ -34,6 +34,16 @@ def projector(matrix: Tensor) -> Tensor:
     return matrix @ torch.linalg.solve(matrix.T @ matrix, matrix.T)
 
 
+def project(rows: Tensor, assignment: Tensor) -> Tensor:
+    """C ``rows`` for rows (channels, ...), from the assignment alone: means of clusters, zero for what goes."""
+    assignment = assignment.to(rows.device)
+    staying = torch.nonzero(assignment >= 0).flatten()
+    clusters = assignment[staying]
+    size = torch.bincount(clusters).to(rows).reshape(-1, *[1] * (rows.dim() - 1))
+    means = rows.new_zeros(len(size), *rows.shape[1:]).index_add(0, clusters, rows[staying]) / size
+    return torch.zeros_like(rows).index_copy(0, staying, means[clusters])
+
+
 def reconstruction_error(rows: Tensor, matrix: Tensor) -> float:
     """Squared Frobenius norm of what the projection takes from ``rows`` (channels, elements)."""
     rows = rows.to(matrix)

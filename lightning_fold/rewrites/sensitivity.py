@@ -11,7 +11,7 @@ from lightning_fold.rewrites.calibration import Calibration, relative_squared_er
 from lightning_fold.rewrites.choosing import Chooser
 from lightning_fold.rewrites.consumers import find_consumers
 from lightning_fold.rewrites.cut import plan_cut
-from lightning_fold.rewrites.projection import least_squares_projector, membership, projector
+from lightning_fold.rewrites.projection import least_squares_projector, membership, project
 from lightning_fold.rewrites.transaction import float_tensors
 from lightning_fold.rewrites.widths import Width
 from lightning_fold.structure.groups import Member, Structure
@@ -53,22 +53,22 @@ class _Sensitivity:
         assignment = self.chooser.sketch(width, size)
         overlay = _Overlay(self.network)
         plan_cut(overlay, self.structure, self.chooser, [width], [assignment]).rescaling.apply(overlay)
-        matrix = membership(assignment)
-        action = projector(matrix)
         for member in width.group.members:
             if not member.reads:
-                overlay.transform(member.tensor, _mix(action, member.dim, member.indices))
+                overlay.transform(member.tensor, _on_channels(member, lambda rows: project(rows, assignment)))
             elif member.tensor in self.moments and member.indices.shape[1] == 1:
-                refit = least_squares_projector(self._inner(width, member, matrix), matrix).T
-                overlay.transform(member.tensor, _mix(refit, member.dim, member.indices))
+                refit = self._refit(width, member, assignment)
+                overlay.transform(member.tensor, _on_channels(member, lambda columns, a=refit: a.to(columns) @ columns))
         return relative_squared_error(self._outputs(overlay.changed), self.expected)
 
-    def _inner(self, width: Width, member: Member, matrix: Tensor) -> Tensor:
-        """Second moments of the channels, once those that are merged have been rescaled."""
+    def _refit(self, width: Width, member: Member, assignment: Tensor) -> Tensor:
+        """(channels, channels) what the columns are multiplied with, once those that are merged have been rescaled."""
+        matrix = membership(assignment)
         merged = matrix[:, matrix.sum(0) > 1].sum(1) > 0
         lengths = torch.where(merged, self.chooser.lengths(width), 1.0)
         index = member.indices[:, 0]
-        return self.moments[member.tensor][index][:, index] / (lengths[:, None] * lengths)
+        moments = self.moments[member.tensor][index][:, index] / (lengths[:, None] * lengths)
+        return least_squares_projector(moments, matrix).T
 
     def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:
         with evaluation_mode(self.network), torch.no_grad():
@@ -91,14 +91,14 @@ class _Overlay(Surgery):
         self.changed[name] = change(self.tensor(name).detach())
 
 
-def _mix(action: Tensor, dim: int, indices: Tensor) -> Transform:
-    """Multiply the channels along ``dim`` with a (channels, channels) matrix from the left."""
+def _on_channels(member: Member, change: Transform) -> Transform:
+    """``change`` for what ``member`` holds for each channel, (channels, elements)."""
 
-    def change(tensor: Tensor) -> Tensor:
-        moved = tensor.movedim(dim, 0).clone()
-        index = indices.to(tensor.device)
+    def apply(tensor: Tensor) -> Tensor:
+        moved = tensor.movedim(member.dim, 0).clone()
+        index = member.indices.to(tensor.device)
         channels = moved[index]
-        moved[index] = (action.to(tensor) @ channels.flatten(1)).reshape(channels.shape)
-        return moved.movedim(0, dim)
+        moved[index] = change(channels.flatten(1)).reshape(channels.shape)
+        return moved.movedim(0, member.dim)
 
-    return change
+    return apply

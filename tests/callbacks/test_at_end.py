@@ -1,12 +1,21 @@
 """The callbacks that rewrite once: ChannelFolding, ChannelPruning, LowRankFactorization."""
 
+import csv
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 import lightning_fold as lf
-from lightning_fold.callbacks import ChannelFolding, ChannelPruning, LowRankFactorization, SqueezeRelease
+from lightning_fold.callbacks import (
+    ChannelFolding,
+    ChannelPruning,
+    CompressionMonitor,
+    LowRankFactorization,
+    SqueezeRelease,
+)
 from lightning_fold.checkpointing import follow
 
 METHODS = {
@@ -115,6 +124,66 @@ def test_factorizes_on_training_batches(make_classifier, make_trainer, data):
     torch.testing.assert_close(by_callback.network.eval()(other), by_hand.network.eval()(other), rtol=1e-3, atol=1e-3)
 
 
+WITH_DATA = {
+    "fold_budget": (ChannelFolding, {"keep_parameters": 0.6, "repair": "data", "batches": 3}),
+    "fold_least_squares": (ChannelFolding, {"ratio": 0.3, "compensate": "least-squares", "batches": 2}),
+    "prune_budget": (
+        ChannelPruning,
+        {"keep_parameters": 0.6, "importance": "activation", "compensate": "bias", "repair": "data", "batches": 2},
+    ),
+    "prune_least_squares": (
+        ChannelPruning,
+        {"ratio": 0.3, "importance": "reconstruction", "compensate": "least-squares", "batches": 3},
+    ),
+}
+every_way = pytest.mark.parametrize("way", list(WITH_DATA))
+
+
+@every_way
+def test_reduces_on_training_batches_as_the_function_does(make_classifier, make_trainer, data, way, monkeypatch):
+    """The function, called by hand on the batches that the callback looked at."""
+    kind, arguments = WITH_DATA[way]
+    function = {ChannelFolding: lf.fold, ChannelPruning: lf.prune}[kind]
+    callback, seen = kind(**arguments), []
+    change = callback.change
+    monkeypatch.setattr(callback, "change", lambda batches: seen.extend(batches) or change(batches))
+    by_callback, by_hand = make_classifier("conv"), make_classifier("conv")
+    make_trainer(1, callback).fit(by_callback, data)
+    make_trainer(1).fit(by_hand, data)
+    given = {tuple(image.flatten().tolist()) for image in data.splits.train.__getitems__(range(96))[0]}
+    looked_at = [tuple(image.flatten().tolist()) for (images,) in seen for image in images]
+    assert len(seen) == arguments["batches"] and len(set(looked_at)) == 32 * len(seen) and set(looked_at) <= given
+    report = function(by_hand.network, torch.rand(4, 1, 6, 6), **{**arguments, "batches": seen})
+    assert_same_network(by_callback.network, by_hand.network)
+    if "keep_parameters" in arguments:
+        left = report.parameters_after / report.parameters_before
+        assert abs(left - 0.6) <= 0.02 or "nearest" in report.notes[-1]
+
+
+@every_way
+@pytest.mark.parametrize("at_epoch", [-1, 1])
+def test_resumed_on_training_batches_as_the_unbroken_run(
+    make_classifier, make_trainer, run_and_save, data, way, at_epoch
+):
+    kind, arguments = WITH_DATA[way]
+    unbroken, resumed = make_classifier("conv"), make_classifier("conv")
+    folder = run_and_save(unbroken, 2, kind(**arguments, at_epoch=at_epoch))
+    trainer = make_trainer(2, kind(**arguments, at_epoch=at_epoch))
+    trainer.fit(resumed, data, ckpt_path=folder / "0.ckpt", weights_only=True)
+    assert_same_network(unbroken.network, resumed.network)
+
+
+def test_accuracy_before_and_after_is_logged(make_classifier, make_trainer, data, tmp_path):
+    module, logger = make_classifier("conv"), CSVLogger(tmp_path)
+    reduced = ChannelFolding(keep_parameters=0.6, compensate="least-squares", batches=2, at_epoch=1)
+    make_trainer(3, reduced, CompressionMonitor(), logger=logger).fit(module, data)
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
+    shown = {tag: [float(row[tag]) for row in rows if row[tag]] for tag in rows[0]}
+    validated = shown["accuracy/val"]
+    assert shown["compressed/accuracy"] == pytest.approx(validated[1:]) and len(validated) == 3
+    assert shown["dense/accuracy"] == pytest.approx([validated[0]] * 2)
+
+
 def test_rewrite_is_done_once(make_classifier, make_trainer, data):
     module, callback = make_classifier(), ChannelPruning(ratio=0.3)
     make_trainer(1, callback).fit(module, data)
@@ -145,3 +214,63 @@ def test_values_out_of_range_are_refused(build, message):
 def test_epoch_after_the_end_is_refused(make_classifier, make_trainer, data):
     with pytest.raises(ValueError, match=r"ChannelPruning\(at_epoch=2\): expected an epoch below .*max_epochs=2"):
         make_trainer(2, ChannelPruning(at_epoch=2)).fit(make_classifier(), data)
+
+
+ONCE = {"prune": ChannelPruning, "fold": ChannelFolding, "factorize": LowRankFactorization}
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize(
+    ("at_epoch", "first", "allowed"),
+    [
+        (0, True, True),  # before the cycles
+        (1, True, True),
+        (1, False, False),  # the first cycle has begun when its turn comes
+        (2, True, False),
+        (2, False, False),
+        (4, True, False),  # the last cycle ends only after it
+        (4, False, True),
+        (5, True, True),
+        (-1, True, True),
+    ],
+)
+def test_rewrite_inside_cycles_is_refused(make_classifier, make_trainer, data, name, at_epoch, first, allowed):
+    squeeze = SqueezeRelease(dense_epochs=1, cycles=3, shrink_epochs=0, masked_epochs=1, sparsity=[0.3])
+    once = ONCE[name](at_epoch=at_epoch)
+    module = make_classifier()
+    trainer = make_trainer(6, *((once, squeeze) if first else (squeeze, once)), limit_train_batches=1)
+    if allowed:
+        for callback in trainer.callbacks:
+            callback.setup(trainer, module, "fit")
+        return
+    dense = deepcopy(module.network)
+    with pytest.raises(
+        ValueError,
+        match=rf"{type(once).__name__}\(at_epoch={at_epoch}\): SqueezeRelease works .* epochs 1 to 3.*Set at_epoch=4",
+    ):
+        trainer.fit(module, data)
+    assert_same_network(dense, module.network)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rewrite_at_the_end_of_cycles_that_fill_the_training(make_classifier, make_trainer, data, first):
+    """Listed before, it would rewrite a network whose masks are still to be minimized."""
+    squeeze = SqueezeRelease(dense_epochs=1, cycles=1, shrink_epochs=0, masked_epochs=1, sparsity=[0.3])
+    once, module = ChannelPruning(ratio=0.3), make_classifier()
+    trainer = make_trainer(2, *((once, squeeze) if first else (squeeze, once)))
+    if first:
+        with pytest.raises(ValueError, match=r"list ChannelPruning after SqueezeRelease"):
+            trainer.fit(module, data)
+    else:
+        trainer.fit(module, data)
+        assert [m["method"] for m in follow(module).methods] == ["squeeze-release", "prune"]
+
+
+def test_cycles_that_stop_early_leave_room(make_classifier, make_trainer, data):
+    squeeze = SqueezeRelease(
+        dense_epochs=1, cycles=3, shrink_epochs=0, masked_epochs=1, sparsity=[0.9], target_factor=1.2
+    )
+    module = make_classifier()
+    make_trainer(5, squeeze, ChannelPruning(ratio=0.3, at_epoch=4)).fit(module, data)
+    done = follow(module).methods
+    assert squeeze.stopped and [m["method"] for m in done] == ["squeeze-release", "prune"] and done[0]["epoch"] == 2

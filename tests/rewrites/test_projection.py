@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans
 from lightning_fold.rewrites.projection import (
     least_squares_projector,
     membership,
+    project,
     projector,
     reconstruction_error,
 )
@@ -34,6 +35,13 @@ def test_projector_is_symmetric_and_idempotent(assignment) -> None:
     torch.testing.assert_close(found, found.T, rtol=0, atol=1e-14)
     torch.testing.assert_close(found @ found, found, rtol=0, atol=1e-14)
     assert float(found.trace()) == pytest.approx(matrix.shape[1])
+
+
+@given(assignments(), seeds)
+@settings(deadline=None, max_examples=60)
+def test_projection_of_rows_is_the_projector_times_the_rows(assignment, seed) -> None:
+    rows = torch.randn(len(assignment), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(project(rows, assignment), projector(membership(assignment)) @ rows)
 
 
 @given(assignments(), seeds)

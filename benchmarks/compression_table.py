@@ -13,6 +13,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ BATCH = 256
 FIELDS = ("network", "share", "method", "statistics", "repair", "parameters", "accuracy", "seconds", "notes")
 SQUARES: dict[str, Any] = {"compensate": "least-squares"}
 
+
+def reduce_and_factorize(
+    model: nn.Module,
+    example_inputs: Tensor,
+    *,
+    keep_parameters: float,
+    batches: list[Tensor],
+    reduce: Callable[..., lf.RewriteReport],
+) -> lf.RewriteReport:
+    """Fewer channels, then factors of low rank; each keeps the same share."""
+    each, before = keep_parameters**0.5, lf.count_parameters(model)
+    first = reduce(model, example_inputs, keep_parameters=each, batches=batches, repair="none", **SQUARES)
+    second = lf.factorize(model, example_inputs, keep_parameters=each, batches=batches)
+    return replace(second, parameters_before=before, notes=(*first.notes, *second.notes))
+
+
 # method, where its statistics come from ("": it needs none), the function, its arguments
 Method = tuple[str, str, Callable[..., lf.RewriteReport], dict[str, Any]]
 METHODS: list[Method] = [
@@ -45,6 +62,9 @@ METHODS: list[Method] = [
     ("fold + least squares", "predicted", lf.fold, SQUARES | {"repair": "none"}),
     ("fold + least squares", "data", lf.fold, SQUARES | {"repair": "none"}),
     ("factorize", "", lf.factorize, {}),
+    ("factorize", "data", lf.factorize, {}),
+    ("prune + least squares, then factorize", "data", reduce_and_factorize, {"reduce": lf.prune}),
+    ("fold + least squares, then factorize", "data", reduce_and_factorize, {"reduce": lf.fold}),
 ]
 
 

@@ -33,6 +33,8 @@ from lightning_fold.optimizer_state import (
 )
 from lightning_fold.structure.trace import evaluation_mode
 
+_REPLACED = "_replaced_by_rewrite"
+
 _COMPUTED = (WeightNorm, SpectralNorm)  # forward pre-hooks that compute a weight
 
 # Which Python attributes of a module repeat the sizes of its tensors.
@@ -137,11 +139,15 @@ class Surgery:
         """Put ``new`` in the place of the submodule ``path``.
 
         Parameters that both hold go on with their state; the new ones are trained in the group of the first that goes.
+        What stood there first is remembered without its values (:func:`replaced_by`), for a way back.
         """
         parent, _, leaf = path.rpartition(".")
-        old = list(self.model.get_submodule(path).parameters())
+        old = self.model.get_submodule(path)
         for optimizer in self.optimizers:
-            exchange(optimizer, old, list(new.parameters()))
+            exchange(optimizer, list(old.parameters()), list(new.parameters()))
+        first = replaced_by(old) or _emptied(old)
+        if type(first) is not type(new):
+            vars(new)[_REPLACED] = first
         self.model.get_submodule(parent)._modules[leaf] = new
 
     def bake(self) -> None:
@@ -209,6 +215,28 @@ class Surgery:
             module.__dict__.update(saved)
         for optimizer, state in zip(self.optimizers, self._states, strict=True):
             restore_state(optimizer, state)
+
+
+def replaced_by(module: nn.Module) -> nn.Module | None:
+    """The module that ``module`` first stands in the place of, with tensors on the meta device; ``None`` for none."""
+    return vars(module).get(_REPLACED)
+
+
+def _emptied(module: nn.Module) -> nn.Module:
+    twin = copy(module)
+    vars(twin).update(
+        _parameters={name: _on_meta(tensor) for name, tensor in module._parameters.items()},
+        _buffers={name: _on_meta(tensor) for name, tensor in module._buffers.items()},
+        _modules={name: child if child is None else _emptied(child) for name, child in module._modules.items()},
+    )
+    return twin
+
+
+def _on_meta(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def refresh_sizes(module: nn.Module) -> None:

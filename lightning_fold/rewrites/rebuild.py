@@ -1,6 +1,7 @@
 """rebuild: a freshly built network takes the structure of a compressed one, ready for its state dict."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, SelectFeatures
 from lightning_fold.structure.description import Structure, describe, type_name
-from lightning_fold.surgery import Surgery
+from lightning_fold.surgery import Surgery, replaced_by
 
 # Modules that a rewrite can put in the place of others, and how each is built from its described attributes.
 _BUILDERS: dict[str, type[nn.Module]] = {
@@ -28,7 +29,7 @@ def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Opti
 
     Args:
         model: the network as its class builds it.
-        structure: what :func:`describe` returned for the compressed network.
+        structure: what :func:`describe` returned for the compressed network, or for ``model`` before it was rewritten.
         optimizers: optimizers of the network; moments of tensors whose shape changes are zero afterwards.
 
     Raises:
@@ -43,8 +44,11 @@ def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Opti
 def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
     module, entry = _find(surgery.model, path), structure[path]
     if module is None or type_name(module) != entry["type"]:
-        _replace(surgery, path, structure)
-        return
+        before = None if module is None else replaced_by(module)
+        if before is None or type_name(before) != entry["type"]:
+            _replace(surgery, path, structure)
+            return
+        module = _put_back(surgery, path, before)
     for name, shape in entry["shapes"].items():
         dotted = f"{path}.{name}".removeprefix(".")
         if not isinstance(getattr(module, name, None), Tensor):
@@ -60,6 +64,16 @@ def _create(surgery: Surgery, module: nn.Module, path: str, name: str, shape: li
     neighbour = next(iter(module._parameters))
     like = surgery.tensor(f"{path}.{neighbour}".removeprefix("."))
     surgery.create(f"{path}.{name}".removeprefix("."), like.new_zeros(shape), f"{path}.{neighbour}".removeprefix("."))
+
+
+def _put_back(surgery: Surgery, path: str, before: nn.Module) -> nn.Module:
+    """Put the module that was at ``path`` before a rewrite there again, all zero."""
+    like = next(p for p in surgery.model.parameters() if p.is_floating_point())
+    module = deepcopy(before).to_empty(device=like.device).to(like.dtype)
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.detach().zero_()
+    surgery.replace_module(path, module)
+    return module
 
 
 def _replace(surgery: Surgery, path: str, structure: Structure) -> None:
@@ -95,7 +109,7 @@ def _build(kind: type[nn.Module], entry: dict[str, Any]) -> nn.Module:
         return SelectFeatures(entry["shapes"]["index"][0])
     if issubclass(kind, CompensatedNorm):
         width = entry["shapes"]["weight"][0]
-        options = {name: sizes[name] for name in ("eps", "dim", "precision")}
+        options = {name: sizes[name] for name in ("eps", "dim", "precision") if name in sizes}
         return kind(width, sizes["removed"], **options, bias=has_bias)
     if kind is nn.Linear:
         return nn.Linear(sizes["in_features"], sizes["out_features"], bias=has_bias)

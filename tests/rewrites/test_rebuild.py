@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
 import lightning_fold as lf
+from lightning_fold.layers import CompensatedNorm
 from tests.zoo import ZOO, build, run
 
 REWRITES: dict[str, Callable] = {
@@ -84,3 +86,19 @@ def test_layers_put_in_front_come_and_go_with_the_optimizer() -> None:
         trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert sorted(trained) == sorted(map(id, model.parameters()))
     assert torch.equal(generator, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["conv_stream", "gate"])
+def test_way_back_to_the_norms_that_were_replaced(name):
+    """A norm that counts removed channels gives way to the one of the user's class again, and trains."""
+    model, inputs = build(name), ZOO[name].inputs()
+    before, structure, state = run(model, inputs), lf.describe(model), deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters())
+    lf.sparsify(model, 0.7, criterion="connected", example_inputs=inputs, optimizers=[optimizer])
+    lf.minimize(model, inputs, optimizers=[optimizer])
+    assert any(isinstance(module, CompensatedNorm) for module in model.modules())
+    lf.rebuild(model, structure, optimizers=[optimizer])
+    model.load_state_dict(state)
+    assert lf.describe(model) == structure
+    torch.testing.assert_close(run(model, inputs), before, rtol=0, atol=0)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]

@@ -132,7 +132,9 @@ def _torchvision(name: str, size: int) -> nn.Module:
         heads = {"aux_loss": True} if "fcn" in name else {}
         make = getattr(torchvision.models.segmentation, name.removeprefix("segmentation/"))
         return make(weights=None, weights_backbone=None, **heads)
-    sized = {"image_size": size} if name.startswith("vit") else {"input_size": (size, size)} if "maxvit" in name else {}
+    sized = {"image_size": size} if name.startswith("vit") else {}
+    if name == "maxvit_t":
+        sized = {"input_size": (size, size), "partition_size": size // 32}  # of the last stage: one partition
     quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(name, weights=None, **sized, **quick)
 

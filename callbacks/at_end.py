@@ -1,13 +1,14 @@
 """Callbacks that rewrite once, at the end of training or at a given epoch."""
 
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share
 from lightning_fold.callbacks.inputs import network_inputs
+from lightning_fold.rewrites.options import Compensate
 
 
 class RewriteOnce(RewriteCallback):
@@ -142,7 +143,7 @@ class ReduceOnce(RewriteOnce):
         check_share(call, "ratio", ratio)
         if keep_parameters:
             check_share(call, "keep_parameters", keep_parameters, one=True)
-        check_choice(call, "compensate", compensate, ("none", "bias", "least-squares"))
+        check_choice(call, "compensate", compensate, get_args(Compensate))
         check_choice(call, "repair", repair, repairs)
         if batches < 0 or (repair == "data" and batches == 0):
             least = 1 if repair == "data" else 0

@@ -100,6 +100,7 @@ def side_by_side(before: Measurement, after: Measurement, latency: dict[str, Any
     table.add_row("ms per example", f"{old:.3f}", f"{new:.3f}", f"{old / new:.1f}x")
     if (share := latency["share_of_flop_saving"]) is not None:
         conditions = "{device}, {dtype}, batch {batch}, threads: {threads}".format(**latency)
-        table.caption = f"{share:.0%} of the saving in operations arrives as time\n({conditions})"
+        arrives = f"{share:.0%}" if round(share, 2) > 0 else "none"
+        table.caption = f"{arrives} of the saving in operations arrives as time\n({conditions})"
         table.caption_justify = "left"
     return table

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +21,7 @@ from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.evaluation import Split, evaluate
 from lightning_fold.remarks import silence
 from lightning_fold.report import RewriteError
+from lightning_fold.serialization import write_atomically
 from lightning_fold.structure.trace import as_inputs
 
 Repair = Literal["none", "data"]
@@ -186,14 +186,15 @@ def read_rows(table: Path) -> list[Row]:
 def write_rows(rows: Iterable[Row], table: Path) -> None:
     """Write the CSV file; it is replaced only once the new one is complete."""
     table.parent.mkdir(parents=True, exist_ok=True)
-    partial = table.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        for row in rows:
-            values = asdict(row)
-            writer.writerow(values.pop("trial") | values)
-    os.replace(partial, table)
+    lines = [asdict(row) for row in rows]
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(line["trial"] | {name: line[name] for name in line if name != "trial"} for line in lines)
+
+    write_atomically(table, write)
 
 
 _TYPES = {field.name: field.type for kind in (Trial, Row) for field in fields(kind) if field.name != "trial"}

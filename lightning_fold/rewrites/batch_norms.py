@@ -1,6 +1,5 @@
 """BatchNorms right behind a layer: the affine rows that both make, and rescaling both without changing the function."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,14 @@ from torch.fx import Node
 
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
-from lightning_fold.structure.operators import batch_norm_eps, contraction_groups, family, operator_name, oriented
+from lightning_fold.structure.operators import (
+    batch_norm_behind,
+    batch_norm_eps,
+    contraction_groups,
+    family,
+    operator_name,
+    oriented,
+)
 from lightning_fold.surgery import Surgery
 
 _HOMOGENEOUS = {"relu", "leaky_relu", "add", "sub", "neg"}
@@ -39,7 +45,6 @@ class Producer:
 def find_producers(structure: Structure) -> list[Producer]:
     """The layers whose rows and BatchNorm can be rescaled: each tensor is used once."""
     names = structure.trace.names
-    uses = Counter(names[node] for node in names for _ in node.users)
     found = []
     for contraction in structure.labels.contractions:
         if contraction.rows is None or contraction.weight not in names:
@@ -47,20 +52,22 @@ def find_producers(structure: Structure) -> list[Producer]:
         bias = names.get(contraction.bias) if contraction.bias is not None else None
         norm, eps = _norm_behind(structure, contraction.node)
         producer = Producer(contraction, names[contraction.weight], bias, norm, eps)
-        if all(uses[name] == 1 for name in producer.tensors) and (contraction.bias is None or bias is not None):
+        if all(structure.uses[name] == 1 for name in producer.tensors) and (
+            contraction.bias is None or bias is not None
+        ):
             found.append(producer)
     return found
 
 
 def _norm_behind(structure: Structure, node: Node) -> tuple[tuple[str, str, str, str] | None, float]:
-    users = list(node.users)
-    if len(users) != 1 or family(users[0]) != "batch_norm" or users[0].args[0] is not node:
+    norm = batch_norm_behind(node)
+    if norm is None:
         return None, 0.0
-    found = [structure.trace.names.get(tensor) for tensor in users[0].args[1:5]]  # pyright: ignore[reportArgumentType]
+    found = [structure.trace.names.get(tensor) for tensor in norm.args[1:5]]  # pyright: ignore[reportArgumentType]
     if any(name is None for name in found):
         return None, 0.0
     gamma, beta, mean, variance = (str(name) for name in found)
-    return (gamma, beta, mean, variance), batch_norm_eps(users[0])
+    return (gamma, beta, mean, variance), batch_norm_eps(norm)
 
 
 def effective_rows(surgery: Surgery, producer: Producer) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.rewrites.repair import inputs_of_batch
 from lightning_fold.structure.trace import as_inputs, evaluation_mode
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -51,7 +52,7 @@ def shapes(path: str, layer: Layer) -> list[Shape]:
     return [whole]
 
 
-def second_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Shape]) -> dict[int, Tensor]:
+def output_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Shape]) -> dict[int, Tensor]:
     """M C M^T by ``id`` of each shape, M its matrix and C the second moment of what its columns read.
 
     That is the second moment of the outputs of the first layer when it gets the whole matrix.
@@ -86,7 +87,7 @@ def second_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Sha
             stack.callback(handle.remove)
         empty = True
         for batch in batches:
-            model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+            model(inputs_of_batch(batch).to(device))
             empty = False
     if empty:
         raise ValueError("factorize(batches=...): there is no batch; expected at least one.")

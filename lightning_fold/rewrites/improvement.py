@@ -65,7 +65,7 @@ class Improvement:
             if correction.weight is not None:
                 _add(surgery, consumer.weight, correction.weight)
             if consumer.shift is not None:
-                _add(surgery, consumer.shift[0], consumer.shift[1] * correction.shift)
+                _add(surgery, consumer.shift.tensor, consumer.shift.sign * correction.shift)
 
     def repair(self, surgery: Surgery) -> None:
         """BatchNorm statistics, then the scales and shifts of LayerNorms, on data."""

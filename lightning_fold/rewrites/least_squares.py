@@ -73,8 +73,7 @@ def refit(
                 if found.weight is not None:
                     module.weight += found.weight
                 if consumer.shift is not None:
-                    name, sign = consumer.shift
-                    _tensor(compressed, name).add_(sign * found.shift)
+                    _tensor(compressed, consumer.shift.tensor).add_(consumer.shift.sign * found.shift)
 
         return hook
 

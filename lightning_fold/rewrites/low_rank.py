@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.factors import KINDS, Shape, calls, second_moments, shapes
+from lightning_fold.rewrites.factors import KINDS, Shape, calls, output_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.trace import Inputs
@@ -118,7 +118,7 @@ def _layers(
             f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none"
             f"{f' ({why})' if why else ''}."
         )
-    moments = None if batches is None else second_moments(model, batches, [each for group in found for each in group])
+    moments = None if batches is None else output_moments(model, batches, [each for group in found for each in group])
     layers = []
     for group in found:
         candidates = [_decompose(shape, seen[shape.layer], unit, moments) for shape in group]

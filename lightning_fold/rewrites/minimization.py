@@ -10,18 +10,19 @@ from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from lightning_fold.report import Kept, RewriteError, RewriteReport
+from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.compensation import compensable, compensate
 from lightning_fold.rewrites.filling import fill, fill_cost
 from lightning_fold.rewrites.input_selection import select_read_features
 from lightning_fold.rewrites.removal import Removal, complete, remove
-from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.shifts import find_shift
+from lightning_fold.rewrites.transaction import asking_attributes, rewrite
 from lightning_fold.rewrites.widths import kept_groups
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
 from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.liveness import input_constants, live_groups, used_columns
-from lightning_fold.structure.operators import family, is_padded, oriented
+from lightning_fold.structure.operators import is_padded, oriented
 from lightning_fold.structure.trace import Inputs, layer_of
 from lightning_fold.surgery import Surgery
 
@@ -66,39 +67,26 @@ def minimize(
     if multiple_of < 1:
         raise ValueError(f"minimize(multiple_of={multiple_of}): expected at least 1, for example multiple_of=8.")
     optimizers = list(optimizers)
-    try:
-        return _rewritten(model, example_inputs, select_inputs, multiple_of, optimizers, ask_attributes=True)
-    except RewriteError:
-        if not read_structure(model, example_inputs).labels.sizes:
-            raise  # else the code may not ask the attributes that repeat the size of its attention heads
-        return _rewritten(model, example_inputs, select_inputs, multiple_of, optimizers, ask_attributes=False)
 
+    def run(ask_attributes: bool) -> RewriteReport:
+        def read() -> Structure:
+            return read_structure(model, example_inputs, ask_attributes=ask_attributes)
 
-def _rewritten(
-    model: nn.Module,
-    example_inputs: Inputs,
-    select_inputs: bool,
-    multiple_of: int,
-    optimizers: list[Optimizer],
-    *,
-    ask_attributes: bool,
-) -> RewriteReport:
-    def read() -> Structure:
-        return read_structure(model, example_inputs, ask_attributes=ask_attributes)
+        structure = read()
 
-    structure = read()
-
-    def change(surgery: Surgery) -> list[Kept]:
-        current = structure
-        kept = _minimize(surgery, current, multiple_of)
-        while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
-            current = read()
+        def change(surgery: Surgery) -> list[Kept]:
+            current = structure
             kept = _minimize(surgery, current, multiple_of)
-        if select_inputs:
-            select_read_features(surgery, current)
-        return kept
+            while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
+                current = read()
+                kept = _minimize(surgery, current, multiple_of)
+            if select_inputs:
+                select_read_features(surgery, current)
+            return kept
 
-    return rewrite("minimize", model, example_inputs, optimizers, change, exact=True)
+        return rewrite("minimize", model, example_inputs, optimizers, change, exact=True)
+
+    return asking_attributes(run, model, example_inputs)
 
 
 @dataclass(frozen=True)
@@ -163,17 +151,12 @@ def _receiver(surgery: Surgery, structure: Structure, contraction: Contraction) 
     names, node = structure.trace.names, contraction.node
     weight = names.get(contraction.weight)
     if is_padded(node):
-        single = weight is not None and _uses(structure, weight) == 1 and _shares_channels(structure, contraction)
+        single = weight is not None and structure.uses[weight] == 1 and _shares_channels(structure, contraction)
         return _Receiver(weight, 1) if weight is not None and single else None
-    if contraction.bias is not None:
-        bias = names.get(contraction.bias)
-        return _Receiver(bias, 1) if bias is not None and _uses(structure, bias) == 1 else None
-    following = list(node.users)
-    if len(following) == 1 and family(following[0]) == "batch_norm":
-        mean = following[0].args[3]
-        if isinstance(mean, Node) and mean in names and _uses(structure, names[mean]) == 1:
-            return _Receiver(names[mean], -1)
-    if weight is None or _uses(structure, weight) != 1:
+    shift = find_shift(structure, contraction)
+    if shift is not None:
+        return _Receiver(shift.tensor, shift.sign)
+    if contraction.bias is not None or weight is None or structure.uses[weight] != 1:
         return None
     path = weight.rpartition(".")[0]
     owner = surgery.model.get_submodule(path)
@@ -189,10 +172,6 @@ def _shares_channels(structure: Structure, contraction: Contraction) -> bool:
 
 def _is_depthwise(structure: Structure, contraction: Contraction) -> bool:
     return contraction.groups > 1 and structure.known[contraction.weight].shape[1] == 1
-
-
-def _uses(structure: Structure, name: str) -> int:
-    return sum(len(node.users) for node, other in structure.trace.names.items() if other == name)
 
 
 def _choose_carriers(structure: Structure, dead: Tensor, live: Tensor) -> dict[Node, int]:

@@ -1,7 +1,7 @@
 """How small, and what comes after the cut: the arguments that prune and fold share."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Compensate = Literal["none", "bias", "least-squares"]
 Repair = Literal["none", "data-free", "data"]
@@ -47,7 +47,7 @@ class Options:
     def check(self, method: str, repairs: tuple[str, ...]) -> None:
         """Raise ``ValueError`` where a value is unknown or batches are missing."""
         for name, value, known in (
-            ("compensate", self.compensate, ("none", "bias", "least-squares")),
+            ("compensate", self.compensate, get_args(Compensate)),
             ("repair", self.repair, repairs),
         ):
             if value not in known:

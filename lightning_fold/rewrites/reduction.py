@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_fold.report import Kept, RewriteError, RewriteReport
+from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.budget import allocate, uniform
 from lightning_fold.rewrites.calibration import Calibration, from_batches, from_noise
 from lightning_fold.rewrites.choosing import Chooser, Setting
@@ -21,7 +21,7 @@ from lightning_fold.rewrites.improvement import Improvement
 from lightning_fold.rewrites.merging import fold_ar
 from lightning_fold.rewrites.options import Budget, Options
 from lightning_fold.rewrites.sensitivity import error_curves
-from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.transaction import asking_attributes, rewrite
 from lightning_fold.rewrites.widths import Width, find_widths, pinned_widths
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.trace import Inputs
@@ -54,12 +54,7 @@ def reduce_widths(
         reduction.check_budget(budget, report)
         return replace(report, notes=tuple(reduction.notes))
 
-    try:
-        return run(True)
-    except RewriteError:
-        if not find_widths(method, model, example_inputs)[0].labels.sizes:
-            raise  # else the code may not ask the attributes that repeat the size of its attention heads
-        return run(False)
+    return asking_attributes(run, model, example_inputs)
 
 
 class _Reduction:
@@ -80,8 +75,9 @@ class _Reduction:
         self.notes: list[str] = []
         self._calibration: Calibration | None = None
         self.chooser = choose(Setting(model, Surgery(model), structure, self.calibrate))
-        self.refused = [(w, reason) for w in widths if (reason := self.chooser.refused(w)) is not None]
-        self.widths = [width for width in widths if self.chooser.refused(width) is None]
+        answers = [(width, self.chooser.refused(width)) for width in widths]
+        self.refused = [(width, reason) for width, reason in answers if reason is not None]
+        self.widths = [width for width, reason in answers if reason is None]
 
     def calibrate(self) -> Calibration:
         """The dense network on data, or on noise."""

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_fold.complexity import count_parameters, counted_run
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
+from lightning_fold.structure.groups import read_structure
 from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
 from lightning_fold.surgery import Surgery
 
@@ -67,6 +68,25 @@ def rewrite(
         changes=compare_shapes(shapes, _shapes(model)),
         kept=kept,
     )
+
+
+def asking_attributes(run: Callable[[bool], RewriteReport], model: nn.Module, example_inputs: Inputs) -> RewriteReport:
+    """``run(True)``; ``run(False)`` where the code does not ask the attributes that repeat the size of its heads.
+
+    Args:
+        run: a rewrite of ``model``, told whether to trust that the code reads such attributes.
+        model: the network.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+
+    Raises:
+        RewriteError: there are no such attributes, or it fails both ways; the network is as it was before.
+    """
+    try:
+        return run(True)
+    except RewriteError:
+        if not read_structure(model, example_inputs).labels.sizes:
+            raise
+        return run(False)
 
 
 def outputs(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:

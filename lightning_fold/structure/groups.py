@@ -1,5 +1,6 @@
 """Channel groups: every (tensor, dimension, index) that must go or stay together."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,6 +86,12 @@ class Structure:
     def count(self) -> int:
         """Number of groups."""
         return int(self.group_of.max()) + 1
+
+    @cached_property
+    def uses(self) -> Counter[str]:
+        """How often each tensor, by its dotted name, is read."""
+        names = self.trace.names
+        return Counter(names[node] for node in names for _ in node.users)
 
     def groups(self, axis: Axis) -> Tensor:
         """(size,) the group of each index of one dimension of one tensor."""

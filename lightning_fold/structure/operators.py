@@ -134,6 +134,13 @@ def batch_norm_eps(node: Node) -> float:
     return eps
 
 
+def batch_norm_behind(node: Node) -> Node | None:
+    """The BatchNorm that alone reads what ``node`` computes."""
+    users = list(node.users)
+    alone = len(users) == 1 and family(users[0]) == "batch_norm" and users[0].args[0] is node
+    return users[0] if alone else None
+
+
 def softmax_over(node: Any) -> bool:
     """Whether the value of ``node`` is a softmax over its last dimension, so that its rows sum to 1."""
     while isinstance(node, Node) and (family(node) == "identity" or operator_name(node) in _SAME):

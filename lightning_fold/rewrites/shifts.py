@@ -1,0 +1,27 @@
+"""Which tensor takes a constant in place of a layer's output."""
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.labels import Contraction
+from lightning_fold.structure.operators import batch_norm_behind
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Adding ``sign * constant`` to ``tensor`` adds the constant to a layer's output."""
+
+    tensor: str
+    sign: int
+
+
+def find_shift(structure: Structure, contraction: Contraction) -> Shift | None:
+    """The bias, or without one the running mean of the BatchNorm right behind; ``None`` if others read it."""
+    norm = batch_norm_behind(contraction.node)
+    node, sign = contraction.bias, 1
+    if node is None and norm is not None:
+        node, sign = norm.args[3], -1
+    name = structure.trace.names.get(node) if isinstance(node, Node) else None
+    return Shift(name, sign) if name is not None and structure.uses[name] == 1 else None

@@ -133,8 +133,6 @@ def _torchvision(name: str, size: int) -> nn.Module:
         make = getattr(torchvision.models.segmentation, name.removeprefix("segmentation/"))
         return make(weights=None, weights_backbone=None, **heads)
     sized = {"image_size": size} if name.startswith("vit") else {}
-    if name == "maxvit_t":
-        sized = {"input_size": (size, size), "partition_size": size // 32}  # of the last stage: one partition
     quick = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return torchvision.models.get_model(name, weights=None, **sized, **quick)
 

@@ -6,7 +6,7 @@ their moments are transformed like the parameter, step counts stay. No tensor is
 inside the block puts the network and the optimizers back exactly as they were.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Any
 
@@ -34,6 +34,7 @@ from lightning_fold.optimizer_state import (
 from lightning_fold.structure.trace import evaluation_mode
 
 _REPLACED = "_replaced_by_rewrite"
+_BUILT = "_buffers_before_rewrite"
 
 _COMPUTED = (WeightNorm, SpectralNorm)  # forward pre-hooks that compute a weight
 
@@ -96,9 +97,21 @@ class Surgery:
             vars(new).update(vars(old))  # marks that the user's code has put on it
             rebind(self.optimizers, old, new, moments or change)
         for module, leaf in self._owners(old):
+            if leaf in module._non_persistent_buffers_set:
+                _keep_in_state_dict(module, leaf)
             table = module._parameters if isinstance(new, nn.Parameter) else module._buffers
             table[leaf] = new  # pyright: ignore[reportArgumentType]
             refresh_sizes(module)
+
+    def resize(self, name: str, shape: Sequence[int]) -> None:
+        """Give the tensor ``name`` another shape, all zero; a buffer that no state dict holds is as it was built."""
+        path, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        built = vars(module).get(_BUILT, {}).get(leaf)
+        if built is not None and list(built.shape) == list(shape):
+            module.register_buffer(leaf, built.to(self.tensor(name)), persistent=False)
+        else:
+            self.transform(name, lambda tensor: tensor.new_zeros(tuple(shape)))
 
     def select(self, name: str, dim: int, keep: Tensor) -> None:
         """Keep the indices ``keep`` of one dimension of the tensor ``name``."""
@@ -115,13 +128,8 @@ class Surgery:
         inside = columns.reshape(len(blocks), -1) - blocks[:, None] * inner
         by_row = inside.repeat_interleave(len(rows) // len(blocks), 0)
         self.transform(name, lambda weight: weight[rows[:, None].to(weight.device), by_row.to(weight.device)])
-        self.set_groups(name, len(blocks))
-
-    def set_groups(self, name: str, groups: int) -> None:
-        """Set the number of groups of the convolutions that own the weight ``name``."""
         for module, _ in self._owners(self.tensor(name)):
-            module.groups = groups  # pyright: ignore[reportArgumentType]
-            refresh_sizes(module)
+            _set_groups(module, groups, len(blocks))
 
     def set_attribute(self, path: str, name: str, value: int) -> None:
         """Set a Python attribute of the module ``path`` that counts channels."""
@@ -237,6 +245,23 @@ def _on_meta(tensor: Tensor | None) -> Tensor | None:
         return None
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _set_groups(module: nn.Module, old: int, new: int) -> None:
+    """Set the number of groups of a convolution; what else owns such a weight may call that number as it likes."""
+    if isinstance(module, _ConvNd):
+        module.groups = new
+        refresh_sizes(module)
+        return
+    for name, value in list(vars(module).items()):
+        if type(value) is int and value == old:
+            setattr(module, name, new)
+
+
+def _keep_in_state_dict(module: nn.Module, leaf: str) -> None:
+    """A buffer that is no longer what its class builds must be saved; what was built is remembered for a way back."""
+    module._non_persistent_buffers_set = module._non_persistent_buffers_set - {leaf}
+    vars(module)[_BUILT] = vars(module).get(_BUILT, {}) | {leaf: module._buffers[leaf]}
 
 
 def refresh_sizes(module: nn.Module) -> None:

@@ -54,7 +54,7 @@ def test_exception_restores_network_and_optimizer() -> None:
         surgery.transform("1.bn1.weight", lambda tensor: tensor * 2)
         surgery.create("1.conv1.bias", torch.ones(8), "1.conv1.weight")
         surgery.replace_module("3.linear", nn.Sequential(nn.Linear(12, 2), nn.Linear(2, 4)))
-        surgery.set_groups("2.conv1.weight", 2)
+        surgery.select_grouped("2.conv1.weight", torch.arange(4), torch.arange(4), 4)
         assert not _equal(before, _snapshot(model, optimizer))
         raise KeyError("stop")
     assert _equal(before, _snapshot(model, optimizer))

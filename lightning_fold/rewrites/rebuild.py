@@ -54,7 +54,7 @@ def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
         if not isinstance(getattr(module, name, None), Tensor):
             _create(surgery, module, path, name, shape)
         elif list(getattr(module, name).shape) != shape:
-            surgery.transform(dotted, lambda tensor, s=shape: tensor.new_zeros(s))
+            surgery.resize(dotted, shape)
     for name, value in entry["attributes"].items():
         old = getattr(module, name, None)
         setattr(module, name, tuple(value) if isinstance(value, list) and isinstance(old, tuple) else value)

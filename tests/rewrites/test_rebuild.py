@@ -37,6 +37,40 @@ def test_round_trip_loads_strictly(name: str, rewrite: str) -> None:
     fresh.train()(*inputs)
 
 
+class Blur(nn.Module):
+    """A fixed filter for each channel, in a buffer that the state dict leaves out, as timm's networks have them."""
+
+    def __init__(self, channels: int, size: int = 3) -> None:
+        super().__init__()
+        self.channels, self.size = channels, size
+        self.register_buffer("filt", torch.rand(channels, 1, size, size).softmax(-1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.get_buffer("filt"), groups=self.channels)
+
+
+def _blurred() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Blur(8), nn.Conv2d(8, 4, 1)).double()
+
+
+def test_buffer_outside_the_state_dict_there_and_back() -> None:
+    model, images = _blurred(), torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    with torch.no_grad():
+        model[0].weight[[1, 4, 6]] = 0
+        model[0].bias[[1, 4, 6]] = 0
+    structure, state, expected = lf.describe(model), deepcopy(model.state_dict()), model(images)
+    lf.minimize(model, images)
+    assert model[2].channels == len(model[2].filt) == 5
+    fresh = _blurred()
+    lf.rebuild(fresh, json.loads(json.dumps(lf.describe(model))))
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(fresh(images), model(images))
+    lf.rebuild(fresh, structure)
+    fresh.load_state_dict(state, strict=True)
+    assert torch.equal(fresh(images), expected)
+
+
 def test_one_rewrite_after_the_other() -> None:
     model, inputs = build("residual", "rows"), ZOO["residual"].inputs()
     lf.minimize(model, inputs)

@@ -49,7 +49,7 @@ class Blur(nn.Module):
         return nn.functional.conv2d(x, self.get_buffer("filt"), groups=self.channels)
 
 
-def _blurred() -> nn.Module:
+def _blurred() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Blur(8), nn.Conv2d(8, 4, 1)).double()
 

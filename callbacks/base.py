@@ -1,5 +1,6 @@
 """What every callback that rewrites a network shares."""
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_fold.callbacks.copies import Copies
 from lightning_fold.callbacks.inputs import global_inputs, network_inputs
 from lightning_fold.callbacks.refusals import refuse_strategy, refuse_training, refuse_unused
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
@@ -33,7 +35,8 @@ class RewriteCallback(lightning.Callback):
         self.monitor = monitor
         self.metric: float | None = None
         self._example: Inputs | None = None
-        self._epoch = -1
+        self._epoch = self._start = -1
+        self._copies = Copies(type(self).__name__)
 
     @property
     def finished(self) -> bool:
@@ -54,6 +57,9 @@ class RewriteCallback(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse what else cannot follow a change of shapes."""
+        self._copies, self._start = Copies(type(self).__name__), trainer.global_step
+        if not self.finished:
+            self._copies.check(trainer, pl_module)
         refuse_training(type(self).__name__, trainer, pl_module)
 
     def on_train_batch_start(
@@ -63,7 +69,12 @@ class RewriteCallback(lightning.Callback):
 
         Not in ``on_train_epoch_start``, which Lightning leaves out after some restarts.
         """
-        if trainer.current_epoch != self._epoch:
+        begins, stepped = trainer.current_epoch != self._epoch, trainer.global_step > self._start
+        if (begins or stepped) and not self.finished:
+            self._copies.check(trainer, pl_module)
+        if stepped:  # averages show after the first step, or else at the start of an epoch
+            self._start = sys.maxsize
+        if begins:
             self._epoch = trainer.current_epoch
             with torch.compiler.set_stance("force_eager"):
                 self._look(trainer, pl_module, batch, batch_idx)
@@ -117,6 +128,7 @@ class RewriteCallback(lightning.Callback):
         """
         assert self._example is not None, "a rewrite needs inputs: at least one training batch"
         network = network_of(pl_module)
+        self._copies.warn(trainer, pl_module)
         remember_dense(pl_module, self.metric, self.monitor)
         report = change(network, self._example, trainer.optimizers)
         record: CompressionRecord = follow(pl_module)

@@ -6,8 +6,6 @@ import lightning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.optimizer_state import check_optimizers
@@ -33,23 +31,11 @@ def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
 
 
 def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-    """Refuse copies of the network elsewhere, optimizers that store all parameters in one row, and missing batches.
+    """Refuse optimizers that store all parameters in one row, and missing batches.
 
     Raises:
-        ValueError: the message names the callback, submodule, optimizer or step, and what to do.
+        ValueError: the message names the optimizer or step, and what to do.
     """
-    for callback in trainer.callbacks:
-        if any(_is_copy(value, pl_module) for value in vars(callback).values()):
-            raise ValueError(
-                f"{call}: {type(callback).__name__} keeps a second copy of the network, which would not follow its "
-                "change of shape. Leave it out, or train with it first and compress the result afterwards."
-            )
-    for name, module in pl_module.named_modules():
-        if isinstance(module, AveragedModel):
-            raise ValueError(
-                f"{call}: {type(pl_module).__name__}.{name} is an AveragedModel, which would not follow the network's "
-                "change of shape. Leave it out, or train with it first and compress the result afterwards."
-            )
     check_optimizers(trainer.optimizers)
     if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
         raise ValueError(
@@ -71,15 +57,3 @@ def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: tuple
             f"{call}(module=''): {type(pl_module).__name__} has several networks, and its forward does not use "
             f"{unused}. Name the one to compress: module=NAME, one of {children}."
         )
-
-
-def _is_copy(value: Any, pl_module: lightning.LightningModule) -> bool:
-    """Whether ``value`` is a network with parameters of its own, such as an average of ``pl_module``."""
-    if not isinstance(value, nn.Module) or value is pl_module:
-        return False
-    own = {id(parameter) for parameter in pl_module.parameters()}
-    names = dict(pl_module.named_parameters())
-    return any(
-        id(parameter) not in own and (name in names or name.removeprefix("module.") in names)
-        for name, parameter in value.named_parameters()
-    )

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share
 from lightning_fold.callbacks.inputs import network_inputs
 from lightning_fold.rewrites.options import Compensate
+from lightning_fold.structure.inputs import Inputs
 
 
 class RewriteOnce(RewriteCallback):
@@ -37,7 +38,7 @@ class RewriteOnce(RewriteCallback):
         """Whether the rewrite was done."""
         return self.done
 
-    def change(self, batches: list[tuple[Any, ...]] | None) -> Rewrite:
+    def change(self, batches: list[Inputs] | None) -> Rewrite:
         """The rewrite, as a function of network, inputs and optimizers; ``batches`` are the network's inputs."""
         raise NotImplementedError
 
@@ -73,6 +74,11 @@ class RewriteOnce(RewriteCallback):
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite before the first batch of the given epoch."""
+        if self._count and isinstance(self._example, dict):
+            raise ValueError(
+                f"{type(self).__name__}: the network's inputs {', '.join(self._example)} have no order, and batches of "
+                "training data are read by their first input; expected to look at none: batches=0, whiten_batches=0."
+            )
         if 0 <= self.at_epoch <= trainer.current_epoch:
             self._rewrite_once(trainer, pl_module)
 
@@ -95,9 +101,7 @@ class RewriteOnce(RewriteCallback):
             self.rewrite(trainer, pl_module, self.method, self.change(self._batches(trainer, pl_module)))
             self.done = True
 
-    def _batches(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> list[tuple[Any, ...]] | None:
+    def _batches(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Inputs] | None:
         """The network's inputs for the first training batches, the same ones on every process."""
         loader = trainer.train_dataloader
         if not self._count or loader is None:
@@ -151,7 +155,7 @@ class ReduceOnce(RewriteOnce):
         self.ratio, self.keep_parameters, self.batches = ratio, keep_parameters, batches
         self.compensate, self.repair = compensate, repair
 
-    def common(self, batches: list[tuple[Any, ...]] | None) -> dict[str, Any]:
+    def common(self, batches: list[Inputs] | None) -> dict[str, Any]:
         """The arguments of the rewrite."""
         return {
             "ratio": self.ratio,

@@ -16,7 +16,7 @@ from lightning_fold.callbacks.refusals import refuse_strategy, refuse_training, 
 from lightning_fold.checkpointing import CompressionRecord, Snapshot, follow, network_of
 from lightning_fold.report import RewriteReport
 from lightning_fold.structure.groups import channel_groups
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 
 Rewrite = Callable[[nn.Module, Inputs, Iterable[Optimizer]], RewriteReport]
 

@@ -61,8 +61,8 @@ class Copies:
         for name, held in () if self._warned else _around(pl_module):
             if isinstance(held, nn.Module) and _copied(held, trainer, pl_module):
                 rank_zero_warn(
-                    f"{self.call}: {name} keeps its shapes while those of the network change. A teacher may; an average "
-                    "of the network's weights must be left out."
+                    f"{self.call}: {name} keeps its shapes while those of the network change. A teacher may; an "
+                    "average of the network must be left out."
                 )
             elif not isinstance(held, nn.Module) and any(id(tensor) in own for tensor in held):
                 rank_zero_warn(

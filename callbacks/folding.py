@@ -1,10 +1,11 @@
 """ChannelFolding: merges channels at the end of training."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_fold.callbacks.at_end import ReduceOnce
 from lightning_fold.callbacks.base import Rewrite
 from lightning_fold.rewrites.folding import fold
+from lightning_fold.structure.inputs import Inputs
 
 
 class ChannelFolding(ReduceOnce):
@@ -49,7 +50,7 @@ class ChannelFolding(ReduceOnce):
         )
         self.seed = seed
 
-    def change(self, batches: list[tuple[Any, ...]] | None) -> Rewrite:
+    def change(self, batches: list[Inputs] | None) -> Rewrite:
         """Fold."""
         return lambda network, inputs, optimizers: fold(
             network, inputs, seed=self.seed, optimizers=optimizers, **self.common(batches)

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_fold.checkpointing import follow, network_of
+from lightning_fold.structure.inputs import Inputs
 from lightning_fold.structure.trace import evaluation_mode
 
 
@@ -22,15 +23,15 @@ class _Reached(BaseException):
     """Ends a training step that has shown what was to be seen; no error handler of the step stops it."""
 
 
-def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> tuple[Any, ...]:
-    """The positional inputs that ``training_step`` first calls the network with, for ``batch``.
+def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> Inputs:
+    """What ``training_step`` first calls the network with, for ``batch``: in order if it can be, else by name.
 
     The step runs on a copy of the batch until the network is called, and no further: without gradients, logging or
     random numbers that anybody else would miss, modules in evaluation mode, compiled code set aside.
 
     Raises:
-        ValueError: the step calls the network with arguments that have no position, or not at all before a backward
-            pass by hand or an optimizer's step.
+        ValueError: the step calls the network with arguments of which some have no position and others no name, or not
+            at all before a backward pass by hand or an optimizer's step.
     """
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -49,10 +50,10 @@ def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: 
             handle.remove()
     if not seen:
         raise _never_called(pl_module)
-    return _positional(network, *seen[0])
+    return _in_order(network, *seen[0])
 
 
-def global_inputs(trainer: lightning.Trainer, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def global_inputs(trainer: lightning.Trainer, inputs: Inputs) -> Inputs:
     """The inputs of all processes as one batch, the same on each; those of the first where they do not fit together."""
     if trainer.world_size == 1:
         return inputs
@@ -61,7 +62,7 @@ def global_inputs(trainer: lightning.Trainer, inputs: tuple[Any, ...]) -> tuple[
     return tree_map(_to(trainer.lightning_module.device), _joined(everyones))
 
 
-def first_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def first_example(inputs: Inputs) -> Inputs:
     """The inputs for the first example of a batch alone."""
     size = _batch_size(inputs)
     return tree_map(lambda leaf: leaf[:1] if _is_batched(leaf, size) else leaf, inputs)
@@ -94,25 +95,31 @@ def _never_called(pl_module: lightning.LightningModule) -> ValueError:
     )
 
 
-def _positional(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """Arguments given by name at their positions, defaults in between."""
+def _in_order(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """Arguments given by name at their positions, defaults in between; all by name where one has no position."""
     if not kwargs:
         return args
-    bound = inspect.signature(network.forward).bind(*args, **kwargs)
-    given = set(bound.arguments)
     parameters = list(inspect.signature(network.forward).parameters.values())
-    by_name = [p.name for p in parameters if p.name in given and p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
-    if by_name:
-        raise ValueError(
-            f"{type(network).__name__}.forward was called with {by_name}, which have no position; expected arguments "
-            "that can be given in order. Give forward() plain parameters of these names."
-        )
+    bound = inspect.signature(network.forward).bind(*args, **kwargs)
+    given = [parameter for parameter in parameters if parameter.name in bound.arguments]
+    if any(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in given):
+        return _by_name(network, given, bound.arguments)
     bound.apply_defaults()
-    last = max(position for position, parameter in enumerate(parameters) if parameter.name in given)
-    return bound.args[: last + 1]
+    return bound.args[: parameters.index(given[-1]) + 1]
 
 
-def _joined(everyones: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+def _by_name(network: nn.Module, given: list[inspect.Parameter], values: dict[str, Any]) -> dict[str, Any]:
+    unnamed = [p.name for p in given if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
+    if unnamed:
+        raise ValueError(
+            f"{type(network).__name__}.forward was called with {unnamed}, which can be given in order alone, and with "
+            "others that can be given by name alone; expected one or the other. Give forward() plain parameters."
+        )
+    extra = {name: value for p in given if p.kind == p.VAR_KEYWORD for name, value in values[p.name].items()}
+    return {p.name: values[p.name] for p in given if p.kind != p.VAR_KEYWORD} | extra
+
+
+def _joined(everyones: list[Inputs]) -> Inputs:
     flat = [tree_flatten(inputs) for inputs in everyones]
     sizes = [_batch_size(inputs) for inputs in everyones]
     leaves = []
@@ -127,7 +134,7 @@ def _joined(everyones: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tree_unflatten(leaves, flat[0][1])
 
 
-def _batch_size(inputs: tuple[Any, ...]) -> int:
+def _batch_size(inputs: Inputs) -> int:
     return next((leaf.shape[0] for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.dim()), -1)
 
 

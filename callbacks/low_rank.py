@@ -1,10 +1,9 @@
 """LowRankFactorization: splits layers into two of low rank at the end of training."""
 
-from typing import Any
-
 from lightning_fold.callbacks.at_end import RewriteOnce
 from lightning_fold.callbacks.base import Rewrite, check_share
 from lightning_fold.rewrites.low_rank import factorize
+from lightning_fold.structure.inputs import Inputs
 
 
 class LowRankFactorization(RewriteOnce):
@@ -46,7 +45,7 @@ class LowRankFactorization(RewriteOnce):
         self.keep_parameters, self.keep_flops = keep_parameters, keep_flops
         self.whiten_batches = whiten_batches
 
-    def change(self, batches: list[tuple[Any, ...]] | None) -> Rewrite:
+    def change(self, batches: list[Inputs] | None) -> Rewrite:
         """Factorize."""
         budget = {"keep_flops": self.keep_flops} if self.keep_flops else {"keep_parameters": self.keep_parameters}
         return lambda network, inputs, optimizers: factorize(

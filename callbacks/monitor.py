@@ -15,7 +15,7 @@ from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figure
 from lightning_fold.rewrites.sparsification import sparsity_of
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 
 _FINAL_TAGS = (
     *("compressed/accuracy", "dense/accuracy", "accuracy/test", "compression/factor", "compression/parameters"),

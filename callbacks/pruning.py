@@ -1,10 +1,11 @@
 """ChannelPruning: removes whole channels at the end of training."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_fold.callbacks.at_end import ReduceOnce
 from lightning_fold.callbacks.base import Rewrite, check_choice
 from lightning_fold.rewrites.pruning import prune
+from lightning_fold.structure.inputs import Inputs
 
 
 class ChannelPruning(ReduceOnce):
@@ -49,7 +50,7 @@ class ChannelPruning(ReduceOnce):
         check_choice("ChannelPruning", "importance", importance, ("l1", "l2", "activation", "reconstruction"))
         self.importance = importance
 
-    def change(self, batches: list[tuple[Any, ...]] | None) -> Rewrite:
+    def change(self, batches: list[Inputs] | None) -> Rewrite:
         """Prune."""
         return lambda network, inputs, optimizers: prune(
             network, inputs, importance=self.importance, optimizers=optimizers, **self.common(batches)

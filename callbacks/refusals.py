@@ -1,7 +1,5 @@
 """What cannot be combined with a network whose shapes change: refused by name before training starts."""
 
-from typing import Any
-
 import lightning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -9,6 +7,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.optimizer_state import check_optimizers
+from lightning_fold.structure.inputs import Inputs
 from lightning_fold.structure.trace import trace
 
 
@@ -44,7 +43,7 @@ def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.
         )
 
 
-def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: tuple[Any, ...]) -> None:
+def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: Inputs) -> None:
     """Refuse to take a whole LightningModule as the network where its ``forward`` leaves submodules unused."""
     if follow(pl_module).network:
         return

@@ -25,7 +25,7 @@ from lightning_fold.rewrites.release import release
 from lightning_fold.rewrites.sparsification import Criterion, prunable_weights, sparsify
 from lightning_fold.rewrites.target import sparsity_within
 from lightning_fold.structure.groups import channel_groups
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 
 Phase = Literal["dense", "shrink", "masked", "final"]
 

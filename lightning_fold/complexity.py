@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode, written_out
+from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.structure.trace import evaluation_mode, written_out
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -26,7 +27,8 @@ def count_flops(model: nn.Module, example_inputs: Inputs) -> int:
 
     Args:
         model: any module; it runs once in evaluation mode.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first; the whole batch counts.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first; the
+            whole batch counts.
     """
     return counted_run(model, example_inputs)[1]
 
@@ -38,7 +40,7 @@ def counted_run(model: nn.Module, example_inputs: Inputs) -> tuple[Any, int]:
     # Attention runs as matrix products: not every version of torch counts what its fused operators do on every device.
     plain = sdpa_kernel(SDPBackend.MATH)
     with evaluation_mode(model), torch.no_grad(), written_out(), plain, FlopCounterMode(display=False) as counter:
-        found = functional_call(model, parameters, as_inputs(example_inputs))
+        found = call(model, example_inputs, parameters)
     return found, int(counter.get_total_flops())
 
 
@@ -84,7 +86,7 @@ def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30,
 
     Args:
         model: any module.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         runs: timed passes, at least 1.
         warmup: passes before the first timed one, at least 0.
 
@@ -93,7 +95,7 @@ def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30,
     """
     if runs < 1 or warmup < 0:
         raise ValueError(f"measure_latency(runs={runs}, warmup={warmup}): expected runs >= 1 and warmup >= 0.")
-    inputs = as_inputs(example_inputs)
+    inputs = tree_leaves(example_inputs)
     tensors = [value for value in (*model.parameters(), *inputs) if isinstance(value, Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
     seconds = []
@@ -101,7 +103,7 @@ def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30,
         for run in range(warmup + runs):
             _synchronize(device)
             start = time.perf_counter()
-            model(*inputs)
+            call(model, example_inputs)
             _synchronize(device)
             if run >= warmup:
                 seconds.append(time.perf_counter() - start)

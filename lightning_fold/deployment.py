@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from lightning_fold.extras import require
 from lightning_fold.rewrites.transaction import TOLERANCES, outputs, relative_error
 from lightning_fold.serialization import load, save, write_atomically
-from lightning_fold.structure.trace import Inputs, as_inputs, written_out
+from lightning_fold.structure.inputs import Inputs, as_inputs
+from lightning_fold.structure.trace import written_out
 
 Format = Literal["onnx", "pt2", "safetensors"]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_fold.complexity import Latency, arrived_saving, count_flops, count_parameters, measure_latency
 from lightning_fold.evaluation import evaluate
-from lightning_fold.structure.trace import Inputs, as_inputs
+from lightning_fold.structure.inputs import Inputs, as_inputs
 
 _RUNS = 100  # timed passes: enough for a stable median of passes that take microseconds
 

@@ -14,7 +14,7 @@ from lightning_fold.models.factory import build_network
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.safetensors_files import read_safetensors, write_safetensors
 from lightning_fold.structure.description import describe
-from lightning_fold.structure.trace import Inputs, as_inputs
+from lightning_fold.structure.inputs import Inputs, as_inputs
 from lightning_fold.surgery import Surgery
 
 _FORMAT = 1

@@ -13,7 +13,7 @@ from lightning_fold.rewrites.low_rank import factorize
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.pruning import prune
 from lightning_fold.rewrites.repair import repair
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 
 Method = Literal["prune", "prune-l1", "prune-least-squares", "fold", "fold-least-squares", "factorize", "minimize"]
 

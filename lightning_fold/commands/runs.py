@@ -16,7 +16,7 @@ from lightning_fold.config_errors import summarise
 from lightning_fold.models.factory import accepted_arguments, find_builder
 from lightning_fold.modules import Classifier
 from lightning_fold.serialization import example_of, load_file, read_checkpoint
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 
 SUFFIXES = (".ckpt", ".pt", ".safetensors")  # of the files that hold a network
 

@@ -22,7 +22,7 @@ from lightning_fold.evaluation import Split, evaluate
 from lightning_fold.remarks import silence
 from lightning_fold.report import RewriteError
 from lightning_fold.serialization import write_atomically
-from lightning_fold.structure.trace import as_inputs
+from lightning_fold.structure.inputs import as_inputs
 
 Repair = Literal["none", "data"]
 

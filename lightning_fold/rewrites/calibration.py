@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.rewrites.repair import inputs_of_batch, repair
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
+from lightning_fold.rewrites.repair import estimate_statistics, inputs_of_batch
+from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.structure.trace import evaluation_mode
 
 _MOST_EXAMPLES = 256
 _MOST_ELEMENTS = 2_000_000  # of noise: 256 images of 3 x 32 x 32, 13 of 3 x 224 x 224
@@ -23,14 +25,14 @@ class Calibration:
     Attributes:
         network: the dense network, in evaluation mode. Without data its BatchNorm statistics are those of ``inputs``,
             so that behind every BatchNorm mean and variance are the ones it promises, as they are on real data.
-        inputs: positional inputs, batch first.
+        inputs: what it is called with, batch first.
         held_out: inputs that nothing is estimated from; the same as ``inputs`` where there is one batch.
         real: whether the inputs are data.
     """
 
     network: nn.Module
-    inputs: tuple[Any, ...]
-    held_out: tuple[Any, ...]
+    inputs: Inputs
+    held_out: Inputs
     real: bool
 
 
@@ -54,15 +56,15 @@ def from_noise(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> Calib
     follows from the weights. Noise for images has the 1/f spectrum of natural ones. Integer inputs stay as they are.
     """
     generator = torch.Generator().manual_seed(seed)
-    given = as_inputs(example_inputs)
-    if all(isinstance(value, Tensor) and value.is_floating_point() and value.dim() for value in given):
-        size = sum(value[:1].numel() for value in given)
+    given, leaves = example_inputs, tree_leaves(example_inputs)
+    if all(isinstance(value, Tensor) and value.is_floating_point() and value.dim() for value in leaves):
+        size = sum(value[:1].numel() for value in leaves)
         examples = max(2, min(_MOST_EXAMPLES, _MOST_ELEMENTS // size))
-        given = tuple(_noise(value, examples, generator) for value in given)
+        given = tree_map(lambda value: _noise(value, examples, generator), example_inputs)
     network = deepcopy(model).eval()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     if norms:
-        repair(network, [given])
+        estimate_statistics(network, [given])
     return Calibration(network, given, given, real=False)
 
 
@@ -96,7 +98,7 @@ def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, 
     handles = [calibration.network.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
     try:
         with evaluation_mode(calibration.network), torch.no_grad():
-            calibration.network(*calibration.inputs)
+            call(calibration.network, calibration.inputs)
     finally:
         for handle in handles:
             handle.remove()

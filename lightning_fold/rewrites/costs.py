@@ -10,9 +10,9 @@ from torch.fx import Node
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.rewrites.widths import Width, find_bundles
 from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.inputs import Inputs, first_examples
 from lightning_fold.structure.labels import Value
 from lightning_fold.structure.operators import operands, operator_name
-from lightning_fold.structure.trace import Inputs, as_inputs
 
 _PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "scaled_dot_product_attention")
 
@@ -90,7 +90,7 @@ def cost_model(
     prices = _flops_per_weight(structure)
     costs = [Cost(prices[name] * size, tuple(dims[name])) for name, size in sizes.items() if name in prices]
     examples = _traced(structure)
-    inputs = tuple(v[:examples] if isinstance(v, Tensor) and v.dim() else v for v in as_inputs(example_inputs))
+    inputs = first_examples(example_inputs, examples)
     return CostModel(structure, widths, costs + _product_costs(structure), count_flops(model, inputs))
 
 

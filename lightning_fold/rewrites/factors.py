@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fold.rewrites.repair import inputs_of_batch
-from lightning_fold.structure.trace import as_inputs, evaluation_mode
+from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.structure.trace import evaluation_mode
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -94,7 +95,7 @@ def output_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Sha
     return moments
 
 
-def calls(model: nn.Module, example_inputs: Any, layers: Iterable[nn.Module]) -> dict[nn.Module, list[Tensor]]:
+def calls(model: nn.Module, example_inputs: Inputs, layers: Iterable[nn.Module]) -> dict[nn.Module, list[Tensor]]:
     """What each layer is called with in one forward pass in evaluation mode; none where its weight is only read.
 
     Observed without hooks: ``nn.TransformerEncoderLayer`` leaves its fast path where it finds some.
@@ -115,7 +116,7 @@ def calls(model: nn.Module, example_inputs: Any, layers: Iterable[nn.Module]) ->
         try:
             for layer in seen:
                 observe(layer)
-            model(*as_inputs(example_inputs))
+            call(model, example_inputs)
         finally:
             for layer, forward in own.items():
                 vars(layer).pop("forward")

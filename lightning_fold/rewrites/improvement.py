@@ -12,7 +12,7 @@ from lightning_fold.rewrites.calibration import Calibration, relative_squared_er
 from lightning_fold.rewrites.consumers import Consumer, find_consumers
 from lightning_fold.rewrites.cut import Cut
 from lightning_fold.rewrites.least_squares import refit
-from lightning_fold.rewrites.repair import is_layer_norm, repair, tune_layer_norms
+from lightning_fold.rewrites.repair import estimate_statistics, is_layer_norm, tune_layer_norms
 from lightning_fold.rewrites.transaction import outputs
 from lightning_fold.surgery import Surgery
 
@@ -72,7 +72,7 @@ class Improvement:
         dense = self.dense
         assert dense is not None
         rows = self._norm_rows(surgery.model)
-        self._if_better("BatchNorm re-estimation", surgery, lambda copy: repair(copy, [dense.inputs]))
+        self._if_better("BatchNorm re-estimation", surgery, lambda copy: estimate_statistics(copy, [dense.inputs]))
         tune = lambda copy: tune_layer_norms(dense.network, copy, dense.inputs, rows)  # noqa: E731
         self._if_better("LayerNorm tuning", surgery, tune)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fold.rewrites.calibration import Calibration
 from lightning_fold.rewrites.consumers import Consumer
+from lightning_fold.structure.inputs import call
 from lightning_fold.structure.trace import evaluation_mode
 
 _FEWEST_ROWS = 16384
@@ -88,7 +89,7 @@ def _run(
     handles = [hook(network.get_submodule(consumer.path), consumer) for consumer in consumers]
     try:
         with evaluation_mode(network), torch.no_grad():
-            network(*calibration.inputs)
+            call(network, calibration.inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,7 +14,7 @@ from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.factors import KINDS, Shape, calls, output_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 from lightning_fold.surgery import Surgery
 
 _BISECTIONS = 60
@@ -47,7 +47,7 @@ def factorize(
 
     Args:
         model: any network with at least one linear layer or convolution inside.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         keep_parameters: share of the network's parameters to keep, in (0, 1]; 0.3 where neither share is given.
         keep_flops: share of its floating-point operations to keep, in (0, 1], in place of ``keep_parameters``.
         batches: a few batches of inputs, or (inputs, ...) of which the first element is read.

@@ -20,10 +20,11 @@ from lightning_fold.rewrites.transaction import asking_attributes, rewrite
 from lightning_fold.rewrites.widths import kept_groups
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
+from lightning_fold.structure.inputs import Inputs
 from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.liveness import input_constants, live_groups, used_columns
 from lightning_fold.structure.operators import is_padded, oriented
-from lightning_fold.structure.trace import Inputs, layer_of
+from lightning_fold.structure.trace import layer_of
 from lightning_fold.surgery import Surgery
 
 
@@ -48,7 +49,7 @@ def minimize(
 
     Args:
         model: any network that ``torch.export`` can trace, with exact zeros in its weights, however they were made.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         select_inputs: also drop the input features that no Linear layer reads, behind a :class:`SelectFeatures` in
             front of it.
         multiple_of: what the number of channels that stay of every width is rounded up to a multiple of (8 suits most

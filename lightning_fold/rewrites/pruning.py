@@ -23,7 +23,7 @@ from lightning_fold.rewrites.options import Budget, Compensate, Options, Repair
 from lightning_fold.rewrites.reduction import reduce_widths
 from lightning_fold.rewrites.widths import Width
 from lightning_fold.rewrites.wrappers import on_network
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 
 __all__ = ["Importance", "prune"]
 
@@ -48,7 +48,7 @@ def prune(
 
     Args:
         model: any network that ``torch.export`` can trace.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         ratio: share of the channels of each width that goes, in [0, 1); at least one channel stays.
         keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives
             as many channels as its measured effect on the outputs allows.

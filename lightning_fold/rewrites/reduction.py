@@ -24,7 +24,7 @@ from lightning_fold.rewrites.sensitivity import error_curves
 from lightning_fold.rewrites.transaction import asking_attributes, rewrite
 from lightning_fold.rewrites.widths import Width, find_widths, pinned_widths
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 from lightning_fold.surgery import Surgery
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -12,7 +11,8 @@ from lightning_fold.complexity import count_parameters
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.sparsification import prunable_weights
 from lightning_fold.rewrites.wrappers import on_network
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
+from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.structure.trace import evaluation_mode
 from lightning_fold.surgery import Surgery
 
 _BISECTIONS = 12
@@ -38,7 +38,8 @@ def release(
         model: any network.
         max_drift: with ``batch``, how far the outputs may move: the norm of their change over the norm of the outputs;
             the amplitude a (at most 1) is found by bisection. Without ``batch``, a itself. In [0, 1].
-        batch: a tensor, or a tuple of positional inputs, on which the drift is measured in evaluation mode.
+        batch: a tensor, a tuple of positional inputs or a dict of inputs by name, on which the drift is measured
+            in evaluation mode.
         generator: source of the noise, on the CPU.
         optimizers: optimizers of the network.
 
@@ -89,5 +90,5 @@ def _amplitude(model: nn.Module, noise: dict[str, Tensor], max_drift: float, bat
 
 
 def _outputs(model: nn.Module, replaced: dict[str, Tensor], batch: Inputs) -> Tensor:
-    found = tree_leaves(functional_call(model, replaced, as_inputs(batch)))
+    found = tree_leaves(call(model, batch, replaced))
     return torch.cat([value.flatten() for value in found if isinstance(value, Tensor) and value.is_floating_point()])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_fold.structure.inputs import Inputs, call
 from lightning_fold.structure.trace import evaluation_mode
 
 
@@ -32,14 +33,18 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
 
     Whatever goes wrong, the statistics are as they were.
     """
+    estimate_statistics(model, (inputs_of_batch(batch).to(next(model.parameters()).device) for batch in dataloader))
+
+
+def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
+    """:func:`repair` on batches of all that the network is called with, where it is."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     if not norms:
         return
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     statistics = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    device = next(model.parameters()).device
-    batches = iter(dataloader)
+    batches = iter(batches)
     batch = next(batches, None)
     if batch is None:
         raise ValueError("repair(model, dataloader): the dataloader is empty; expected at least one batch.")
@@ -51,7 +56,7 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
     try:
         with torch.no_grad():
             while batch is not None:
-                model(inputs_of_batch(batch).to(device))
+                call(model, batch)
                 batch = next(batches, None)
     except BaseException:
         for norm, saved in zip(norms, statistics, strict=True):
@@ -64,7 +69,7 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
             module.training = training
 
 
-def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: tuple[Any, ...], rows: Mapping[str, Tensor]) -> None:
+def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: Mapping[str, Tensor]) -> None:
     """Scale and shift of every LayerNorm and RMSNorm of ``model``, in place, so that it gives what the dense one gives.
 
     For each channel by least squares, in closed form and in one pass: a norm meets what the norms before it now give.
@@ -72,7 +77,7 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: tuple[Any, ...]
     Args:
         dense: the network before the rewrite.
         model: the network, changed.
-        inputs: positional inputs.
+        inputs: what both are called with.
         rows: for each norm by its dotted name (channels left, channels) which mix of dense channels is the target.
     """
     targets: dict[str, Tensor] = {}
@@ -107,7 +112,7 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: tuple[Any, ...]
         handles = [network.get_submodule(path).register_forward_hook(hook(path)) for path in rows]
         try:
             with evaluation_mode(network), torch.no_grad():
-                network(*inputs)
+                call(network, inputs)
         finally:
             for handle in handles:
                 handle.remove()

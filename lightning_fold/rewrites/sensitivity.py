@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_fold.rewrites.budget import Curve, error_curve
 from lightning_fold.rewrites.calibration import Calibration, relative_squared_error, second_moments
@@ -15,6 +14,7 @@ from lightning_fold.rewrites.projection import least_squares_projector, membersh
 from lightning_fold.rewrites.transaction import float_tensors
 from lightning_fold.rewrites.widths import Width
 from lightning_fold.structure.groups import Member, Structure
+from lightning_fold.structure.inputs import call, first_examples
 from lightning_fold.structure.trace import evaluation_mode
 from lightning_fold.surgery import Surgery, Transform
 
@@ -38,9 +38,7 @@ class _Sensitivity:
 
     def __init__(self, calibration: Calibration, structure: Structure, chooser: Chooser, refitted: bool) -> None:
         self.network, self.structure, self.chooser = calibration.network, structure, chooser
-        self.inputs = tuple(
-            value[:_EXAMPLES] if isinstance(value, Tensor) and value.dim() else value for value in calibration.inputs
-        )
+        self.inputs = first_examples(calibration.inputs, _EXAMPLES)
         self.expected = self._outputs({})
         self.moments: dict[str, Tensor] = {}
         if refitted:
@@ -72,7 +70,7 @@ class _Sensitivity:
 
     def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:
         with evaluation_mode(self.network), torch.no_grad():
-            return float_tensors(functional_call(self.network, changed, self.inputs))
+            return float_tensors(call(self.network, self.inputs, changed))
 
 
 class _Overlay(Surgery):

@@ -11,7 +11,7 @@ from lightning_fold.complexity import count_parameters
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.groups import ChannelGroup, channel_groups
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 from lightning_fold.surgery import Surgery
 
 Criterion = Literal["magnitude", "connected"]
@@ -38,7 +38,8 @@ def sparsify(
         criterion: ``"magnitude"`` ranks by |w|. ``"connected"`` ranks by the weaker of the two channels that the weight
             connects, so that whole rows and columns empty: a channel's strength is the geometric mean of the root
             mean squares of what writes it and of what reads it, as a share of the mean over its layer.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first; needed by ``"connected"``.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first; needed
+            by ``"connected"``.
         inputs: let ``"connected"`` also empty columns of linear layers that read the network's inputs.
         optimizers: optimizers of the network; state of zeroed weights is set to zero.
 

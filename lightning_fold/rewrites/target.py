@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.sparsification import Criterion, sparsify
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 
 _BISECTIONS = 12
 
@@ -26,7 +26,7 @@ def sparsity_within(
         model: the network; it stays as it is, copies of it are sparsified and minimized.
         sparsity: the largest share of zeros, in [0, 1).
         parameters: number of parameters that need not be undercut.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         criterion: as for :func:`sparsify`.
         inputs: whether input features compete, and leave, too.
     """

@@ -12,7 +12,8 @@ from lightning_fold.complexity import count_parameters, counted_run
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
 from lightning_fold.structure.groups import read_structure
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
+from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.structure.trace import evaluation_mode
 from lightning_fold.surgery import Surgery
 
 # Largest relative change of an output that an exact rewrite may show before it is taken back: some thousand roundings
@@ -34,7 +35,7 @@ def rewrite(
     Args:
         method: name of the rewrite, for the report and for errors.
         model: the network, changed in place.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         optimizers: every optimizer that trains the network.
         change: makes the changes and returns what could have gone but stayed.
         exact: whether the outputs must stay the same.
@@ -92,7 +93,7 @@ def asking_attributes(run: Callable[[bool], RewriteReport], model: nn.Module, ex
 def outputs(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
     """Every floating-point tensor that ``model`` returns in evaluation mode."""
     with evaluation_mode(model), torch.no_grad():
-        return float_tensors(model(*as_inputs(example_inputs)))
+        return float_tensors(call(model, example_inputs))
 
 
 def counted_outputs(model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_fold.report import Kept
 from lightning_fold.structure.groups import ChannelGroup, Structure, group_channels, read_structure
-from lightning_fold.structure.trace import Inputs
+from lightning_fold.structure.inputs import Inputs
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from lightning_fold.structure.constants import constants
+from lightning_fold.structure.inputs import Inputs
 from lightning_fold.structure.known import Values
 from lightning_fold.structure.labelling import label_channels
 from lightning_fold.structure.labels import PINNED, WINDOW, Axis, Labels, Pin
-from lightning_fold.structure.trace import Inputs, Trace, trace, unwrapped
+from lightning_fold.structure.trace import Trace, trace, unwrapped
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def read_structure(model: nn.Module, example_inputs: Inputs, *, ask_attributes: 
 
     Args:
         model: any network that ``torch.export`` can trace.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         ask_attributes: whether Python attributes that repeat the size of an attention head are what the code reads.
 
     Raises:
@@ -125,7 +126,7 @@ def channel_groups(model: nn.Module, example_inputs: Inputs) -> list[ChannelGrou
 
     Args:
         model: any network that ``torch.export`` can trace; it is left as it was.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
 
     Returns:
         One :class:`ChannelGroup` for each set of dimensions that share their channels, in the order of the network;

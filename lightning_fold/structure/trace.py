@@ -14,13 +14,13 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.nn.modules import transformer
+from torch.utils._pytree import tree_leaves
 
 from lightning_fold.structure.canonical import put_weights_second, write_out_einsum
+from lightning_fold.structure.inputs import Inputs, as_arguments, first_examples
 from lightning_fold.structure.operators import is_in_place, is_view
 from lightning_fold.structure.union import join
 from lightning_fold.structure.written_norms import join_written_norms
-
-Inputs = Tensor | tuple[Any, ...]
 
 # Two examples say as much about structure as two hundred, and cost less to interpret.
 _EXAMPLES = 2
@@ -47,11 +47,6 @@ class Trace:
         """The nodes whose values the network returns."""
         (output,) = (node for node in self.graph.nodes if node.op == "output")
         return list(output.all_input_nodes)
-
-
-def as_inputs(example_inputs: Inputs) -> tuple[Any, ...]:
-    """``example_inputs`` as the tuple of positional inputs that the network is called with."""
-    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
 
 
 def tensor_names(model: nn.Module) -> dict[int, str]:
@@ -112,12 +107,12 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 
     Args:
         model: any module that ``torch.export`` can trace; it is left as it was.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
 
     Raises:
         ValueError: the model cannot be traced with these inputs; the message names what failed.
     """
-    inputs = _few_examples(as_inputs(example_inputs))
+    inputs = _few_examples(example_inputs)
     programs = [_export(model, inputs, evaluation_mode)]
     if unread := _unread_parameters(model, programs[0]):
         try:
@@ -143,15 +138,15 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 
 
 def _export(
-    model: nn.Module, inputs: tuple[Any, ...], mode: Callable[[nn.Module], AbstractContextManager[None]]
+    model: nn.Module, inputs: Inputs, mode: Callable[[nn.Module], AbstractContextManager[None]]
 ) -> ExportedProgram:
     with mode(model), torch.no_grad(), written_out():
         try:
-            return write_out_einsum(torch.export.export(model, inputs, strict=False))
+            return write_out_einsum(torch.export.export(model, *as_arguments(inputs), strict=False))
         except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{type(model).__name__} cannot be traced with the example inputs {_shapes(inputs)}: {error}. "
-                "Pass example inputs that model(*example_inputs) accepts."
+                "Pass example inputs that model(*example_inputs) accepts, or a dict for model(**example_inputs)."
             ) from error
 
 
@@ -253,12 +248,12 @@ def _writes_views(graph: Graph) -> bool:
     return False
 
 
-def _few_examples(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    sizes = {value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()}
-    if len(sizes) != 1 or next(iter(sizes)) <= _EXAMPLES:
-        return inputs
-    return tuple(value[:_EXAMPLES] if isinstance(value, Tensor) and value.dim() else value for value in inputs)
+def _few_examples(inputs: Inputs) -> Inputs:
+    sizes = {value.shape[0] for value in tree_leaves(inputs) if isinstance(value, Tensor) and value.dim()}
+    return first_examples(inputs, _EXAMPLES) if len(sizes) == 1 else inputs
 
 
-def _shapes(inputs: tuple[Any, ...]) -> str:
-    return ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in inputs)
+def _shapes(inputs: Inputs) -> str:
+    args, kwargs = as_arguments(inputs)
+    named = [("", value) for value in args] + [(f"{name}=", value) for name, value in kwargs.items()]
+    return ", ".join(n + (str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__) for n, v in named)

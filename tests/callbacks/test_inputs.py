@@ -9,7 +9,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import lightning_fold as lf
-from lightning_fold.callbacks import ChannelPruning, CompressionMonitor
+from lightning_fold.callbacks import (
+    ChannelFolding,
+    ChannelPruning,
+    CompressionMonitor,
+    LowRankFactorization,
+    SqueezeRelease,
+)
 from lightning_fold.callbacks.inputs import _joined, first_example, network_inputs
 from lightning_fold.checkpointing import follow
 
@@ -116,15 +122,65 @@ def test_optimizer_does_not_step_while_looking(make_trainer):
     assert torch.equal(module.before.weight, before)
 
 
-def test_argument_without_a_position_is_refused():
-    class Named(nn.Linear):
-        def forward(self, x, *, scale):
-            return super().forward(x) * scale
+class Named(nn.Module):
+    """As Hugging Face writes them: inputs by name alone, and others that it passes on."""
 
-    module = Module(lambda m, b: m.net(b, scale=2.0), Named(6, 3))
+    def __init__(self):
+        super().__init__()
+        self.one, self.out, self.norm = nn.Linear(6, 8), nn.Linear(8, 3), nn.BatchNorm1d(8)
+
+    def forward(self, *, pixels, scale=1.0, **others):
+        return self.out(self.norm(self.one(pixels) * scale + others.get("shift", 0.0)).relu())
+
+
+def named(module, batch):
+    return module.net(shift=batch[:, :1], pixels=batch)
+
+
+def test_inputs_without_a_position_are_given_by_name():
+    module = Module(named, Named())
     follow(module)
-    with pytest.raises(ValueError, match=r"Named\.forward was called with \['scale'\], which have no position"):
+    found = network_inputs(module, EXAMPLES, 0)
+    torch.testing.assert_close(found, {"pixels": EXAMPLES, "shift": EXAMPLES[:, :1]}, rtol=0, atol=0)
+    torch.testing.assert_close(first_example(found), {"pixels": EXAMPLES[:1], "shift": EXAMPLES[:1, :1]})
+
+
+def test_inputs_of_which_some_have_no_position_and_others_no_name_are_refused():
+    class Both(Named):
+        def forward(self, *pixels, scale):
+            return super().forward(pixels=pixels[0], scale=scale)
+
+    module = Module(lambda m, b: m.net(b, scale=2.0), Both())
+    follow(module)
+    with pytest.raises(ValueError, match=r"Both\.forward was called with \['pixels'\], which can be given in"):
         network_inputs(module, EXAMPLES, 0)
+
+
+CALLBACKS_OF_NAMED = {
+    "squeeze-release": lambda: SqueezeRelease(1, 2, 0, 1, sparsity=[0.5], release_amplitude=0.1),
+    "prune": lambda: ChannelPruning(ratio=0.5, at_epoch=1),
+    "fold": lambda: ChannelFolding(keep_parameters=0.6, compensate="least-squares", repair="data-free", at_epoch=1),
+    "factorize": lambda: LowRankFactorization(keep_parameters=0.8, at_epoch=1),
+}
+
+
+@pytest.mark.parametrize("name", list(CALLBACKS_OF_NAMED))
+def test_inputs_by_name_through_a_training(make_trainer, name):
+    torch.manual_seed(0)
+    module, monitor = Module(named, Named()), CompressionMonitor()
+    trainer = make_trainer(3, CALLBACKS_OF_NAMED[name](), monitor)
+    trainer.fit(module, DataLoader(EXAMPLES, batch_size=6))
+    assert lf.count_parameters(module.net) < lf.count_parameters(Named())
+    assert [m["method"] for m in follow(module).methods][:1] == [name]
+
+
+def test_batches_by_name_are_refused_where_rewrites_look_at_them(make_trainer):
+    trainer = make_trainer(3, ChannelPruning(ratio=0.5, batches=2, compensate="bias", at_epoch=2))
+    with pytest.raises(
+        ValueError, match=r"ChannelPruning: the network's inputs pixels, shift have no order.*batches=0"
+    ):
+        trainer.fit(Module(named, Named()), DataLoader(EXAMPLES, batch_size=6))
+    assert trainer.global_step == 0
 
 
 def test_dict_batches_through_a_training(make_trainer):

@@ -1,10 +1,13 @@
 """Callbacks that rewrite once, at the end of training or at a given epoch."""
 
+import warnings
+from copy import deepcopy
 from itertools import islice
 from typing import Any, get_args
 
 import lightning
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
 
 from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share
 from lightning_fold.callbacks.inputs import network_inputs
@@ -74,13 +77,20 @@ class RewriteOnce(RewriteCallback):
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite before the first batch of the given epoch."""
-        if self._count and isinstance(self._example, dict):
-            raise ValueError(
-                f"{type(self).__name__}: the network's inputs {', '.join(self._example)} have no order, and batches of "
-                "training data are read by their first input; expected to look at none: batches=0, whiten_batches=0."
-            )
         if 0 <= self.at_epoch <= trainer.current_epoch:
             self._rewrite_once(trainer, pl_module)
+
+    def rehearse(self, network: nn.Module, inputs: Inputs) -> None:
+        """Rewrite a copy: what fails there would fail at the end of training."""
+        if self._count and isinstance(inputs, dict):
+            raise ValueError(
+                f"{type(self).__name__}: the network's inputs {', '.join(inputs)} have no order, and of batches of "
+                "training data the first input is read; expected to look at none: batches=0, whiten_batches=0."
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again
+            if not self.done:
+                self.change([inputs] if self._count else None)(deepcopy(network), inputs, ())
 
     def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite at the end of training."""

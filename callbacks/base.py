@@ -111,6 +111,10 @@ class RewriteCallback(lightning.Callback):
     def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """What happens once, after the last epoch."""
 
+    def rehearse(self, network: nn.Module, inputs: Inputs) -> None:
+        """See, before anything is trained, that what is to come can be done; ``network`` stays as it is."""
+        channel_groups(network, inputs)
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         return {"metric": self.metric}
@@ -144,7 +148,7 @@ class RewriteCallback(lightning.Callback):
         self._example = global_inputs(trainer, network_inputs(pl_module, batch, batch_idx))
         if first:  # a network that cannot be read fails now, not days later
             refuse_unused(type(self).__name__, pl_module, self._example)
-            channel_groups(network_of(pl_module), self._example)
+            self.rehearse(network_of(pl_module), self._example)
 
 
 def remember_dense(pl_module: lightning.LightningModule, metric: float | None, monitor: str) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from typing import Any
 
@@ -72,17 +72,36 @@ def _stop(*_: Any, **__: Any) -> None:
     raise _Reached
 
 
+def _ignore(*_: Any, **__: Any) -> None:
+    pass
+
+
 @contextmanager
 def _undisturbed(pl_module: lightning.LightningModule) -> Iterator[None]:
-    trained = [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()]
-    vars(pl_module).update(log=lambda *args, **kwargs: None, manual_backward=_stop)
+    trainer = pl_module._trainer
+    schedulers = [] if trainer is None else [config.scheduler for config in trainer.strategy.lr_scheduler_configs]
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(pl_module, log=_ignore, manual_backward=_stop))
+        for scheduler in schedulers:
+            stack.enter_context(_replaced(scheduler, step=_ignore))
+        for context in (isolate_rng(), torch.no_grad(), evaluation_mode(pl_module)):
+            stack.enter_context(context)
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for parameter in pl_module.parameters():  # a step may toggle optimizers
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, **methods: Any) -> Iterator[None]:
+    """Other ``methods`` inside the block; afterwards every attribute is what it was, counters too."""
+    before = dict(vars(owner))
+    vars(owner).update(methods)
     try:
-        with isolate_rng(), torch.no_grad(), evaluation_mode(pl_module), torch.compiler.set_stance("force_eager"):
-            yield
+        yield
     finally:
-        del vars(pl_module)["log"], vars(pl_module)["manual_backward"]
-        for parameter, requires_grad in trained:  # a step may have toggled optimizers
-            parameter.requires_grad = requires_grad
+        vars(owner).clear()
+        vars(owner).update(before)
 
 
 def _never_called(pl_module: lightning.LightningModule) -> ValueError:

@@ -113,7 +113,7 @@ def _layers(
     reasons = {name: reason for name, module in modules.items() if (reason := _reason(model, name, module, seen))}
     found = [shapes(name, module) for name, module in modules.items() if name not in reasons]  # pyright: ignore
     if not found:
-        why = "; ".join(f"{name or 'the network itself'} {reason}" for name, reason in reasons.items())
+        why = "; ".join(f"{name} {reason}".strip() for name, reason in reasons.items())
         raise ValueError(
             f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none"
             f"{f' ({why})' if why else ''}."
@@ -136,7 +136,7 @@ def _reason(model: nn.Module, name: str, module: nn.Module, seen: dict[nn.Module
     weight = module._parameters.get("weight")
     owners = [m for m in model.modules() if any(p is weight for p in m._parameters.values())]
     if not name:
-        return "is the network itself, which cannot be replaced in place"
+        return "the network itself cannot be replaced in place: pass nn.Sequential(network)"
     if not seen[module]:
         return "is not called on the example inputs: another module reads its weight"
     if type(module) not in KINDS or weight is None:

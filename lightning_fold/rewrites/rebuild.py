@@ -21,6 +21,11 @@ _BUILDERS: dict[str, type[nn.Module]] = {
     )
 }
 
+_BATCH_NORMS = {
+    f"{kind.__module__}.{kind.__qualname__}"
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+}
+
 
 def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Optimizer] = ()) -> None:
     """Give ``model``, in place, the module types, tensor shapes and size attributes of ``structure``.
@@ -43,7 +48,7 @@ def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Opti
 
 def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
     module, entry = _find(surgery.model, path), structure[path]
-    if module is None or type_name(module) != entry["type"]:
+    if module is None or not _is_kind(module, entry["type"]):
         before = None if module is None else replaced_by(module)
         if before is None or type_name(before) != entry["type"]:
             _replace(surgery, path, structure)
@@ -55,9 +60,19 @@ def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
             _create(surgery, module, path, name, shape)
         elif list(getattr(module, name).shape) != shape:
             surgery.resize(dotted, shape)
-    for name, value in entry["attributes"].items():
+    for name, value in _attributes(module, entry).items():
         old = getattr(module, name, None)
         setattr(module, name, tuple(value) if isinstance(value, list) and isinstance(old, tuple) else value)
+
+
+def _is_kind(module: nn.Module, kind: str) -> bool:
+    """Whether ``module`` is of the type ``kind``, or both are BatchNorms, which sync_batchnorm=True exchanges."""
+    return type_name(module) == kind or {type_name(module), kind} <= _BATCH_NORMS
+
+
+def _attributes(module: nn.Module, entry: dict[str, Any]) -> dict[str, Any]:
+    found = entry["attributes"]
+    return found if type_name(module) == entry["type"] else {"num_features": found["num_features"]}
 
 
 def _create(surgery: Surgery, module: nn.Module, path: str, name: str, shape: list[int]) -> None:

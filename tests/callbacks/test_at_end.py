@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.callbacks import (
@@ -17,6 +18,7 @@ from lightning_fold.callbacks import (
     SqueezeRelease,
 )
 from lightning_fold.checkpointing import follow
+from tests.callbacks.projects import loader, project
 
 METHODS = {
     "fold": (ChannelFolding, {"ratio": 0.4}, lambda net, x: lf.fold(net, x, ratio=0.4)),
@@ -146,7 +148,8 @@ def test_reduces_on_training_batches_as_the_function_does(make_classifier, make_
     function = {ChannelFolding: lf.fold, ChannelPruning: lf.prune}[kind]
     callback, seen = kind(**arguments), []
     change = callback.change
-    monkeypatch.setattr(callback, "change", lambda batches: seen.extend(batches) or change(batches))
+    keep_last = lambda batches: seen.__setitem__(slice(None), batches) or change(batches)  # noqa: E731  after a rehearsal
+    monkeypatch.setattr(callback, "change", keep_last)
     by_callback, by_hand = make_classifier("conv"), make_classifier("conv")
     make_trainer(1, callback).fit(by_callback, data)
     make_trainer(1).fit(by_hand, data)
@@ -274,3 +277,22 @@ def test_cycles_that_stop_early_leave_room(make_classifier, make_trainer, data):
     make_trainer(5, squeeze, ChannelPruning(ratio=0.3, at_epoch=4)).fit(module, data)
     done = follow(module).methods
     assert squeeze.stopped and [m["method"] for m in done] == ["squeeze-release", "prune"] and done[0]["epoch"] == 2
+
+
+CANNOT = {
+    "one layer": (nn.Linear(36, 9), lambda: LowRankFactorization(0.5), r"the network itself cannot be replaced"),
+    "no width": (nn.Sequential(nn.Linear(36, 9)), lambda: ChannelPruning(0.5), r"at least one hidden width"),
+    "no budget": (nn.Sequential(nn.Linear(36, 9)), lambda: LowRankFactorization(0.01), r"rank 1 in every layer leaves"),
+}
+
+
+@pytest.mark.parametrize("kind", list(CANNOT))
+def test_what_cannot_be_done_at_the_end_fails_at_the_start(make_trainer, kind):
+    network, callback, message = CANNOT[kind]
+    module = project()
+    module.net, trainer = network, make_trainer(3, callback())
+    before = deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(module, loader())
+    assert trainer.global_step == 0
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)

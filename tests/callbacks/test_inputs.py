@@ -199,6 +199,37 @@ def test_inputs_of_several_processes_are_one_batch():
     torch.testing.assert_close(_joined([*ragged]), ragged[0])
 
 
+class StepsFirst(Module):
+    """Steps its schedule, and counts, before it calls the network."""
+
+    def __init__(self):
+        super().__init__(None, nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
+        self.automatic_optimization, self.count, self.rates = False, 0, []
+
+    def training_step(self, batch):
+        self.count += 1
+        self.lr_schedulers().step()
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.net(batch).square().mean())
+        optimizer.step()
+        self.rates = [*self.rates, optimizer.param_groups[0]["lr"]]
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+
+
+@pytest.mark.parametrize("callbacks", [[ChannelPruning], [CompressionMonitor], [CompressionMonitor, ChannelPruning]])
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_looking_takes_no_step_of_the_schedule(make_trainer, callbacks):
+    module = StepsFirst()
+    made = [kind(at_epoch=1) if kind is ChannelPruning else kind() for kind in callbacks]
+    make_trainer(3, *made).fit(module, DataLoader(EXAMPLES, batch_size=6))
+    assert module.rates == pytest.approx([0.1 * 0.9**step for step in range(1, 7)])
+    assert module.count == 6
+
+
 class Adversarial(lightning.LightningModule):
     """Two networks that train in turns, each with the other's parameters switched off."""
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.rewrites.transaction import relative_error
 from tests.zoo import ZOO, build, run
 
 REWRITES: dict[str, Callable] = {
@@ -69,6 +70,32 @@ def test_buffer_outside_the_state_dict_there_and_back() -> None:
     lf.rebuild(fresh, structure)
     fresh.load_state_dict(state, strict=True)
     assert torch.equal(fresh(images), expected)
+
+
+@pytest.mark.parametrize("rewrite", REWRITES)
+@pytest.mark.parametrize("name", ["residual", "grouped"])
+def test_batch_norms_that_lightning_exchanges(name: str, rewrite: str) -> None:
+    """Trainer(sync_batchnorm=True) trains SyncBatchNorm; files of it load where BatchNorm stands, and the other way."""
+    inputs, plain = ZOO[name].inputs(), build(name, "rows")
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(plain))
+    expected = run(plain, inputs)
+    assert {type(m) for m in synced.modules()} & {nn.BatchNorm2d, nn.SyncBatchNorm} == {nn.SyncBatchNorm}
+    for model in (plain, synced):
+        REWRITES[rewrite](model, inputs)
+    torch.testing.assert_close(synced.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    if rewrite == "minimize":
+        assert relative_error([run(synced, inputs)], [expected]) < 1e-12
+        assert lf.count_parameters(synced) < lf.count_parameters(build(name))
+    for source in (plain, synced):
+        for kind, fresh in {
+            nn.BatchNorm2d: build(name, seed=5),
+            nn.SyncBatchNorm: nn.SyncBatchNorm.convert_sync_batchnorm(build(name, seed=5)),
+        }.items():
+            lf.rebuild(fresh, lf.describe(source))
+            fresh.load_state_dict(source.state_dict(), strict=True)
+            assert torch.equal(run(fresh, inputs), run(source, inputs))
+            norms = [module for module in fresh.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+            assert all(type(norm) is kind and norm.num_features == len(norm.running_mean) for norm in norms)
 
 
 def test_one_rewrite_after_the_other() -> None:

@@ -64,27 +64,42 @@ def test_transformer_of_the_lightning_demos(tmp_path, monkeypatch, name):
 class Segmentation(lightning.LightningModule):
     """As one writes it for torchvision's segmentation networks, which return a dict."""
 
-    def __init__(self):
+    def __init__(self, network="lraspp_mobilenet_v3_large", **arguments):
         super().__init__()
-        self.model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None, num_classes=3)
+        self.save_hyperparameters()
+        build = getattr(torchvision.models.segmentation, network)
+        self.model = build(weights=None, weights_backbone=None, num_classes=3, **arguments)
 
     def training_step(self, batch, batch_idx):
         images, masks = batch
-        return nn.functional.cross_entropy(self.model(images)["out"], masks)
+        found = self.model(images)
+        loss = nn.functional.cross_entropy(found["out"], masks)
+        return loss + 0.4 * nn.functional.cross_entropy(found["aux"], masks) if "aux" in found else loss
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
+SEGMENTATION = {
+    "lraspp, pruned": ({}, ChannelPruning),
+    "lraspp, factorized": ({}, LowRankFactorization),
+    "fcn": ({"network": "fcn_resnet50", "aux_loss": False}, ChannelPruning),
+    "fcn with an auxiliary head": ({"network": "fcn_resnet50", "aux_loss": True}, ChannelPruning),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("callback", [ChannelPruning, LowRankFactorization])
-def test_torchvision_segmentation(tmp_path, callback):
+@pytest.mark.parametrize("name", list(SEGMENTATION))
+def test_torchvision_segmentation(tmp_path, name):
+    arguments, callback = SEGMENTATION[name]
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 64, 64, generator=generator)
     data = [(image, (image.mean(0) * 3).long().clamp(max=2)) for image in images]
     torch.manual_seed(0)
-    module, loaded = fit(Segmentation(), data, tmp_path, callback(at_epoch=1), batch_size=2, epochs=2)
-    torch.testing.assert_close(loaded.model(images)["out"], module.model(images)["out"], rtol=0, atol=0)
+    module, loaded = fit(Segmentation(**arguments), data, tmp_path, callback(at_epoch=1), batch_size=2, epochs=2)
+    found, expected = loaded.model(images), module.model(images)
+    assert set(found) == ({"out", "aux"} if arguments.get("aux_loss") else {"out"})
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 TEXT = {

@@ -10,12 +10,13 @@ from lightning_fold.callbacks import (
     ChannelPruning,
     CompressionMonitor,
     LowRankFactorization,
+    SmoothnessRegularization,
     SqueezeRelease,
 )
 
 # Each callback rewrites the network before these of four epochs, and some training follows.
 EPOCHS = 4
-REWRITES = {"squeeze-release": [2, 3], "prune": [2], "fold": [2], "factorize": [2], "monitor": []}
+REWRITES = {"squeeze-release": [2, 3], "prune": [2], "fold": [2], "factorize": [2], "monitor": [], "smoothness": []}
 CALLBACKS = {
     "squeeze-release": lambda: SqueezeRelease(
         dense_epochs=1, cycles=2, shrink_epochs=0, masked_epochs=1, sparsity=[0.5], group_penalty=[0.5]
@@ -24,6 +25,7 @@ CALLBACKS = {
     "fold": lambda: ChannelFolding(ratio=0.4, at_epoch=2),
     "factorize": lambda: LowRankFactorization(keep_parameters=0.6, at_epoch=2),
     "monitor": lambda: CompressionMonitor(),
+    "smoothness": lambda: SmoothnessRegularization({"nuclear_norm": 0.01, "first_difference": 0.02}, every=2),
 }
 
 

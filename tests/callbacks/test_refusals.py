@@ -7,9 +7,9 @@ from lightning.pytorch import strategies
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
 from torch.optim.swa_utils import AveragedModel
 
-from tests.callbacks.projects import CALLBACKS, EPOCHS, loader, project
+from tests.callbacks.projects import CALLBACKS, EPOCHS, REWRITES, loader, project
 
-REWRITING = [name for name in CALLBACKS if name != "monitor"]
+REWRITING = [name for name in CALLBACKS if REWRITES[name]]
 rewriting = pytest.mark.parametrize("name", REWRITING)
 
 
@@ -31,8 +31,9 @@ def test_averages_of_the_weights(make_trainer, name, averaging, first):
     refused(trainer, project(), rf"{averaging.__name__} keeps a second copy of the network.*Leave it out")
 
 
-def test_monitor_alone_goes_with_averages(make_trainer):
-    make_trainer(2, CALLBACKS["monitor"](), EMAWeightAveraging()).fit(project(), loader(), loader())
+@pytest.mark.parametrize("name", [name for name in CALLBACKS if not REWRITES[name]])
+def test_what_rewrites_nothing_goes_with_averages(make_trainer, name):
+    make_trainer(2, CALLBACKS[name](), EMAWeightAveraging()).fit(project(), loader(), loader())
 
 
 @rewriting

@@ -22,7 +22,7 @@ from lightning_fold.evaluation import Split, evaluate
 from lightning_fold.remarks import silence
 from lightning_fold.report import RewriteError
 from lightning_fold.serialization import write_atomically
-from lightning_fold.structure.inputs import as_inputs
+from lightning_fold.structure.inputs import first_examples
 
 Repair = Literal["none", "data"]
 
@@ -157,12 +157,11 @@ def measure(trial: Trial, config: str | None = None) -> Row:
             f"compare(monitor={trial.monitor!r}): the {trial.split} data gives {sorted(metrics)}; expected one of them."
         )
     parameters = count_parameters(network)
-    example = tuple(value[:1] for value in as_inputs(run.inputs))
     return Row(
         trial,
         parameters=parameters,
         share=round(parameters / dense, 4),
-        flops=count_flops(network, example),
+        flops=count_flops(network, first_examples(run.inputs, 1)),
         accuracy=metrics[trial.monitor],
         seconds=round(seconds, 2),
     )

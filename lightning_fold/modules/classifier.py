@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -82,7 +83,7 @@ class Classifier(StructureCheckpoint):
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.distillation, self.temperature = distillation, temperature
         self.regularizers = list(regularizers or [])
-        self._teacher: tuple[Snapshot, nn.Module] | None = None
+        self._teacher: _Teacher | None = None
         self.optimizer, self.lr_scheduler = optimizer or torch.optim.AdamW, lr_scheduler
         self.network: nn.Module = _make_network(network, network_args or {}, num_classes)
         self.accuracy = nn.ModuleDict(
@@ -115,11 +116,10 @@ class Classifier(StructureCheckpoint):
         dense = follow(self).dense
         if dense is None:
             return None
-        if self._teacher is None or self._teacher[0] is not dense:
+        if self._teacher is None or self._teacher.dense is not dense:
             network = dense.network_like(self.network).to(self.device).eval().requires_grad_(False)
-            object.__setattr__(self, "_teacher", (dense, network))  # a module that is no part of this one
-        assert self._teacher is not None
-        return self._teacher[1]
+            self._teacher = _Teacher(dense, network)
+        return self._teacher.network
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Reseed torch from (global seed, epoch) before an epoch's first batch, alike on all processes.
@@ -179,6 +179,14 @@ class Classifier(StructureCheckpoint):
         self.log(f"loss/{split}", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
         self.log(f"accuracy/{split}", accuracy, on_step=False, on_epoch=True, prog_bar=split == "val")
         return loss
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """The dense network that a module learns from; a module that is no part of it, nor of its checkpoints."""
+
+    dense: Snapshot
+    network: nn.Module
 
 
 def distillation_loss(logits: Tensor, expected: Tensor, temperature: float) -> Tensor:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_fold.callbacks import ChannelPruning
+from lightning_fold.callbacks import ChannelPruning, SqueezeRelease
+from tests.callbacks.conftest import TinyData
 from tests.callbacks.projects import EPOCHS, loader, project
 
 ADVICE = "would not follow the network's change of shape. Leave it out"
@@ -147,3 +148,12 @@ def test_average_may_begin_after_the_last_change_of_shape(make_trainer):
     trainer_of(make_trainer, late).fit(module, loader())
     assert module.net[0].out_features < 16
     torch.testing.assert_close(late.average, module.net.state_dict(), rtol=0, atol=0)
+
+
+def test_teacher_of_the_classifier_is_known(make_classifier, make_trainer):
+    module = make_classifier(distillation=0.5)
+    squeeze = SqueezeRelease(dense_epochs=1, cycles=1, shrink_epochs=1, masked_epochs=1, sparsity=[0.5])
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        make_trainer(4, squeeze).fit(module, TinyData(batch_size=32))
+    assert module.teacher() is not None and not any("keeps its shapes" in str(warning.message) for warning in found)

@@ -1,6 +1,7 @@
 """CompressionMonitor: what became of the network, epoch by epoch, in the progress bar and the loggers."""
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import lightning
@@ -9,11 +10,12 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.utils.tensorboard.summary import hparams
 
-from lightning_fold.callbacks.base import is_compressed
+from lightning_fold.callbacks.base import RewriteCallback, is_compressed
 from lightning_fold.callbacks.inputs import first_example, network_inputs
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figure
+from lightning_fold.regularizers import Smoothness
 from lightning_fold.rewrites.sparsification import sparsity_of
 from lightning_fold.structure.inputs import Inputs
 
@@ -33,7 +35,8 @@ class CompressionMonitor(lightning.Callback):
 
     At the end of training every logger that takes figures gets the width of every layer over the epochs, the singular
     values of the weights, and accuracy against parameters; TensorBoard also gets its hyper-parameter page, with the
-    final metrics (unless its logger has written one: ``TensorBoardLogger(default_hp_metric=False)`` does not).
+    callbacks' settings and the final metrics (unless its logger has written one:
+    ``TensorBoardLogger(default_hp_metric=False)`` does not).
 
     Args:
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -103,7 +106,8 @@ class CompressionMonitor(lightning.Callback):
             for name, figure in figures.items():
                 logger.experiment.add_figure(f"compression/{name}", figure, step)
             if isinstance(logger, TensorBoardLogger):
-                fill_page(logger, {"rewrites": ", ".join(m["method"] for m in follow(pl_module).methods)})
+                done = dict.fromkeys(method["method"] for method in follow(pl_module).methods)
+                fill_page(logger, settings(trainer) | {"rewrites": ", ".join(done)})
 
     def state_dict(self) -> dict[str, Any]:
         """The history so far."""
@@ -153,6 +157,17 @@ def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:
     known = flatten(logger.hparams) | extra
     for summary in hparams(known, dict.fromkeys(_FINAL_TAGS, 0.0)):  # it reads the values from the tags themselves
         logger.experiment.file_writer.add_summary(summary)
+
+
+def settings(trainer: lightning.Trainer) -> dict[str, Any]:
+    """The constructor's arguments of every callback that compresses or regularizes, ``SqueezeRelease/cycles``."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    found = {}
+    for callback in callbacks:
+        if isinstance(callback, (RewriteCallback, Smoothness)):
+            values = ((name, getattr(callback, name, "")) for name in signature(type(callback)).parameters)
+            found[type(callback).__name__] = {name: value for name, value in values if value != ""}
+    return flatten(found)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

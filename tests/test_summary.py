@@ -118,6 +118,8 @@ def test_tensorboard_ends_with_what_the_summary_says(finished):
     assert values["network"].string_value == "lightning_fold.models.MLP"
     assert values["network_args/in_features"].number_value == 64
     assert values["rewrites"].string_value == "squeeze-release"
+    cycles, sparsity = values["SqueezeRelease/cycles"], values["SqueezeRelease/sparsity"]
+    assert (cycles.number_value, sparsity.string_value) == (SQUEEZE["cycles"], str(SQUEEZE["sparsity"]))
 
 
 def test_numbers_are_those_of_the_files(finished):

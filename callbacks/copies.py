@@ -1,6 +1,6 @@
 """Copies of a network that would not follow a change of its shapes: averages of the weights, however they are held."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning
@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
 
 from lightning_fold.checkpointing import network_of
 
@@ -42,7 +43,7 @@ class Copies:
             ValueError: the message names the callback or the attribute, and says what to do.
         """
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-            if any(_copied(held, trainer, pl_module) for _, held in _search(callback, "")):
+            if any(_copied(held, trainer, pl_module) for _, held in _search(callback, "", pl_module)):
                 raise self._refusal(f"{type(callback).__name__} keeps a second copy of the network, which")
         for name, held in _around(pl_module):
             if not (copied := _copied(held, trainer, pl_module)):
@@ -86,24 +87,24 @@ def _around(pl_module: lightning.LightningModule) -> Iterator[tuple[str, Held]]:
         if module in inside:
             continue
         name = f"{type(pl_module).__name__}.{path}".removesuffix(".")
-        yield from _search(module, name)
+        yield from _search(module, name, pl_module)
         if network not in module.modules():
             yield name, module
 
 
-def _search(owner: Any, name: str, depth: int = _DEPTH) -> Iterator[tuple[str, Held]]:
+def _search(
+    owner: Any, name: str, pl_module: lightning.LightningModule, depth: int = _DEPTH
+) -> Iterator[tuple[str, Held]]:
     """The networks, and the mappings and lists of tensors, in attributes of ``owner`` that are not registered in it."""
     for key, value in vars(owner).items():
-        if isinstance(owner, nn.Module) and key in _TABLES:
+        if value is pl_module or (isinstance(owner, nn.Module) and key in _TABLES):
             continue
         path = f"{name}.{key}"
-        parts = (
-            list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else []
-        )
+        parts = tree_leaves(value)  # of mappings and lists; anything else is its only part
         yield path, [part for part in parts if isinstance(part, Tensor)]
-        yield from ((path, part) for part in (value, *parts) if isinstance(part, nn.Module))
+        yield from ((path, part) for part in parts if isinstance(part, nn.Module) and part is not pl_module)
         if depth and hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _KNOWN:
-            yield from _search(value, path, depth - 1)
+            yield from _search(value, path, pl_module, depth - 1)
 
 
 def _copied(held: Held, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Tensor]:

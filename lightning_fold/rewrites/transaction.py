@@ -77,7 +77,7 @@ def asking_attributes(run: Callable[[bool], RewriteReport], model: nn.Module, ex
     Args:
         run: a rewrite of ``model``, told whether to trust that the code reads such attributes.
         model: the network.
-        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
 
     Raises:
         RewriteError: there are no such attributes, or it fails both ways; the network is as it was before.

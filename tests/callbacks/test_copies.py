@@ -44,6 +44,7 @@ def follow_network(average, network):
 
 TENSORS = {
     "state dict": ("Project.average", lambda net: copy.deepcopy(net.state_dict())),
+    "nested": ("Project.average", lambda net: {"decay": 0.9, "values": [copy.deepcopy(net.state_dict())]}),
     "list": ("Project.average", lambda net: [parameter.detach().clone() for parameter in net.parameters()]),
     "object": ("Project.average.shadow", Shadow),
 }
@@ -108,8 +109,10 @@ def distill(module):
 def test_teacher_is_named_once_and_goes_on(make_trainer):
     module = distill(project())
     before = copy.deepcopy(module.teacher.state_dict())
+    refers = lightning.Callback()
+    refers.module = module  # a reference to the module is no copy, nor is the teacher inside
     with pytest.warns(UserWarning, match=r"ChannelPruning: Project\.teacher keeps its shapes") as found:
-        trainer_of(make_trainer).fit(module, loader())
+        trainer_of(make_trainer, refers).fit(module, loader())
     assert sum("Project.teacher" in str(warning.message) for warning in found) == 1
     assert module.net[0].out_features < 16
     torch.testing.assert_close(module.teacher.state_dict(), before, rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """What a network is called with: a tensor, a tuple of positional inputs, or a dict of inputs by name."""
 
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,7 +34,25 @@ def as_inputs(example_inputs: Inputs) -> tuple[Any, ...]:
 def call(model: nn.Module, example_inputs: Inputs, replaced: dict[str, Tensor] | None = None) -> Any:
     """What ``model`` returns for ``example_inputs``, with other tensors in the place of those named in ``replaced``."""
     args, kwargs = as_arguments(example_inputs)
-    return model(*args, **kwargs) if replaced is None else functional_call(model, replaced, args, kwargs)
+    if replaced is None:
+        return model(*args, **kwargs)
+    # Not tied by torch: in a module that is registered under two names it would leave the other tensors behind.
+    return functional_call(model, _everywhere(model, replaced), args, kwargs, tie_weights=False)
+
+
+def _everywhere(model: nn.Module, replaced: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``replaced`` under one name for every module that holds such a tensor, tied ones too."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    values = {id(tensors[name]): value for name, value in replaced.items()}
+    places = {
+        f"{path}.{leaf}".removeprefix("."): tensor
+        for path, module in model.named_modules()
+        for leaf, tensor in chain(module._parameters.items(), module._buffers.items())
+    }
+    return {name: values[id(tensor)] for name, tensor in places.items() if id(tensor) in values}
 
 
 def first_examples(example_inputs: Inputs, count: int) -> Inputs:

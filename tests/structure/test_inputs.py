@@ -83,6 +83,20 @@ def test_calls(pair):
     assert (few["image"].shape[0], few["context"].shape[0], few["scale"]) == (2, 2, 2.0)
 
 
+def test_replaced_tensors_are_gone_afterwards_and_reach_every_place():
+    torch.manual_seed(0)
+    shared, head = nn.Linear(4, 4), nn.Linear(4, 4)
+    head.weight = shared.weight
+    model = nn.Sequential(nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.ReLU()), head)
+    x, before = torch.randn(2, 4), dict(model.named_parameters(remove_duplicate=False))
+    found = call(model, x, {"0.0.weight": 2 * shared.weight})
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in after)
+    with torch.no_grad():
+        shared.weight *= 2
+    assert torch.equal(found, model(x))
+
+
 def test_errors_name_the_inputs(pair, tmp_path):
     _, model, _, by_name = pair
     with pytest.raises(

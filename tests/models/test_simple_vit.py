@@ -121,12 +121,14 @@ def test_uniform_ratio_reaches_every_width():
 
 
 def test_equal_units_fold_without_any_change():
-    """Half of the units are copies of the other half, in both blocks."""
+    """Eight of the 20 units are copies of others, in both blocks: a budget takes these and nothing else."""
     network, x = small(), images(6, 1)
     with torch.no_grad():
         for block in network.blocks:
-            block.mlp[0].weight[10:], block.mlp[0].bias[10:] = block.mlp[0].weight[:10], block.mlp[0].bias[:10]
+            block.mlp[0].weight[12:], block.mlp[0].bias[12:] = block.mlp[0].weight[:8], block.mlp[0].bias[:8]
+            block.mlp[2].weight[:, 12:] = block.mlp[2].weight[:, :8]
     dense = deepcopy(network)
-    lf.fold(network, images(), keep_parameters=1 - 20 * (2 * 16 + 1) / lf.count_parameters(dense))
-    assert [block.mlp[0].out_features for block in network.blocks] == [10, 10]
+    report = lf.fold(network, images(), keep_parameters=1 - 16 * (2 * 16 + 1) / lf.count_parameters(dense))
+    assert [block.mlp[0].out_features for block in network.blocks] == [12, 12]
+    assert {change.tensor.split(".")[2] for change in report.changes} == {"mlp"}
     assert error_of(run(network, (x,)), run(dense, (x,))) <= 1e-10

@@ -50,7 +50,8 @@ def test_image_folder_holds_images_of_the_dataset_once_each(tmp_path):
     example["main"](str(tmp_path / "images"), source="digits", train=60, val=20, test=40)
     module = ImageFolderDataModule(str(tmp_path / "images"), augment=False)
     pixels, targets = load_digits(return_X_y=True)
-    known = {image.astype(int).tobytes(): (target, place) for place, (image, target) in enumerate(zip(pixels, targets))}
+    whole = [image.astype(int).tobytes() for image in pixels]
+    known = {image: (target, place) for place, (image, target) in enumerate(zip(whole, targets, strict=True))}
     places = set()
     for split, count in zip(module.splits, (6, 2, 4), strict=True):
         found = [(np.asarray(image)[..., 0], target) for image, target in split.samples]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fold.models.factory import build_network
+from lightning_fold.models.factory import build_network, without_pretraining
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.safetensors_files import read_safetensors, write_safetensors
 from lightning_fold.structure.description import describe
@@ -35,7 +35,7 @@ def save(
         path: file to write; it is replaced only once the new one is complete. ``.safetensors`` makes it one of that
             format, with everything but the tensors in its metadata.
         network: dotted class path or timm name that builds the network before compression.
-        network_args: its arguments, plain values.
+        network_args: its arguments, plain values; timm's ``pretrained`` is not kept, since the file holds the values.
         example_inputs: inputs whose shapes and types are kept, so that the file can be measured and exported later.
 
     Raises:
@@ -46,7 +46,7 @@ def save(
     content = {
         "lightning_fold": _FORMAT,
         "network": network,
-        "network_args": dict(network_args or {}),
+        "network_args": without_pretraining(network, network_args or {}),
         "inputs": [_describe_input(value) for value in as_inputs(example_inputs)] if example_inputs is not None else [],
         "structure": describe(model),
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},

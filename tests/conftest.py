@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,29 @@ def real_data() -> Path:
 
 
 @pytest.fixture
+def downloads(monkeypatch) -> list[str]:
+    """The networks for which timm asks for pretrained weights from now on; their biases become 0.25, nothing else."""
+    asked = []
+
+    def load(model, pretrained_cfg, **_):
+        asked.append(pretrained_cfg["architecture"])
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.constant_(parameter, 0.25)
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", load)
+    return asked
+
+
+@pytest.fixture
 def recipes_in(tmp_path, monkeypatch):
     """Go to an empty folder that holds ``configs/``, every recipe shortened to a few batches, and ``data/``."""
     for recipe in sorted((REPOSITORY / "configs").rglob("*.yaml")):
         copy = tmp_path / recipe.relative_to(REPOSITORY)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(yaml.safe_dump(shortened(yaml.safe_load(recipe.read_text()))))
+    write = runpy.run_path(str(REPOSITORY / "examples" / "image_folder.py"))["main"]
+    write(str(tmp_path / "images"), source="digits", train=80, val=20, test=20)
     data = Path(os.environ.get("LIGHTNING_FOLD_DATA", REPOSITORY.parent / "shared" / "data"))
     if data.is_dir():
         (tmp_path / "data").symlink_to(data)
@@ -56,10 +74,13 @@ _SHORT = {
     "epochs": lambda value: [1 for _ in value],
     "batch_size": lambda value: 16,
     "download": lambda value: False,
+    "num_workers": lambda value: 0,
 }
 
 
 def _shorten(value):
     if isinstance(value, dict):
+        if value.get("pretrained"):  # no download, and no more blocks than a CPU trains in a minute
+            value = value | {"pretrained": False, "depth": 2}
         return {key: _SHORT[key](item) if key in _SHORT else _shorten(item) for key, item in value.items()}
     return [_shorten(item) for item in value] if isinstance(value, list) else value

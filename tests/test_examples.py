@@ -5,11 +5,14 @@ from difflib import unified_diff
 from pathlib import Path
 
 import lightning
+import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
+from sklearn.datasets import load_digits
 
 from lightning_fold.checkpointing import follow
 from lightning_fold.complexity import count_parameters
+from lightning_fold.data import ImageFolderDataModule
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -39,3 +42,26 @@ def test_one_callback_is_all_that_differs():
     callback = 'SqueezeRelease(dense_epochs=4, cycles=3, sparsity=[0.4], monitor="val_acc"),'
     assert "from lightning_fold.callbacks import SqueezeRelease" in changes and callback in changes
     assert not [line for line in changes if "def " in line or "training_step" in line]
+
+
+def test_image_folder_holds_images_of_the_dataset_once_each(tmp_path):
+    """Equally many of each class, in the folder of their class; no test image among those to train on."""
+    example = runpy.run_path(str(EXAMPLES / "image_folder.py"))
+    example["main"](str(tmp_path / "images"), source="digits", train=60, val=20, test=40)
+    module = ImageFolderDataModule(str(tmp_path / "images"), augment=False)
+    pixels, targets = load_digits(return_X_y=True)
+    whole = [image.astype(int).tobytes() for image in pixels]
+    known = {image: (target, place) for place, (image, target) in enumerate(zip(whole, targets, strict=True))}
+    places = set()
+    for split, count in zip(module.splits, (6, 2, 4), strict=True):
+        found = [(np.asarray(image)[..., 0], target) for image, target in split.samples]
+        assert np.bincount([target for _, target in found]).tolist() == [count] * 10
+        for image, target in found:
+            digit, place = known[np.rint(image / (255 / 16)).astype(int).tobytes()]
+            assert digit == target and (place >= 1297) == (split is module.splits.test)
+            places.add(place)
+    assert len(places) == 120
+    with pytest.raises(ValueError, match="is not empty"):
+        example["main"](str(tmp_path / "images"), source="digits")
+    with pytest.raises(ValueError, match="at most 500"):
+        example["main"](str(tmp_path / "more"), source="digits", train=60, val=20, test=501)

@@ -49,6 +49,18 @@ def test_type_of_the_tensors_stays(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(lf.load(tmp_path / "small.ckpt")(x), model(x))
 
 
+def test_pretrained_weights_are_asked_for_once(tmp_path: Path, downloads: list[str]) -> None:
+    """The file holds the values, so reading it needs no network connection."""
+    arguments = {"pretrained": True, "num_classes": 3, "img_size": 32}
+    model = lf.models.build_network("timm/test_vit", arguments).eval()
+    assert downloads == ["test_vit"] and bool((model.head.bias == 0.25).all())
+    for suffix in (".pt", ".safetensors"):
+        lf.save(model, tmp_path / f"network{suffix}", network="timm/test_vit", network_args=arguments)
+        loaded = lf.load(tmp_path / f"network{suffix}")
+        torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert downloads == ["test_vit"]
+
+
 def test_missing_truncated_and_foreign_files(tmp_path: Path) -> None:
     model, _ = _compressed()
     path = tmp_path / "small.ckpt"

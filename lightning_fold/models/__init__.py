@@ -3,5 +3,6 @@
 from lightning_fold.models.cifar_resnet import CifarResNet
 from lightning_fold.models.factory import build_network
 from lightning_fold.models.mlp import MLP
+from lightning_fold.models.simple_vit import SimpleViT
 
-__all__ = ["MLP", "CifarResNet", "build_network"]
+__all__ = ["MLP", "CifarResNet", "SimpleViT", "build_network"]

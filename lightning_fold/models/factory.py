@@ -50,16 +50,32 @@ def find_builder(network: str) -> Callable[..., Any]:
     Raises:
         ValueError: There is no such module, class or model.
     """
+    if _is_timm(network):
+        return _timm_builder(network)
     path, _, name = network.rpartition(".")
-    if path and not network.startswith(_TIMM) and find_spec(path.partition(".")[0]):
-        return _import_builder(network, path, name)
-    return _timm_builder(network)
+    return _import_builder(network, path, name)
+
+
+def without_pretraining(network: str, network_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the same network for values that come from a file: timm then downloads none.
+
+    Args:
+        network: dotted path or timm model name.
+        network_args: its arguments.
+    """
+    arguments = dict(network_args)
+    return arguments | {"pretrained": False} if arguments.get("pretrained") and _is_timm(network) else arguments
 
 
 def accepted_arguments(build: Callable[..., Any]) -> list[str]:
     """Return the names of the keyword arguments that a callable lists in its signature, without ``**kwargs``."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [name for name, p in inspect.signature(build).parameters.items() if p.kind not in variadic]
+
+
+def _is_timm(network: str) -> bool:
+    package, dot, _ = network.partition(".")
+    return network.startswith(_TIMM) or not dot or find_spec(package) is None
 
 
 def _import_builder(network: str, path: str, name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_fold.callbacks.smoothness import check_regularization, log_spectrum, regularize
 from lightning_fold.checkpointing import Snapshot, StructureCheckpoint, follow
-from lightning_fold.models.factory import accepted_arguments, build_network, find_builder
+from lightning_fold.models.factory import accepted_arguments, build_network, find_builder, without_pretraining
 from lightning_fold.modules.hyperparameters import plain_arguments
 from lightning_fold.regularizers import Smoothness
 
@@ -130,6 +130,14 @@ class Classifier(StructureCheckpoint):
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None and batch_idx == 0:
             torch.manual_seed(int(seed) * 1_000_003 + self.current_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the structure of the network; its values come from the checkpoint, not from timm again."""
+        super().on_save_checkpoint(checkpoint)
+        arguments = checkpoint.get("hyper_parameters", {})
+        if isinstance(name := arguments.get("network"), str):
+            kept = without_pretraining(name, arguments.get("network_args") or {})
+            checkpoint["hyper_parameters"] = arguments | {"network_args": kept}
 
     def on_fit_start(self) -> None:
         """Refuse what the penalties cannot train with."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_fold.layers import CompensatedNorm
 from lightning_fold.structure.inputs import Inputs, call
 from lightning_fold.structure.trace import evaluation_mode
 
@@ -121,7 +122,8 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: M
 def is_layer_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a LayerNorm, an RMSNorm or one like them, with a scale for each channel."""
     weight = getattr(module, "weight", None)
-    return hasattr(module, "normalized_shape") and isinstance(weight, nn.Parameter) and weight.dim() == 1
+    known = hasattr(module, "normalized_shape") or isinstance(module, CompensatedNorm)
+    return known and isinstance(weight, nn.Parameter) and weight.dim() == 1
 
 
 def _by_channel(module: nn.Module, value: Tensor) -> Tensor:

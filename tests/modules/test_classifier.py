@@ -96,6 +96,15 @@ def test_loaded_model_can_be_saved_and_loaded_again(tmp_path):
     assert third.configure_optimizers().defaults == model.configure_optimizers().defaults
 
 
+def test_checkpoint_asks_for_no_pretrained_weights(tmp_path, downloads):
+    model = Classifier("timm/test_vit", {"pretrained": True, "in_chans": 1, "img_size": 8, "patch_size": 4})
+    fit(model, tmp_path)
+    assert downloads == ["test_vit"] and model.hparams["network_args"]["pretrained"] is True
+    loaded = Classifier.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert downloads == ["test_vit"]
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
 def test_network_given_as_a_module_is_passed_again_on_load(tmp_path):
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     fit(model, tmp_path)

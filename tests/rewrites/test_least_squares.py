@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
+from lightning_fold.layers import CompensatedRMSNorm
 from lightning_fold.rewrites.improvement import Improvement
 from lightning_fold.rewrites.repair import is_layer_norm, tune_layer_norms
 from tests.zoo import ZOO, build, error_of, run
@@ -122,6 +123,20 @@ def test_layer_norms_are_tuned_back() -> None:
     rows = {path: torch.eye(len(norm.weight), dtype=torch.float64) for path, norm in norms.items()}
     tune_layer_norms(dense, model, (x,), rows)
     assert len(norms) > 1 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-10
+
+
+def test_norms_that_count_merged_channels_are_tuned() -> None:
+    """They are no RMSNorms any more, and brought back towards the dense network all the same."""
+    dense, batches = build("stream_rms"), _batches("stream_rms")
+    plain, tuned = deepcopy(dense), deepcopy(dense)
+    lf.fold(plain, batches[0][:2], ratio=0.2, repair="none", batches=batches)
+    report = lf.fold(tuned, batches[0][:2], ratio=0.2, repair="data", batches=batches)
+    assert report.notes == ()
+    for before, after in zip(plain.norms, tuned.norms, strict=True):
+        assert isinstance(after, CompensatedRMSNorm) and not torch.equal(before.weight, after.weight)
+    expected = run(dense, (batches[-1],))
+    errors = [float((run(model, (batches[-1],)) - expected).square().sum()) for model in (tuned, plain)]
+    assert errors[0] < 0.9 * errors[1]
 
 
 def test_failure_leaves_the_network_as_it_was(monkeypatch) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fold.report import Kept
+from lightning_fold.rewrites.transaction import check_finite
 from lightning_fold.structure.groups import ChannelGroup, Structure, group_channels, read_structure
 from lightning_fold.structure.inputs import Inputs
 
@@ -40,12 +41,7 @@ def find_widths(
     Raises:
         ValueError: no width can shrink, or a weight is NaN or infinite.
     """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"{method}({type(model).__name__}): {name} holds NaN or infinity; expected finite weights. "
-                "Load the last good checkpoint."
-            )
+    check_finite(method, model)
     structure = read_structure(model, example_inputs, ask_attributes=ask_attributes)
     block_of = _block_of(structure)
     widths = [
@@ -56,7 +52,8 @@ def find_widths(
     if not widths:
         raise ValueError(
             f"{method}({type(model).__name__}): expected a network with at least one hidden width of channels between "
-            "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule."
+            "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule, or is the "
+            "only one of its width."
         )
     return structure, widths
 
@@ -73,6 +70,34 @@ def find_bundles(structure: Structure, widths: list[Width]) -> list[list[int]]:
             if len({widths[i].size for i in found}) == 1:
                 leader = [min(found) if i in found else i for i in leader]
     return [[i for i, head in enumerate(leader) if head == first] for first in dict.fromkeys(leader)]
+
+
+def hold_bundles(
+    structure: Structure, widths: list[Width], reasons: list[str | None]
+) -> tuple[list[tuple[Width, str]], list[Width]]:
+    """The widths that stay, with the reason, and those that may shrink.
+
+    Args:
+        structure: what was read from the network.
+        widths: its widths.
+        reasons: for each of them why it stays, or ``None``. One that must keep as many channels as one that stays, or
+            as channels of no width, stays as well.
+    """
+    width_of = torch.full((structure.count,), -1)
+    for i, width in enumerate(widths):
+        width_of[width.group.ids] = i
+    found = list(reasons)
+    sides = [width_of[structure.group_of[side]] for b in structure.labels.blocks for side in b.sides]
+    while True:
+        staying = torch.tensor([reason is not None for reason in found] + [True])  # the last one: of no width
+        held = [side for side in sides if side.shape[1] > 1 and bool(staying[side].all(1).any())]
+        new = {i for side in held for i in side.unique().tolist() if not staying[i]}
+        if not new:
+            break
+        for i in new:
+            found[i] = "must keep as many channels as others that are cut in the same way, and these stay"
+    answers = list(zip(widths, found, strict=True))
+    return [(w, r) for w, r in answers if r is not None], [w for w, r in answers if r is None]
 
 
 def kept_groups(structure: Structure) -> list[Kept]:

@@ -95,26 +95,27 @@ def accuracy(network: nn.Module, images: Tensor, classes: Tensor) -> float:
 
 
 def measure(
-    network: nn.Module, share: float, method: Method, repaired: bool, batches: list[Tensor], test: tuple[Tensor, Tensor]
-) -> dict[str, Any]:
-    """One row of the table."""
+    network: nn.Module, share: float, method: Method, batches: list[Tensor], test: tuple[Tensor, Tensor]
+) -> Iterator[dict[str, Any]]:
+    """Two rows of the table: one method as it is, and with BatchNorm statistics estimated again."""
     name, statistics, function, arguments = method
     compressed, start = deepcopy(network), time.perf_counter()
     given = {"batches": batches} if statistics == "data" else {}
     report = function(compressed, test[0][:2], keep_parameters=share, **arguments, **given)
-    if repaired:
-        lf.repair(compressed, batches)
     seconds = time.perf_counter() - start
-    return {
-        "share": share,
-        "method": name,
-        "statistics": statistics or "-",
-        "repair": "BatchNorm" if repaired else "none",
-        "parameters": f"{report.parameters_after / report.parameters_before:.3f}",
-        "accuracy": f"{accuracy(compressed, *test):.2f}",
-        "seconds": f"{seconds:.0f}",
-        "notes": "; ".join(report.notes),
-    }
+    for repaired in (False, True):
+        if repaired:
+            lf.repair(compressed, batches)
+        yield {
+            "share": share,
+            "method": name,
+            "statistics": statistics or "-",
+            "repair": "BatchNorm" if repaired else "none",
+            "parameters": f"{report.parameters_after / report.parameters_before:.3f}",
+            "accuracy": f"{accuracy(compressed, *test):.2f}",
+            "seconds": f"{seconds:.0f}",
+            "notes": "; ".join(report.notes),
+        }
 
 
 def rows(arguments: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[dict[str, Any]]:
@@ -131,10 +132,11 @@ def rows(arguments: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[
             }
         for share in arguments.shares:
             for method in METHODS:
-                for repaired in (False, True):
-                    key = (name, str(share), method[0], method[1] or "-", "BatchNorm" if repaired else "none")
-                    if key not in done:
-                        yield {"network": name} | measure(network, share, method, repaired, batches, test)
+                both = {(name, str(share), method[0], method[1] or "-", repair) for repair in ("none", "BatchNorm")}
+                if method[0] in (arguments.methods or [method[0]]) and not both <= done:
+                    for row in measure(network, share, method, batches, test):
+                        if (name, str(share), method[0], method[1] or "-", row["repair"]) not in done:
+                            yield {"network": name} | row
 
 
 def show(path: Path) -> None:
@@ -163,6 +165,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
     parser.add_argument("--output", type=Path, default=Path("compression_table.csv"))
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.3], help="parameters kept")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows of the table")
     parser.add_argument("--images", type=int, default=1024, help="training images for statistics; 256 are held out")
     parser.add_argument("--test-images", type=int, default=10000)
     parser.add_argument("--threads", type=int, default=1)

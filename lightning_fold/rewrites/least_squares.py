@@ -130,18 +130,20 @@ def _input_rows(module: nn.Linear | nn.Conv2d, value: Tensor, places: Tensor) ->
     found, start = [], 0
     for chunk in value.split(_CHUNK):
         windows = _windows(module, chunk)
-        inside = places[(places >= start) & (places < start + len(windows))] - start
-        found.append(windows[inside.to(windows.device)])
-        start += len(windows)
+        images, each = windows.shape[:2]
+        inside = (places[(places >= start) & (places < start + images * each)] - start).to(windows.device)
+        found.append(windows[inside // each, inside % each])  # only these are copied
+        start += images * each
     return torch.cat(found)
 
 
 def _windows(module: nn.Conv2d, value: Tensor) -> Tensor:
+    """(images, places, columns) what each place of each image is computed from."""
     if isinstance(module.padding, str):
         value = F.pad(value, module._reversed_padding_repeated_twice)
     padding = (0, 0) if isinstance(module.padding, str) else module.padding
     unfolded = F.unfold(value, module.kernel_size, module.dilation, padding, module.stride)
-    return unfolded.transpose(1, 2).flatten(0, 1)
+    return unfolded.transpose(1, 2)
 
 
 def _tensor(network: nn.Module, name: str) -> Tensor:

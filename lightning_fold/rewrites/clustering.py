@@ -20,6 +20,7 @@ from lightning_fold.surgery import Surgery
 _STARTS: Any = 3  # scikit-learn annotates it as a string
 _SAME = 1e-6  # of the largest distance
 _ELEMENTS = 1024  # more, for more points than that, cost minutes
+_PRODUCTS = 2**28  # of points, clusters and elements: k-means++ with more costs minutes
 
 
 class Clustering:
@@ -57,11 +58,17 @@ class Clustering:
         return length if scaled else torch.ones(group.size, dtype=torch.float64)
 
     def assign(self, width: Width, clusters: int) -> Tensor:
-        """(channels,) the cluster of each channel, ``clusters`` in each block (fewer where channels are identical)."""
+        """(channels,) the cluster of each channel, ``clusters`` in each block (fewer where channels are identical).
+
+        The best of a few starts of k-means++; where those cost too much, from the clusters of a Ward tree.
+        """
 
         def k_means(points: _Points, wanted: int) -> np.ndarray:
             wanted = min(wanted, points.distinct)
-            return KMeans(wanted, n_init=_STARTS, random_state=self.seed).fit_predict(points.coordinates)
+            if points.coordinates.size * wanted <= _PRODUCTS:
+                return KMeans(wanted, n_init=_STARTS, random_state=self.seed).fit_predict(points.coordinates)
+            centers = points.centers(wanted)
+            return KMeans(len(centers), init=centers, n_init=1).fit_predict(points.coordinates)
 
         return self._in_blocks(width, clusters, k_means)
 
@@ -137,6 +144,13 @@ class _Points:
         if len(self.features) == 1:
             return np.zeros(1, dtype=np.int64)
         return np.unique(fcluster(self.tree, clusters, "maxclust"), return_inverse=True)[1]
+
+    def centers(self, clusters: int) -> np.ndarray:
+        """(clusters, elements) the means of :meth:`cut` in the coordinates."""
+        labels = self.cut(clusters)
+        total = np.zeros((labels.max() + 1, self.coordinates.shape[1]))
+        np.add.at(total, labels, self.coordinates)
+        return total / np.bincount(labels)[:, None]
 
 
 def _few_elements(features: Tensor, seed: int) -> Tensor:

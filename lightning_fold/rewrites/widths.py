@@ -75,6 +75,34 @@ def find_bundles(structure: Structure, widths: list[Width]) -> list[list[int]]:
     return [[i for i, head in enumerate(leader) if head == first] for first in dict.fromkeys(leader)]
 
 
+def hold_bundles(
+    structure: Structure, widths: list[Width], reasons: list[str | None]
+) -> tuple[list[tuple[Width, str]], list[Width]]:
+    """The widths that stay, with the reason, and those that may shrink.
+
+    Args:
+        structure: what was read from the network.
+        widths: its widths.
+        reasons: for each of them why it stays, or ``None``. One that must keep as many channels as one that stays, or
+            as channels of no width, stays as well.
+    """
+    width_of = torch.full((structure.count,), -1)
+    for i, width in enumerate(widths):
+        width_of[width.group.ids] = i
+    found = list(reasons)
+    sides = [width_of[structure.group_of[side]] for b in structure.labels.blocks for side in b.sides]
+    while True:
+        staying = torch.tensor([reason is not None for reason in found] + [True])  # the last one: of no width
+        held = [side for side in sides if side.shape[1] > 1 and bool(staying[side].all(1).any())]
+        new = {i for side in held for i in side.unique().tolist() if not staying[i]}
+        if not new:
+            break
+        for i in new:
+            found[i] = "must keep as many channels as others that are cut in the same way, and these stay"
+    answers = list(zip(widths, found, strict=True))
+    return [(w, r) for w, r in answers if r is not None], [w for w, r in answers if r is None]
+
+
 def kept_groups(structure: Structure) -> list[Kept]:
     """The groups that an operator without a rule holds fast."""
     if not any(pin is not None and "has no rule" in pin.reason for pin in structure.pinned.values()):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import RenderableType
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_fold.commands.trials import DENSE, Row
@@ -25,7 +25,7 @@ def tables_of(rows: Sequence[Row]) -> list[RenderableType]:
         sizes = sorted({row.trial.keep for row in others}, reverse=True)
         found.append(escape(f"{name}: {dense.parameters:,} parameters, {dense.trial.monitor} {_shown(dense.accuracy)}"))
         headings = [f"{size:.0%} of the parameters" for size in sizes]
-        table = Table("method", *headings)
+        table = Table(Column("method", no_wrap=True), *headings)
         for method in dict.fromkeys(map(_method, others)):
             cells = {row.trial.keep: _cell(row, others) for row in others if _method(row) == method}
             table.add_row(method, *(cells.get(size, "") for size in sizes))

@@ -1,6 +1,7 @@
 """Which width keeps how many channels: the same share everywhere, or under a budget for the whole network."""
 
 import heapq
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -50,7 +51,7 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
     if least > goal:
         raise ValueError(
             f"{method}({name}={share}): one channel in every width that can shrink still leaves "
-            f"{least / costs.total:.3f} of them; expected {name} of at least that."
+            f"{at_least(least / costs.total)} of them; expected {name} of at least that."
         )
 
     def step_of(bundle: list[int]) -> int:
@@ -79,6 +80,11 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
         if step and kept[bundle[0]] > 1:
             heapq.heappush(queue, price(number))
     return kept
+
+
+def at_least(share: float) -> str:
+    """``share`` with three digits, rounded up: a budget that can be met."""
+    return f"{math.ceil(1000 * share) / 1000:.3f}"
 
 
 def _last_step(costs: CostModel, kept: list[int], bundle: list[int], most: int, missing: float) -> int:

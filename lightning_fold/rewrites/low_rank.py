@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
+from lightning_fold.rewrites.budget import at_least
 from lightning_fold.rewrites.factors import KINDS, Shape, calls, output_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
@@ -71,7 +72,7 @@ def factorize(
     def change(surgery: Surgery) -> list[Kept]:
         layers, kept = _layers(model, example_inputs, unit, batches)
         total = count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)
-        ranks = _allocate(layers, total - sum(layer.size for layer in layers), int(share * total), unit)
+        ranks = _allocate(layers, total, share, unit)
         return kept + _replace(surgery, layers, ranks)
 
     return rewrite("factorize", model, example_inputs, optimizers, change)
@@ -176,8 +177,9 @@ def _decompose(shape: Shape, inputs: Sequence[Tensor], unit: str, moments: dict[
     return _Layer(shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
 
 
-def _allocate(layers: list[_Layer], rest: int, budget: int, unit: str) -> list[int]:
-    """The rank of each layer, 0 where it stays as it is, so that ``rest`` and all layers fit into ``budget``."""
+def _allocate(layers: list[_Layer], whole: int, share: float, unit: str) -> list[int]:
+    """The rank of each layer, 0 where it stays as it is, so that at most ``share`` of the ``whole`` network is left."""
+    rest, budget = whole - sum(layer.size for layer in layers), int(share * whole)
 
     def total(ranks: list[int]) -> int:
         return rest + sum(layer.spent(rank) for layer, rank in zip(layers, ranks, strict=True))
@@ -188,8 +190,8 @@ def _allocate(layers: list[_Layer], rest: int, budget: int, unit: str) -> list[i
     smallest = total([layer.at(1) for layer in layers])
     if smallest > budget:
         raise ValueError(
-            f"factorize: {budget:,} {unit} were asked for, but rank 1 in every layer leaves {smallest:,}. "
-            "Ask for more, or fold or prune the network first."
+            f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / whole)} of them; "
+            f"expected keep_{unit} of at least that. Or fold or prune the network first."
         )
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):

@@ -11,10 +11,16 @@ from lightning_fold.structure.trace import evaluation_mode
 
 
 def inputs_of_batch(batch: Any) -> Tensor:
-    """The network's input in a batch: the batch itself, or its first element."""
+    """The network's input in a batch: the batch itself, or its first element.
+
+    Raises:
+        ValueError: it is no tensor, or not finite.
+    """
     found = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(found, Tensor):
         raise ValueError(f"expected batches of tensors or of (inputs, ...), found a {type(batch).__name__}.")
+    if found.is_floating_point() and not bool(found.isfinite().all()):
+        raise ValueError(f"expected batches of finite inputs, found NaN or infinity in one of shape {tuple(found.shape)}.")
     return found
 
 
@@ -28,7 +34,7 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
         dataloader: batches of inputs, or (inputs, ...) of which the first element is read.
 
     Raises:
-        ValueError: ``dataloader`` yields no batch.
+        ValueError: ``dataloader`` yields no batch, or one that holds NaN or infinity.
 
     Whatever goes wrong, the statistics are as they were.
     """

@@ -136,13 +136,19 @@ def _run(method: str, model: nn.Module, example_inputs: Inputs) -> tuple[list[Te
         ) from error
 
 
+def check_finite(method: str, model: nn.Module) -> None:
+    """Raise ``ValueError`` where a parameter is NaN or infinite, or a buffer NaN: masks hold infinities."""
+    wrong = [(name, "NaN or infinity") for name, value in model.named_parameters() if not bool(value.isfinite().all())]
+    wrong += [(name, "NaN") for name, value in model.named_buffers() if bool(value.isnan().any())]
+    for name, found in wrong[:1]:
+        raise ValueError(
+            f"{method}({type(model).__name__}): {name} holds {found}; expected finite weights. "
+            "Load the last good checkpoint."
+        )
+
+
 def _check(method: str, model: nn.Module, expected: list[Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise ValueError(
-                f"{method}({type(model).__name__}): {name} holds NaN or infinity; expected finite weights. "
-                "Load the last good checkpoint."
-            )
+    check_finite(method, model)
     if not expected:
         raise ValueError(f"{method}({type(model).__name__}): the network returns no floating-point tensor.")
     if any(bool(value.isnan().any()) for value in expected):

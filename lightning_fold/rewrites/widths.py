@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fold.report import Kept
+from lightning_fold.rewrites.transaction import check_finite
 from lightning_fold.structure.groups import ChannelGroup, Structure, group_channels, read_structure
 from lightning_fold.structure.trace import Inputs
 
@@ -40,12 +41,7 @@ def find_widths(
     Raises:
         ValueError: no width can shrink, or a weight is NaN or infinite.
     """
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"{method}({type(model).__name__}): {name} holds NaN or infinity; expected finite weights. "
-                "Load the last good checkpoint."
-            )
+    check_finite(method, model)
     structure = read_structure(model, example_inputs, ask_attributes=ask_attributes)
     block_of = _block_of(structure)
     widths = [
@@ -56,7 +52,8 @@ def find_widths(
     if not widths:
         raise ValueError(
             f"{method}({type(model).__name__}): expected a network with at least one hidden width of channels between "
-            "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule."
+            "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule, or is the only "
+            "one of its width."
         )
     return structure, widths
 

@@ -131,6 +131,23 @@ def test_what_a_method_cannot_do_is_reported_and_tried_again(run, checkpoint, ro
     assert "factorize at 1%: factorize: " in " ".join(capsys.readouterr().out.split())
 
 
+def test_network_that_is_not_finite_has_rows_that_say_so(run, checkpoint, rows, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"][next(iter(content["state_dict"]))][0] = float("nan")
+    torch.save(content, tmp_path / "bad.ckpt")
+    words = ["--methods", "[prune,fold,factorize]", "--sizes", "[0.5]", "--config", checkpoint.parents[1] / "config.yaml"]
+    run("compare", "--checkpoint", "bad.ckpt", *words, "--output", "out")
+    dense, *others = rows("out/comparison.csv")
+    assert dense["note"] == "" and [row["method"] for row in others] == ["prune", "fold", "factorize"]
+    assert all(row["accuracy"] == "" and "expected finite weights" in row["note"] for row in others)
+
+
+def test_names_are_whole_in_a_narrow_terminal(run, checkpoint, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run("compare", "--checkpoint", checkpoint, "--methods", "[prune-least-squares]", "--output", "out")
+    assert "│ prune-least-squares │" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_folder_in_processes_gives_the_same_rows(run, trained, rows, tmp_path):
     for name in ("a", "b"):

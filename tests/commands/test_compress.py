@@ -135,6 +135,8 @@ def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
         (["--method", "minimize", "--ratio", "0.3"], "takes no ratio=0.3; expected no size, since the zeros"),
         (["--ratio", "1.5"], "expected a share of the channels in [0, 1)"),
         (["--method", "folds"], "expected one of 'prune', 'prune-l1', 'prune-least-squares', 'fold'"),
+        (["--keep_parameters", "0.001"], "fold(keep_parameters=0.001): one channel in every width that can shrink"),
+        (["--method", "factorize", "--keep_parameters", "0.001"], "rank 1 in every layer still leaves 0."),
         (["--ratio", "half"], "key 'ratio'"),
         (["--output", "small.onnx"], "expected a file that ends in .ckpt, .pt, .safetensors or .pt2"),
         (["--config", "none.yaml"], "none.yaml"),
@@ -161,6 +163,19 @@ def test_bad_files_are_reported_in_one_line(trained, mistake, tmp_path):
     ):
         assert expected in mistake("compress", "--checkpoint", name, "--output", "small.pt")[0]
     assert not (tmp_path / "small.pt").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(trained, mistake, tmp_path):
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    name = next(iter(content["state_dict"]))
+    content["state_dict"][name][0] = float("nan")
+    torch.save(content, tmp_path / "bad.ckpt")
+    before = (tmp_path / "bad.ckpt").read_bytes()
+    for method in ("prune", "fold", "factorize"):
+        words = ["--method", method, "--config", trained / "config.yaml", "--output", "small.pt"]
+        error, _ = mistake("compress", "--checkpoint", "bad.ckpt", *words)
+        assert f"error: {method}(" in error and "holds NaN or infinity; expected finite weights" in error
+    assert (tmp_path / "bad.ckpt").read_bytes() == before and not (tmp_path / "small.pt").exists()
 
 
 def test_checkpoint_is_not_overwritten(trained, mistake):

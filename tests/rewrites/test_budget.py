@@ -41,6 +41,20 @@ def test_predicted_cost_is_the_cost_of_the_pruned_network(name: str, flops: bool
     assert costs.cost(kept) == pytest.approx(found, rel=1e-9)
 
 
+def test_values_stay_with_queries_that_cannot_be_folded() -> None:
+    """One view cuts queries, keys and values into heads; what stays is known before sizes are allocated."""
+    model, inputs = build("attention_by_hand"), ZOO["attention_by_hand"].inputs()
+    structure, widths = find_widths("fold", model, inputs)
+    others = [width for width in widths if "qkv" not in width.group.name]
+    costs = cost_model(model, inputs, structure, others, flops=False)
+    report = lf.fold(model, inputs, ratio=0.5)
+    assert costs.cost([round(0.5 * width.size) for width in others]) == report.parameters_after
+    reasons = [kept.reason for kept in report.kept if "qkv" in kept.tensor]
+    assert len(reasons) == len(widths) - len(others) == 4  # two layers
+    assert sum("is summed in a product" in reason for reason in reasons) == 2
+    assert sum("must keep as many channels as others" in reason for reason in reasons) == 2
+
+
 def test_a_width_that_does_nothing_gives_its_channels_first() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).double()

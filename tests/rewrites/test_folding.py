@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.rewrites.clustering import Clustering
 from lightning_fold.rewrites.cut import merge
 from lightning_fold.rewrites.merging import fold_ar_scale
 from lightning_fold.rewrites.widths import find_widths
@@ -271,3 +272,25 @@ def test_norm_that_cannot_count_merged_channels_keeps_them() -> None:
     report = lf.fold(model, x, ratio=0.5)
     assert [kept.reason for kept in report.kept] == ["norm is a norm that cannot count merged channels"]
     assert report.changes == ()
+
+
+def test_many_channels_start_from_a_tree(monkeypatch) -> None:
+    """Where k-means++ would take minutes; the clusters are about as good as its best of three, and duplicates merge."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 5)).double()
+    with torch.no_grad():
+        model[0].weight[30:] = model[0].weight[:30] + 0.3 * torch.randn(30, 20, dtype=torch.float64)
+    structure, (width,) = find_widths("fold", model, torch.randn(2, 20, dtype=torch.float64))
+
+    def spread(assignment: torch.Tensor) -> float:
+        """Squared distances to the means of the clusters."""
+        points = clustering._describe(width)
+        means = torch.stack([points[assignment == label].mean(0) for label in range(24)])
+        return float((points - means[assignment]).square().sum())
+
+    clustering = Clustering(Surgery(model), structure, seed=0)
+    best = spread(clustering.assign(width, 24))
+    monkeypatch.setattr("lightning_fold.rewrites.clustering._PRODUCTS", 0)
+    found = clustering.assign(width, 24)
+    assert len(found.unique()) == 24 and spread(found) <= 1.05 * best
+    assert spread(found) <= spread(clustering.sketch(width, 24))

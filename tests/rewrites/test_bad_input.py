@@ -1,0 +1,115 @@
+"""Bad input of prune, fold and factorize: a clear error or the nearest result, and the network unharmed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_fold as lf
+from tests.zoo import ZOO, build, error_of, run
+
+METHODS: dict[str, Callable[..., lf.RewriteReport]] = {"prune": lf.prune, "fold": lf.fold, "factorize": lf.factorize}
+NAN, INFINITY = float("nan"), float("inf")
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+@contextmanager
+def refused(model: nn.Module, message: str) -> Iterator[pytest.ExceptionInfo[ValueError]]:
+    """A ``ValueError`` that says ``message`` and leaves every module and tensor as it was."""
+    text, held = repr(model), {key: (id(v), v.clone()) for key, v in model.state_dict(keep_vars=True).items()}
+    with pytest.raises(ValueError, match=message) as error:
+        yield error
+    found = model.state_dict(keep_vars=True)
+    assert repr(model) == text
+    assert {key: id(value) for key, value in found.items()} == {key: number for key, (number, _) in held.items()}
+    for key, (_, before) in held.items():
+        torch.testing.assert_close(found[key], before, rtol=0, atol=0, equal_nan=True)
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("tensor", "value", "message"),
+    [
+        ("1.conv1.weight", NAN, "holds NaN or infinity"),
+        ("1.conv1.weight", INFINITY, "holds NaN or infinity"),
+        ("1.bn1.running_mean", NAN, "holds NaN; "),
+    ],
+)
+def test_network_that_is_not_finite(method: str, tensor: str, value: float, message: str) -> None:
+    model, inputs = build("residual"), ZOO["residual"].inputs()
+    model.state_dict()[tensor].flatten()[0] = value
+    with refused(model, rf"{method}\(Sequential\): {tensor} {message}"):
+        METHODS[method](model, inputs, keep_parameters=0.7)
+
+
+@every_method
+def test_data_that_is_not_finite(method: str) -> None:
+    model, (x,) = build("residual"), ZOO["residual"].inputs()
+    bad = x.clone()
+    bad[0, 0, 0, 0] = NAN
+    more: dict[str, Any] = {} if method == "factorize" else {"compensate": "least-squares"}
+    for batches in ([x, bad], [bad, x]):
+        with refused(model, "expected batches of finite inputs, found NaN or infinity in one of shape"):
+            METHODS[method](model, x, keep_parameters=0.7, batches=batches, **more)
+    with refused(model, "expected batches of finite inputs"):
+        lf.repair(model, [x, bad])
+    with refused(model, rf"{method}\(Sequential\): the network returns NaN for the example inputs"):
+        METHODS[method](model, bad, keep_parameters=0.7)
+
+
+@every_method
+def test_layers_that_are_too_small(method: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 3))
+    message = "found none|still leaves" if method == "factorize" else "is the only one of its width"
+    with refused(model, message):
+        METHODS[method](model, torch.randn(2, 4), keep_parameters=0.5)
+
+
+@every_method
+@pytest.mark.parametrize("budget", ["keep_parameters", "keep_flops"])
+def test_the_least_that_an_error_names_can_be_had(method: str, budget: str) -> None:
+    """The smallest budget leaves one channel, or rank 1, everywhere."""
+    model, inputs = build("mlp"), ZOO["mlp"].inputs()
+    message = rf"{method}\({budget}=0.01\): .*still leaves 0\.\d+ of them; expected {budget} of at least"
+    with refused(model, message) as error:
+        METHODS[method](model, inputs, **{budget: 0.01})
+    least = float(str(error.value).split("still leaves ")[1].split()[0])
+    report = METHODS[method](model, inputs, **{budget: least})
+    hidden = [layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert min(hidden) == 1 and run(model, inputs).isfinite().all()
+    left = report.parameters_after / report.parameters_before
+    if budget == "keep_flops":
+        assert report.flops_before and report.flops_after
+        left = report.flops_after / report.flops_before
+    assert left <= least
+
+
+@pytest.mark.parametrize("options", [{"ratio": 0.25}, {"keep_parameters": 0.9}])
+def test_fewer_different_channels_than_clusters(options: dict[str, float]) -> None:
+    """No cluster is left empty: all that do the same become one, and a budget names the nearest size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    with torch.no_grad():
+        model[0].weight[:], model[0].bias[:] = model[0].weight[0], 0.5
+        model[2].weight[:] = model[2].weight[:, :1]
+    x = torch.randn(8, 6, dtype=torch.float64)
+    expected = run(model, (x,))
+    report = lf.fold(model, x, **options)
+    assert model[0].out_features == 1 and error_of(run(model, (x,)), expected) < 1e-12
+    share = report.parameters_after / report.parameters_before
+    notes = [f"{share:.1%} of the parameters are left, the nearest to the 90.0% asked for"]
+    assert list(report.notes) == (notes if "keep_parameters" in options else [])
+
+
+@every_method
+def test_weights_that_are_all_zero(method: str) -> None:
+    model, inputs = build("mlp"), ZOO["mlp"].inputs()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    report = METHODS[method](model, inputs, keep_parameters=0.6)
+    assert report.parameters_after <= 0.62 * report.parameters_before
+    assert torch.equal(run(model, inputs), torch.zeros_like(run(model, inputs)))

@@ -20,7 +20,8 @@ def inputs_of_batch(batch: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise ValueError(f"expected batches of tensors or of (inputs, ...), found a {type(batch).__name__}.")
     if found.is_floating_point() and not bool(found.isfinite().all()):
-        raise ValueError(f"expected batches of finite inputs, found NaN or infinity in one of shape {tuple(found.shape)}.")
+        shape = tuple(found.shape)
+        raise ValueError(f"expected batches of finite inputs, found NaN or infinity in one of shape {shape}.")
     return found
 
 

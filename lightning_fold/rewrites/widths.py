@@ -52,8 +52,8 @@ def find_widths(
     if not widths:
         raise ValueError(
             f"{method}({type(model).__name__}): expected a network with at least one hidden width of channels between "
-            "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule, or is the only "
-            "one of its width."
+            "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule, or is the "
+            "only one of its width."
         )
     return structure, widths
 

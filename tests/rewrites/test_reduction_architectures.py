@@ -31,9 +31,10 @@ def create(name: str, size: int) -> nn.Module:
     """The network with random weights, in evaluation mode."""
     torch.manual_seed(0)
     if name == "llama":  # 60 million parameters
-        transformers = pytest.importorskip("transformers")
+        transformers: Any = pytest.importorskip("transformers")
         sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8, "num_hidden_layers": 8}
-        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=WORDS, use_cache=False)).eval()
+        config = transformers.LlamaConfig(**sizes, vocab_size=WORDS, use_cache=False)
+        return transformers.LlamaForCausalLM(config).eval()
     if name.startswith("torchvision/"):
         return torchvision.models.get_model(name.removeprefix("torchvision/"), weights=None).eval()
     sized = any(key in name for key in ("vit", "mixer", "swin"))

@@ -159,7 +159,8 @@ def rows(arguments: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[
         for share in arguments.shares:
             for method in METHODS:
                 both = {(name, str(share), method[0], method[1] or "-", repair) for repair in ("none", "BatchNorm")}
-                if method[0] in (arguments.methods or [method[0]]) and not both <= done:
+                chosen = method[0] in (arguments.methods or [method[0]])
+                if chosen and (method[1] or "-") in arguments.statistics and not both <= done:
                     for row in measure(network, share, method, batches, test):
                         if (name, str(share), method[0], method[1] or "-", row["repair"]) not in done:
                             yield {"network": name} | row
@@ -197,6 +198,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("compression_table.csv"))
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.3], help="parameters kept")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows of the table")
+    parser.add_argument("--statistics", nargs="+", default=["-", "predicted", "data"], help="and of them only these")
     parser.add_argument("--images", type=int, default=1024, help="training images for statistics; 256 are held out")
     parser.add_argument("--test-images", type=int, default=10000)
     parser.add_argument("--threads", type=int, default=1)

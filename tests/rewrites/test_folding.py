@@ -294,3 +294,24 @@ def test_many_channels_start_from_a_tree(monkeypatch) -> None:
     found = clustering.assign(width, 24)
     assert len(found.unique()) == 24 and spread(found) <= 1.05 * best
     assert spread(found) <= spread(clustering.sketch(width, 24))
+
+
+def test_statistics_estimated_again_are_those_of_the_channels_that_were_merged() -> None:
+    model, x = _duplicated()
+    dense, batch = deepcopy(model), torch.randn(64, *x.shape[1:], dtype=x.dtype)
+    lf.fold(model, x, ratio=0.5, repair="none")
+    for network in (model, dense):
+        lf.repair(network, [batch])
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-3  # the eps of a BatchNorm is not rescaled
+
+
+def test_batch_norm_expects_the_spread_of_merged_channels() -> None:
+    """Rows at right angles: on white noise their mean varies half as much as each."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.linalg.qr(torch.randn(8, 4, dtype=torch.float64))[0].T)
+        model[1].weight.fill_(0.7)
+    x = torch.randn(40_000, 8, dtype=torch.float64)
+    lf.fold(model, x[:2], ratio=0.5, repair="none")
+    torch.testing.assert_close(model[1].running_var, model[0](x).var(dim=0), rtol=0.05, atol=0)

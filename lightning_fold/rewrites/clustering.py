@@ -71,11 +71,10 @@ class Clustering:
 
         def k_means(points: _Points, wanted: int) -> np.ndarray:
             wanted, weights = min(wanted, points.distinct), points.weights.numpy()
-            if points.coordinates.size * wanted <= _PRODUCTS:
-                means = KMeans(wanted, n_init=_STARTS, random_state=self.seed)
-            else:
-                centers = points.centers(wanted)
-                means = KMeans(len(centers), init=centers, n_init=1)
+            start: dict[str, Any] = {"n_init": _STARTS, "random_state": self.seed}
+            if points.coordinates.size * wanted > _PRODUCTS:
+                start = {"n_init": 1, "init": points.centers(wanted)}
+            means = KMeans(wanted, **start)
             return means.fit_predict(points.coordinates, sample_weight=weights)
 
         return self._in_blocks(width, clusters, k_means)

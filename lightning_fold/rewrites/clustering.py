@@ -73,7 +73,8 @@ class Clustering:
             wanted, weights = min(wanted, points.distinct), points.weights.numpy()
             start: dict[str, Any] = {"n_init": _STARTS, "random_state": self.seed}
             if points.coordinates.size * wanted > _PRODUCTS:
-                start = {"n_init": 1, "init": points.centers(wanted)}
+                centers = points.centers(wanted)
+                wanted, start = len(centers), {"n_init": 1, "init": centers}
             means = KMeans(wanted, **start)
             return means.fit_predict(points.coordinates, sample_weight=weights)
 

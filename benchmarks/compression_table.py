@@ -1,11 +1,13 @@
-"""Every method without fine-tuning on a trained CIFAR-10 ResNet: accuracy at several sizes, one table and one CSV.
+"""Every method without fine-tuning on trained CIFAR-10 networks: accuracy at several sizes, one table and one CSV.
 
     python benchmarks/compression_table.py --checkpoint resnet20.th --data DIR --output table.csv
+    python benchmarks/compression_table.py --checkpoint runs/version_0/dense.pt --names resnet10 --data DIR
 
-The checkpoint is a state dict, or holds one under "state_dict", of :class:`lightning_fold.models.CifarResNet`; its
-depth is read from it. DIR holds CIFAR-10 as torchvision lays it out. Inputs are normalised with ImageNet mean and
-deviation, as in the checkpoints of akamaster/pytorch_resnet_cifar10. Rows that are in the CSV are not
-computed again.
+A checkpoint is a file that lightning-fold wrote, of any network, or the state dict (perhaps under "state_dict") of a
+:class:`lightning_fold.models.CifarResNet` of three stages; its depth is read from it. DIR holds CIFAR-10 as torchvision
+lays it out. Inputs are normalised with ImageNet mean and deviation, as in this package's data module and in the
+checkpoints of akamaster/pytorch_resnet_cifar10. Rows that are in the CSV are not computed again. What folding wins and
+loses on equal terms is printed below the table.
 """
 
 import argparse
@@ -53,6 +55,8 @@ METHODS: list[Method] = [
     ("prune l1", "", lf.prune, {"importance": "l1"}),
     ("prune l2", "", lf.prune, {"importance": "l2"}),
     ("prune l2 + bias", "predicted", lf.prune, {"compensate": "bias"}),
+    ("prune l1 + least squares", "predicted", lf.prune, SQUARES | {"importance": "l1"}),
+    ("prune l1 + least squares", "data", lf.prune, SQUARES | {"importance": "l1"}),
     ("prune l2 + least squares", "predicted", lf.prune, SQUARES),
     ("prune l2 + least squares", "data", lf.prune, SQUARES),
     ("prune activation + least squares", "data", lf.prune, SQUARES | {"importance": "activation"}),
@@ -67,10 +71,33 @@ METHODS: list[Method] = [
     ("fold + least squares, then factorize", "data", reduce_and_factorize, {"reduce": lf.fold}),
 ]
 
+# fold against prune by L1 and L2 with the same help: method, statistics, repair
+Key = tuple[str, str, str]
+EQUAL_TERMS: list[tuple[str, Key, list[Key]]] = [
+    ("raw", ("fold", "-", "none"), [("prune l1", "-", "none"), ("prune l2", "-", "none")]),
+    ("without data", ("fold + Fold-AR", "-", "none"), [("prune l1", "-", "none"), ("prune l2", "-", "none")]),
+    (
+        "BatchNorm repaired",
+        ("fold", "-", "BatchNorm"),
+        [("prune l1", "-", "BatchNorm"), ("prune l2", "-", "BatchNorm")],
+    ),
+    *(
+        (
+            f"least squares ({where}), BatchNorm repair: {repair}",
+            ("fold + least squares", where, repair),
+            [("prune l1 + least squares", where, repair), ("prune l2 + least squares", where, repair)],
+        )
+        for where in ("predicted", "data")
+        for repair in ("none", "BatchNorm")
+    ),
+]
 
-def load_network(path: Path) -> CifarResNet:
+
+def load_network(path: Path) -> nn.Module:
     """The network of a checkpoint, in evaluation mode."""
     state = torch.load(path, weights_only=True, map_location="cpu")
+    if "lightning_fold" in state:
+        return lf.load(path)
     state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
     blocks = len({key.split(".")[1] for key in state if key.startswith("layer1.")})
     network = CifarResNet(6 * blocks + 2)
@@ -122,9 +149,8 @@ def rows(arguments: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[
     """The rows that are not ``done``."""
     test = load_images(arguments.data, False, arguments.test_images)
     batches = list(load_images(arguments.data, True, arguments.images)[0].split(BATCH))
-    for path in arguments.checkpoint:
+    for path, name in zip(arguments.checkpoint, arguments.names, strict=True):
         network = load_network(path)
-        name = path.stem.split("-")[0]
         if (name, "1.0", "dense", "-", "none") not in done:
             yield {"network": name, "share": 1.0, "method": "dense", "statistics": "-", "repair": "none"} | {
                 "parameters": "1.000",
@@ -133,7 +159,8 @@ def rows(arguments: argparse.Namespace, done: set[tuple[str, ...]]) -> Iterator[
         for share in arguments.shares:
             for method in METHODS:
                 both = {(name, str(share), method[0], method[1] or "-", repair) for repair in ("none", "BatchNorm")}
-                if method[0] in (arguments.methods or [method[0]]) and not both <= done:
+                chosen = method[0] in (arguments.methods or [method[0]])
+                if chosen and (method[1] or "-") in arguments.statistics and not both <= done:
                     for row in measure(network, share, method, batches, test):
                         if (name, str(share), method[0], method[1] or "-", row["repair"]) not in done:
                             yield {"network": name} | row
@@ -151,25 +178,34 @@ def show(path: Path) -> None:
     for network, share in dict.fromkeys((row["network"], row["share"]) for row in found if row["method"] != "dense"):
         here = [row for row in found if (row["network"], row["share"]) == (network, share)]
         best = max(here, key=lambda row: float(row["accuracy"]))
-        folds = [row for row in here if row["method"].startswith("fold")]
-        line = f"{network} at {share}: best is {best['method']} with {best['accuracy']} %"
-        if folds and best not in folds:
-            line += f"; folding does not win: {max(float(row['accuracy']) for row in folds):.2f} %"
-        console.print(line)
+        console.print(f"{network} at {share}: best is {best['method']} with {best['accuracy']} %")
+        accuracies = {(row["method"], row["statistics"], row["repair"]): float(row["accuracy"]) for row in here}
+        for terms, fold, prunings in EQUAL_TERMS:
+            if {fold, *prunings} <= accuracies.keys():
+                folded, pruned = accuracies[fold], [accuracies[pruning] for pruning in prunings]
+                word = "wins" if folded > max(pruned) else "does not win"
+                console.print(
+                    f"  {terms}: folding {word}, {folded:.2f} % against {', '.join(f'{p:.2f}' for p in pruned)}"
+                )
 
 
 def main() -> None:
     """Write the CSV row by row and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="trained networks")
+    parser.add_argument("--names", nargs="+", help="what the table calls them; by default their files' names")
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-10")
     parser.add_argument("--output", type=Path, default=Path("compression_table.csv"))
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.5, 0.3], help="parameters kept")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these rows of the table")
+    parser.add_argument("--statistics", nargs="+", default=["-", "predicted", "data"], help="and of them only these")
     parser.add_argument("--images", type=int, default=1024, help="training images for statistics; 256 are held out")
     parser.add_argument("--test-images", type=int, default=10000)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    arguments.names = arguments.names or [path.stem.split("-")[0] for path in arguments.checkpoint]
+    if len(set(arguments.names)) != len(arguments.checkpoint):
+        parser.error(f"--names {arguments.names}: expected a name of its own for each checkpoint")
     torch.set_num_threads(arguments.threads)
     done: set[tuple[str, ...]] = set()
     if arguments.output.exists():

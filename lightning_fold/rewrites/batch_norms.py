@@ -110,6 +110,29 @@ class Rescaling:
         for (name, dim), columns in self.readers.items():
             _multiply(surgery, name, dim, columns)
 
+    def spreads(self) -> list[tuple[Producer, Tensor]]:
+        """Each layer with a BatchNorm, and the standard deviation (channels,) of what it now writes; 1 if untouched."""
+        found = []
+        for producer, touched, rows, by in self.producers:
+            if producer.norm is not None:
+                variance = (by[1] - producer.eps).clamp_min(0)
+                spread = (rows.abs() * variance.sqrt()).clamp_min(producer.eps**0.5)
+                found.append((producer, torch.where(touched, spread, 1.0)))
+        return found
+
+
+def widen(surgery: Surgery, producer: Producer, factors: Tensor) -> None:
+    """Multiply the standard deviation that a BatchNorm divides by, and its scale, by ``factors``; the function stays.
+
+    A rescaled BatchNorm divides by 1, whatever its input. With the spread expected of that input in the place of the 1,
+    estimating the statistics again changes no more than what was not expected.
+    """
+    assert producer.norm is not None
+    gamma, _, _, variance = producer.norm
+    _multiply(surgery, gamma, 0, factors)
+    growth = factors.square() - 1
+    _set(surgery, variance, lambda t, e=producer.eps: (t + growth.to(t) * (t + e)).clamp_min(0))
+
 
 def rescaling(surgery: Surgery, structure: Structure, merged: Tensor, lengths: Tensor, reading: set) -> Rescaling:
     """Bring the ``merged`` channels to the length 1, with the scale of each BatchNorm in its layer's rows.

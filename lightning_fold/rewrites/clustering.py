@@ -19,6 +19,8 @@ from lightning_fold.surgery import Surgery
 
 _STARTS: Any = 3  # scikit-learn annotates it as a string
 _SAME = 1e-6  # of the largest distance
+_TINY = torch.finfo(torch.float64).tiny
+_LEAST = 1e-6  # of the mean weight
 _ELEMENTS = 1024  # more, for more points than that, cost minutes
 _PRODUCTS = 2**28  # of points, clusters and elements: k-means++ with more costs minutes
 
@@ -26,9 +28,13 @@ _PRODUCTS = 2**28  # of points, clusters and elements: k-means++ with more costs
 class Clustering:
     """Clusters of any size for the channels of any width of one network.
 
-    A channel is described by the rows that write it (with bias and BatchNorm as one affine map) and the columns that
-    read it; each tensor weighs the same. Where a positive factor passes from writers to readers, as through ReLU,
-    channels are compared at length 1.
+    A channel is described by the rows that write it (with bias and BatchNorm as one affine map) and the direction of
+    the columns that read it; each tensor weighs the same. Where a positive factor passes from writers to readers, as
+    through ReLU, rows are compared at length 1.
+
+    With rows a, columns b and their means over the cluster a', b', merging changes what comes behind by no more than
+    the sum of |a - a'| |b - b'|, at most half that of |a| |b| (|a - a'|^2 / |a|^2 + |b - b'|^2 / |b|^2). So a channel
+    weighs |a| |b| in k-means, and weak ones take no clusters from strong ones.
 
     Args:
         surgery: the network.
@@ -64,34 +70,40 @@ class Clustering:
         """
 
         def k_means(points: _Points, wanted: int) -> np.ndarray:
-            wanted = min(wanted, points.distinct)
-            if points.coordinates.size * wanted <= _PRODUCTS:
-                return KMeans(wanted, n_init=_STARTS, random_state=self.seed).fit_predict(points.coordinates)
-            centers = points.centers(wanted)
-            return KMeans(len(centers), init=centers, n_init=1).fit_predict(points.coordinates)
+            wanted, weights = min(wanted, points.distinct), points.weights.numpy()
+            start: dict[str, Any] = {"n_init": _STARTS, "random_state": self.seed}
+            if points.coordinates.size * wanted > _PRODUCTS:
+                centers = points.centers(wanted)
+                wanted, start = len(centers), {"n_init": 1, "init": centers}
+            means = KMeans(wanted, **start)
+            return means.fit_predict(points.coordinates, sample_weight=weights)
 
         return self._in_blocks(width, clusters, k_means)
 
     def sketch(self, width: Width, clusters: int) -> Tensor:
-        """The same from a Ward tree, which is grown once for all sizes."""
+        """Much the same from a Ward tree, which is grown once for all sizes."""
         return self._in_blocks(width, clusters, _Points.cut)
 
     def _in_blocks(self, width: Width, clusters: int, find: Callable[["_Points", int], np.ndarray]) -> Tensor:
         key = int(width.group.ids[0])
         if key not in self._points:
-            features = self._describe(width)
-            self._points[key] = [_Points(_few_elements(features[block], self.seed)) for block in width.blocks]
+            features, weights = self._describe(width)
+            self._points[key] = [_Points(_few_elements(features[b], self.seed), weights[b]) for b in width.blocks]
         assignment = torch.full((width.group.size,), -1)
         for block, points in zip(width.blocks, self._points[key], strict=True):
-            found = torch.from_numpy(find(points, width.kept_in(block, clusters))).long()
+            labels = find(points, width.kept_in(block, clusters))
+            found = torch.from_numpy(np.unique(labels, return_inverse=True)[1]).long()
             assignment[block] = found + int(assignment.max()) + 1
         return assignment
 
-    def _describe(self, width: Width) -> Tensor:
+    def _describe(self, width: Width) -> tuple[Tensor, Tensor]:
+        """(channels, elements) what each channel is compared by, and (channels,) how much it counts."""
         lengths = self.lengths(width)[:, None]
-        read = [self._rows(member) * lengths for member in width.group.members if member.reads]
-        parts = [part / lengths for part in self._written(width)] + read
-        return torch.cat([part / part.norm().clamp_min(torch.finfo(part.dtype).tiny) for part in parts], dim=1)
+        written = _alike([part / lengths for part in self._written(width)], width.group.size)
+        read = _alike([self._rows(m) * lengths for m in width.group.members if m.reads], width.group.size)
+        strength = written.norm(dim=1) * read.norm(dim=1)
+        features = torch.cat([written, read / read.norm(dim=1, keepdim=True).clamp_min(_TINY)], dim=1)
+        return features, (strength / strength.mean().clamp_min(_TINY)).clamp_min(_LEAST)
 
     def _written(self, width: Width) -> list[Tensor]:
         """What writes the channels: layers with their BatchNorm as one, everything else as it is."""
@@ -111,9 +123,10 @@ class Clustering:
 
 @dataclass(frozen=True)
 class _Points:
-    """The channels of a block as points, (channels, elements)."""
+    """The channels of a block as points, (channels, elements), and their weights, (channels,)."""
 
     features: Tensor
+    weights: Tensor
 
     @cached_property
     def coordinates(self) -> np.ndarray:
@@ -128,16 +141,13 @@ class _Points:
         """How many are not the same, up to rounding."""
         if len(self.features) == 1:
             return 1
-        heights = self.tree[:, 2]
+        heights = _ward(self.features)[:, 2]
         return 1 + int((heights > _SAME * heights.max()).sum())
 
     @cached_property
     def tree(self) -> np.ndarray:
-        """Which join first by Ward's criterion, the growth of what k-means makes small."""
-        products = self.features @ self.features.T
-        squares = products.diagonal()
-        distances = (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt().numpy()
-        return linkage(distances[np.triu_indices(len(distances), 1)], "ward")
+        """Which join first where a channel's length, not its weight, says how much it counts."""
+        return _ward(self.features * self.weights.sqrt()[:, None])
 
     def cut(self, clusters: int) -> np.ndarray:
         """(channels,) the cluster of each, from 0."""
@@ -146,11 +156,27 @@ class _Points:
         return np.unique(fcluster(self.tree, clusters, "maxclust"), return_inverse=True)[1]
 
     def centers(self, clusters: int) -> np.ndarray:
-        """(clusters, elements) the means of :meth:`cut` in the coordinates."""
-        labels = self.cut(clusters)
+        """(clusters, elements) the weighted means of :meth:`cut` in the coordinates."""
+        labels, weights = self.cut(clusters), self.weights.numpy()
         total = np.zeros((labels.max() + 1, self.coordinates.shape[1]))
-        np.add.at(total, labels, self.coordinates)
-        return total / np.bincount(labels)[:, None]
+        np.add.at(total, labels, self.coordinates * weights[:, None])
+        return total / np.bincount(labels, weights)[:, None]
+
+
+def _alike(parts: list[Tensor], size: int) -> Tensor:
+    """Parts (size, ...) of equal energy side by side; the root mean square length of a row is 1."""
+    if not parts:
+        return torch.ones(size, 1, dtype=torch.float64)
+    joined = torch.cat([part / part.norm().clamp_min(_TINY) for part in parts], dim=1)
+    return joined * (size / len(parts)) ** 0.5
+
+
+def _ward(features: Tensor) -> np.ndarray:
+    """Which points join first by Ward's criterion, the growth of what k-means makes small."""
+    products = features @ features.T
+    squares = products.diagonal()
+    distances = (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt().numpy()
+    return linkage(distances[np.triu_indices(len(distances), 1)], "ward")
 
 
 def _few_elements(features: Tensor, seed: int) -> Tensor:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_fold.rewrites.batch_norms import Rescaling, rescaling
+from lightning_fold.rewrites.batch_norms import Rescaling, rescaling, widen
 from lightning_fold.rewrites.choosing import Chooser
 from lightning_fold.rewrites.compensation import compensable, weigh
-from lightning_fold.rewrites.merging import combine, targets
+from lightning_fold.rewrites.merging import combine, fold_ar, targets
 from lightning_fold.rewrites.removal import Removal, complete, remove
 from lightning_fold.rewrites.widths import Width
 from lightning_fold.structure.groups import Structure, reading_axes
@@ -34,8 +34,16 @@ class Cut:
 
     def apply(self, surgery: Surgery) -> None:
         """Merge and remove in a network that was rescaled; norms go on counting every channel that was merged."""
+        narrowing = fold_ar(surgery, self.structure, self.cluster_of)
         combine(surgery, self.structure, self.cluster_of)
         remove(surgery, self.structure, self.removal)
+        for producer, spread in self.rescaling.spreads():
+            assert producer.contraction.rows is not None and producer.norm is not None
+            groups = self.structure.group_of[producer.contraction.rows]
+            found = self.means(groups) @ spread
+            if producer.norm[0] in narrowing:
+                found = found / narrowing[producer.norm[0]][self.staying(groups)]
+            widen(surgery, producer, found)
         for norm in self.structure.labels.norms:
             if compensable(self.structure, norm):
                 weigh(surgery, self.structure, norm, self.cluster_of, self.removal)

@@ -1,6 +1,8 @@
+import re
 from itertools import pairwise
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -40,6 +42,43 @@ def test_four_stages_are_resnet_18():
     torch.testing.assert_close(network(x), reference(x))
 
 
+def test_preactivation_is_preact_resnet_18():
+    """timm's, but for the 3 x 3 stem without pooling; and the same output from the same weights."""
+    torch.manual_seed(0)
+    network = CifarResNet(18, widths=(64, 128, 256, 512), shortcut="B", preactivation=True).eval()
+    reference = timm.create_model("resnetv2_18", num_classes=10).eval()
+    reference.stem = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    renamed = {_timm_name(key): value for key, value in network.state_dict().items()}
+    renamed["head.fc.weight"] = renamed["head.fc.weight"][:, :, None, None]
+    reference.load_state_dict(renamed)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(network(x), reference(x))
+
+
+def _timm_name(key):
+    if key.startswith("bn1."):
+        return key.replace("bn1", "norm")
+    key = key.replace(".bn", ".norm").replace("shortcut.0", "downsample.conv").replace("linear", "head.fc")
+    key = re.sub(r"^layer(\d)\.", lambda found: f"stages.{int(found[1]) - 1}.blocks.", key)
+    return "stem.weight" if key == "conv1.weight" else key
+
+
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_stem_with_a_stride_gives_every_second_place(preactivation):
+    """The same weights on images half as large: what the stem of stride 1 gives there, subsampled."""
+    torch.manual_seed(0)
+    arguments = {"depth": 8, "widths": (4, 6, 9), "shortcut": "B", "preactivation": preactivation}
+    network, strided = CifarResNet(**arguments).eval(), CifarResNet(**arguments, stem_stride=2).eval()
+    strided.load_state_dict(network.state_dict())
+    x = torch.randn(2, 3, 9, 12)
+    network.conv1.register_forward_hook(lambda module, inputs, output: output[:, :, ::2, ::2])
+    torch.testing.assert_close(strided(x), network(x))
+
+
 def test_padded_shortcut_is_a_fixed_sparse_convolution():
     x = torch.randn(2, 4, 5, 6)
     weight = torch.zeros(9, 4, 1, 1)
@@ -70,6 +109,7 @@ def test_takes_any_image_size_and_channels(size):
         ({"widths": ()}, "one integer of at least 1 for each stage"),
         ({"widths": (8, 0, 8)}, "one integer of at least 1 for each stage"),
         ({"shortcut": "C"}, "'A' or 'B'"),
+        ({"stem_stride": 0}, "stem_stride must be at least 1"),
         ({"widths": (8, 4, 2)}, "do not shrink"),
     ],
 )

@@ -11,7 +11,7 @@ from lightning_fold.layers import CompensatedNorm
 from lightning_fold.rewrites.clustering import Clustering
 from lightning_fold.rewrites.cut import merge
 from lightning_fold.rewrites.merging import fold_ar_scale
-from lightning_fold.rewrites.widths import find_widths
+from lightning_fold.rewrites.widths import Width, find_widths
 from lightning_fold.structure.groups import read_structure
 from lightning_fold.surgery import Surgery
 from tests.zoo import ZOO, Head, build, error_of, run
@@ -275,22 +275,50 @@ def test_norm_that_cannot_count_merged_channels_keeps_them() -> None:
 
 
 def test_many_channels_start_from_a_tree(monkeypatch) -> None:
-    """Where k-means++ would take minutes; the clusters are about as good as its best of three, and duplicates merge."""
+    """Where k-means++ would take minutes; over some networks the clusters are about as good as its best of three."""
+
+    def spread(clustering: Clustering, width: Width, assignment: Tensor) -> float:
+        """Weighted squared distances to the means of the clusters."""
+        points, weights = clustering._describe(width)
+        weighted = weights[:, None] * points
+        means = [weighted[assignment == k].sum(0) / weights[assignment == k].sum() for k in range(24)]
+        return float((weights[:, None] * (points - torch.stack(means)[assignment]).square()).sum())
+
+    best, found = 0.0, 0.0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 5)).double()
+        with torch.no_grad():
+            model[0].weight[30:] = model[0].weight[:30] + 0.3 * torch.randn(30, 20, dtype=torch.float64)
+        structure, (width,) = find_widths("fold", model, torch.randn(2, 20, dtype=torch.float64))
+        clustering = Clustering(Surgery(model), structure, seed=0)
+        best += spread(clustering, width, clustering.assign(width, 24))
+        with monkeypatch.context() as patched:
+            patched.setattr("lightning_fold.rewrites.clustering._PRODUCTS", 0)
+            assignment = clustering.assign(width, 24)
+        assert len(assignment.unique()) == 24
+        ours = spread(clustering, width, assignment)
+        assert ours <= spread(clustering, width, clustering.sketch(width, 24))
+        found += ours
+    assert found <= 1.05 * best
+
+
+def test_statistics_estimated_again_are_those_of_the_channels_that_were_merged() -> None:
+    model, x = _duplicated()
+    dense, batch = deepcopy(model), torch.randn(64, *x.shape[1:], dtype=x.dtype)
+    lf.fold(model, x, ratio=0.5, repair="none")
+    for network in (model, dense):
+        lf.repair(network, [batch])
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-3  # the eps of a BatchNorm is not rescaled
+
+
+def test_batch_norm_expects_the_spread_of_merged_channels() -> None:
+    """Rows at right angles: on white noise their mean varies half as much as each."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 5)).double()
+    model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).double().eval()
     with torch.no_grad():
-        model[0].weight[30:] = model[0].weight[:30] + 0.3 * torch.randn(30, 20, dtype=torch.float64)
-    structure, (width,) = find_widths("fold", model, torch.randn(2, 20, dtype=torch.float64))
-
-    def spread(assignment: torch.Tensor) -> float:
-        """Squared distances to the means of the clusters."""
-        points = clustering._describe(width)
-        means = torch.stack([points[assignment == label].mean(0) for label in range(24)])
-        return float((points - means[assignment]).square().sum())
-
-    clustering = Clustering(Surgery(model), structure, seed=0)
-    best = spread(clustering.assign(width, 24))
-    monkeypatch.setattr("lightning_fold.rewrites.clustering._PRODUCTS", 0)
-    found = clustering.assign(width, 24)
-    assert len(found.unique()) == 24 and spread(found) <= 1.05 * best
-    assert spread(found) <= spread(clustering.sketch(width, 24))
+        model[0].weight.copy_(torch.linalg.qr(torch.randn(8, 4, dtype=torch.float64))[0].T)
+        model[1].weight.fill_(0.7)
+    x = torch.randn(40_000, 8, dtype=torch.float64)
+    lf.fold(model, x[:2], ratio=0.5, repair="none")
+    torch.testing.assert_close(model[1].running_var, model[0](x).var(dim=0), rtol=0.05, atol=0)

@@ -10,8 +10,9 @@ from lightning_fold.layers import Constant
 from lightning_fold.report import Kept, RewriteError
 from lightning_fold.rewrites.transaction import check_exact, outputs
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.known import channel_constants, depends
+from lightning_fold.structure.known import channel_constants
 from lightning_fold.structure.labels import Value
+from lightning_fold.structure.liveness import live_groups
 from lightning_fold.structure.operators import family
 from lightning_fold.structure.trace import Inputs, layers_of
 from lightning_fold.surgery import Surgery
@@ -39,10 +40,13 @@ class _Call:
     result: Node
 
     def keeps_shape(self, dim: int) -> bool:
-        """Whether the value keeps its shape but for the number of channels; with a size of 1 nobody can tell."""
+        """Whether the value keeps its shape but for the number of channels; with a size of 1 nobody can tell.
+
+        Nor of what reads a single channel whether anything needs it: those have no labels.
+        """
         before, after = (node.meta["val"].shape for node in (self.source, self.result))
         alike = (a == b and (a > 1 or d == 0) for d, (a, b) in enumerate(zip(before, after, strict=False)) if d != dim)
-        return len(before) == len(after) and all(alike)
+        return len(before) == len(after) and all(alike) and before[dim] > 1
 
 
 def replace_branches(surgery: Surgery, structure: Structure, example_inputs: Inputs) -> tuple[bool, list[Kept]]:
@@ -69,22 +73,27 @@ def find_branches(structure: Structure) -> list[Branch]:
     A branch ends in the largest module that gives the constant and keeps the shape of its input but for the number of
     channels. It begins as far before as such modules, and operators element by element, stand in a row.
     """
-    calls = _calls(structure)
+    needed: dict[Node, Tensor] = {}
+    live_groups(structure, needed_at=needed)
+    fixed = {node for node in needed if _constants(structure, needed[node], node) is not None}
+    nodes = [node for node in structure.trace.graph.nodes if node in fixed]
+    ends = [node for node in nodes if any(user in needed and user not in fixed for user in node.users)]
+    calls = _calls(structure) if ends else {}
     found: dict[str, Branch] = {}
-    for node in structure.trace.graph.nodes:
-        if _is_constant(structure, node) and not all(_is_constant(structure, user) for user in node.users):
-            branch = _branch(structure, calls, node)
-            if branch is not None:
-                found[branch.last] = branch
+    for node in ends:
+        branch = _branch(structure, needed[node], calls, node)
+        if branch is not None:
+            found[branch.last] = branch
     return list(found.values())
 
 
-def _branch(structure: Structure, calls: dict[Node, list[_Call]], node: Node) -> Branch | None:
+def _branch(structure: Structure, needed: Tensor, calls: dict[Node, list[_Call]], node: Node) -> Branch | None:
     for result in _elementwise(structure, node):
-        dim = _channel_dim(structure, result)
-        last = next((call for call in calls.get(result, ()) if dim is not None and call.keeps_shape(dim)), None)
-        constants = None if dim is None else channel_constants(structure.known[result], dim)
-        if last is not None and constants is not None and dim is not None and not bool(constants.isnan().any()):
+        dim, constants = _channel_dim(structure, result), _constants(structure, needed, result)
+        if dim is None or constants is None:
+            return None
+        last = next((call for call in calls.get(result, ()) if call.keeps_shape(dim)), None)
+        if last is not None:
             nodes, before = _before(structure, calls, last, dim)
             tensors = structure.trace.tensors
             owned = sum(tensors[held].numel() for held in structure.trace.names if nodes.issuperset(held.users))
@@ -153,7 +162,15 @@ def _values(structure: Structure, node: Node) -> list[Node]:
     return [source for source in node.all_input_nodes if source not in structure.trace.tensors]
 
 
-def _is_constant(structure: Structure, node: Node) -> bool:
-    value = structure.known.get(node)
-    floats = isinstance(value, Tensor) and value.is_floating_point()
-    return node.op == "call_function" and floats and not depends(value)
+def _constants(structure: Structure, needed: Tensor, node: Node) -> Tensor | None:
+    """What each channel of ``node`` is, if all those in the groups ``needed`` are constants; zero for the others.
+
+    ``None`` also where no channel is needed: they leave without a trace.
+    """
+    value, dim = structure.labels.values[node], _channel_dim(structure, node)
+    if node.op != "call_function" or not isinstance(value, Value) or dim is None:
+        return None
+    given, read = channel_constants(structure.known[node], dim), needed[structure.group_of[value.fields[dim]]]
+    if given is None or not bool(read.any()) or bool(given[read.to(given.device)].isnan().any()):
+        return None
+    return given.nan_to_num()

@@ -23,7 +23,12 @@ from lightning_fold.structure.operators import (
 )
 
 
-def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor | None = None) -> Tensor:
+def live_groups(
+    structure: Structure,
+    fixed: Collection[Node] = (),
+    held: Tensor | None = None,
+    needed_at: dict[Node, Tensor] | None = None,
+) -> Tensor:
     """(groups,) whether anything that reaches the output reads the group.
 
     A contraction's column is not a reading where the channel is a known constant, since the constant moves into the
@@ -36,6 +41,7 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
         structure: the network.
         fixed: contractions that cannot take a constant in place of a column, and norms that cannot be compensated.
         held: (groups,) channels that stay although nothing reads them: what they are must not change.
+        needed_at: is given, for each node that reaches the output, (groups,) what of its value anything reads.
     """
     held = torch.zeros(structure.count, dtype=torch.bool) if held is None else held
     contractions = {contraction.node: contraction for contraction in structure.labels.contractions}
@@ -54,6 +60,8 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
         if out is None:
             continue
         live |= out & _mask(structure, carried[node])
+        if needed_at is not None:
+            needed_at[node] = out
         reads = out & ~_constant_groups(structure, node)
         for source in node.all_input_nodes:
             if source in shape_operands(node):

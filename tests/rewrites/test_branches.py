@@ -63,7 +63,7 @@ def test_residual_branch_becomes_a_constant(how: str) -> None:
     assert isinstance(model.one, Constant) and isinstance(model.two[4], Constant)
     assert model.two[0].weight.shape == (1, 6, 3, 3)  # it makes the image smaller
     assert [type(module) for module in model.two[1:4]] == [nn.Identity, nn.ReLU, nn.Identity]
-    assert isinstance(model.side, Constant) and model.head.in_features == 9
+    assert model.side.out_channels == 1 and model.head.in_features == 9  # concatenated, it moves into the bias behind
     assert _same(model, dense, 8, 12)
     assert lf.minimize(model, x).changes == ()
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters()}

@@ -30,6 +30,33 @@ class SelectFeatures(nn.Module):
         return f"{len(self.index)} features"
 
 
+class Constant(nn.Module):
+    """Gives the same for every input: what is left of a branch that no longer reads it.
+
+    Args:
+        value: (channels,) what each channel is, or how many there are (zeros, until a state dict says more).
+        dim: the dimension that holds the channels.
+
+    Shape:
+        ``(..., any number of channels, ...)`` -> ``(..., channels, ...)``.
+    """
+
+    def __init__(self, value: Tensor | int, *, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.value = nn.Parameter(torch.zeros(value) if isinstance(value, int) else value.detach().clone())
+
+    def forward(self, like: Tensor, *others: object, **options: object) -> Tensor:
+        """The constant, for every position of ``like``; what else the module in this place was given is not read."""
+        shape, view = list(like.shape), [1] * like.dim()
+        shape[self.dim], view[self.dim] = 1, -1
+        return like.new_zeros(shape) + self.value.view(view)
+
+    def extra_repr(self) -> str:
+        """Number of channels, for ``print(network)``."""
+        return f"{len(self.value)}, dim={self.dim}"
+
+
 class CompensatedNorm(nn.Module):
     """A normalisation over channels of which some are gone: what they were still enters the statistics.
 

@@ -131,8 +131,8 @@ class Surgery:
         for module, _ in self._owners(self.tensor(name)):
             _set_groups(module, groups, len(blocks))
 
-    def set_attribute(self, path: str, name: str, value: int) -> None:
-        """Set a Python attribute of the module ``path`` that counts channels."""
+    def set_attribute(self, path: str, name: str, value: float) -> None:
+        """Set a Python attribute of the module ``path`` that counts channels or goes with their number."""
         setattr(self.model.get_submodule(path), name, value)
 
     def create(self, name: str, value: Tensor, beside: str) -> None:

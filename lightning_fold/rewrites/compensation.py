@@ -3,16 +3,25 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Node
 
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm
 from lightning_fold.rewrites.merging import targets
 from lightning_fold.rewrites.removal import Removal
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.labels import Norm
+from lightning_fold.structure.labels import Norm, Share
 from lightning_fold.structure.liveness import norm_constants
-from lightning_fold.structure.operators import argument, family, norm_affine, norm_counts, operator_name
+from lightning_fold.structure.operators import (
+    WRITTEN_NORMS,
+    family,
+    norm_affine,
+    norm_counts,
+    norm_eps,
+    norm_offset,
+    norm_precision,
+    operator_name,
+)
 from lightning_fold.structure.trace import layer_of
 from lightning_fold.surgery import Surgery
 
@@ -31,8 +40,7 @@ def compensable(structure: Structure, norm: Norm) -> bool:
     names, module = structure.trace.names, structure.trace.modules.get(path)
     owned = {names.get(tensor, "").rpartition(".")[0] for tensor in (weight, bias) if tensor is not None}
     calls = [other for other in structure.labels.norms if layer_of(other.node) == path]
-    written = isinstance(module, CompensatedNorm) or operator_name(norm.node) == "written_rms_norm"
-    known = written or hasattr(module, "normalized_shape")
+    known = operator_name(norm.node) in WRITTEN_NORMS or hasattr(module, "normalized_shape")
     return known and owned == {path} and len(calls) == 1 and _module_dim(structure, norm) is not None
 
 
@@ -43,11 +51,23 @@ def compensate(surgery: Surgery, structure: Structure, norm: Norm, removal: Remo
     if not bool(leaving.any()):
         return
     path = layer_of(norm.node)
-    new = _compensated(structure, norm, surgery.model.get_submodule(path))
+    new = _compensated(surgery, structure, norm)
     constants = norm_constants(structure, norm).to(new.weight.detach())
     index = torch.nonzero(leaving).flatten().repeat_interleave(_counts(structure, norm)[leaving])
     new.absorb(constants[index.to(constants.device)].nan_to_num())  # varying only where nobody reads the norm
     surgery.replace_module(path, new)
+
+
+def rescale(surgery: Surgery, structure: Structure, share: Share, removal: Removal) -> None:
+    """Make up for the zeros that leave ``share``: the mean over the K of C channels left is C / K times what it was.
+
+    So the number added to it becomes C / K times what it was, and so does the tensor that scales the share.
+    """
+    leaving = removal.removed[structure.group_of[share.channels]]
+    grown = len(leaving) / max(int((~leaving).sum()), 1)
+    if grown > 1:
+        surgery.transform(share.scale, lambda tensor: tensor * grown, moments=lambda moment: moment)
+        surgery.set_attribute(share.layer, share.attribute, share.added * grown)
 
 
 def weigh(surgery: Surgery, structure: Structure, norm: Norm, cluster_of: Tensor, removal: Removal) -> None:
@@ -59,10 +79,9 @@ def weigh(surgery: Surgery, structure: Structure, norm: Norm, cluster_of: Tensor
     groups = structure.group_of[norm.channels[0]]
     merged = torch.bincount(targets(groups, cluster_of), minlength=len(groups))[~removal.removed[groups]]
     path = layer_of(norm.node)
-    old = surgery.model.get_submodule(path)
-    if bool((merged == merged[0]).all()) and not isinstance(old, CompensatedNorm):
+    if bool((merged == merged[0]).all()) and not isinstance(surgery.model.get_submodule(path), CompensatedNorm):
         return
-    new = _compensated(structure, norm, old)
+    new = _compensated(surgery, structure, norm)
     new.counts = new.counts * merged.to(new.counts)
     surgery.replace_module(path, new)
 
@@ -76,29 +95,32 @@ def _counts(structure: Structure, norm: Norm) -> Tensor:
     return torch.ones(len(norm.channels[0]), dtype=torch.long)
 
 
-def _compensated(structure: Structure, norm: Norm, old: nn.Module) -> CompensatedNorm:
-    """What computes the same as the module ``old``, with the same parameters."""
-    weight: Any = old.weight
+def _compensated(surgery: Surgery, structure: Structure, norm: Norm) -> CompensatedNorm:
+    """What computes the same as the module of ``norm``, with the same parameters."""
+    node, path = norm.node, layer_of(norm.node)
+    if offset := norm_offset(node):
+        name = structure.trace.names[norm_affine(node)[0]]
+        surgery.transform(name, lambda weight: weight + offset, moments=lambda moment: moment)
+    old = surgery.model.get_submodule(path)
+    weight: Any = surgery.tensor(f"{path}.{_leaf(structure, norm, 0)}")
+    bias: Any = None if norm_affine(node)[1] is None else surgery.tensor(f"{path}.{_leaf(structure, norm, 1)}")
     if isinstance(old, CompensatedNorm):
-        options = {"eps": old.eps, "dim": old.dim, "bias": old.bias is not None, "precision": old.precision}
+        options = {"eps": old.eps, "dim": old.dim, "bias": bias is not None, "precision": old.precision}
         new = type(old)(len(weight), old.removed, **options).to(weight)
         new.constant, new.spread, new.counts = old.constant.clone(), old.spread.clone(), old.counts.clone()
     else:
-        root = operator_name(norm.node).endswith("rms_norm")
-        kind = CompensatedRMSNorm if root else CompensatedLayerNorm
-        eps = argument(norm.node, 3, "eps", None) if root else argument(norm.node, 4, "eps", 1e-5)
-        eps = torch.finfo(weight.dtype).eps if eps is None else eps
-        dim = _module_dim(structure, norm)
+        kind = CompensatedRMSNorm if operator_name(node).endswith("rms_norm") else CompensatedLayerNorm
+        eps, dim = norm_eps(node), _module_dim(structure, norm)
         assert dim is not None
-        precision = (
-            argument(norm.node, 4, "precision", None) if operator_name(norm.node) == "written_rms_norm" else None
-        )
-        options = {"eps": eps, "dim": dim, "bias": getattr(old, "bias", None) is not None, "precision": precision}
-        new = kind(len(weight), **options).to(weight)
-    new.weight = weight
-    if new.bias is not None:
-        new.bias = old.bias  # pyright: ignore[reportAttributeAccessIssue]
+        options = {"dim": dim, "bias": bias is not None, "precision": norm_precision(node)}
+        new = kind(len(weight), eps=torch.finfo(weight.dtype).eps if eps is None else eps, **options).to(weight)
+    new.weight, new.bias = weight, bias
     return new.train(old.training)
+
+
+def _leaf(structure: Structure, norm: Norm, which: int) -> str:
+    """The name that the module of ``norm`` has for its weight (0) or bias (1)."""
+    return structure.trace.names[norm_affine(norm.node)[which]].rpartition(".")[2]
 
 
 def _module_dim(structure: Structure, norm: Norm) -> int | None:

@@ -99,7 +99,8 @@ def _unmergeable(structure: Structure) -> dict[int, str]:
             for channel in structure.group_of[blocks.sides[0]].flatten().tolist():
                 reasons[channel] = f"{blocks.layer or 'the network'} {blocks.reason}"
     for norm in structure.labels.norms:
-        if norm.channels is not None and family(norm.node) == "layer_norm" and not compensable(structure, norm):
+        counts = family(norm.node) not in ("layer_norm", "share") or compensable(structure, norm)
+        if norm.channels is not None and not counts:
             for channel in structure.group_of[norm.channels].flatten().tolist():
                 reasons[channel] = f"{layer_of(norm.node) or 'the network'} is a norm that cannot count merged channels"
     for product in structure.labels.products:

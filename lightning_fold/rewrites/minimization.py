@@ -11,7 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.compensation import compensable, compensate
+from lightning_fold.rewrites.branches import replace_branches
+from lightning_fold.rewrites.compensation import compensable, compensate, rescale
 from lightning_fold.rewrites.filling import fill, fill_cost
 from lightning_fold.rewrites.input_selection import select_read_features
 from lightning_fold.rewrites.removal import Removal, complete, remove
@@ -23,7 +24,7 @@ from lightning_fold.structure.groups import Structure, read_structure, why_pinne
 from lightning_fold.structure.inputs import Inputs
 from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.liveness import input_constants, live_groups, used_columns
-from lightning_fold.structure.operators import is_padded, oriented
+from lightning_fold.structure.operators import family, is_padded, oriented
 from lightning_fold.structure.trace import layer_of
 from lightning_fold.surgery import Surgery
 
@@ -76,14 +77,15 @@ def minimize(
         structure = read()
 
         def change(surgery: Surgery) -> list[Kept]:
-            current = structure
+            replaced, whole = replace_branches(surgery, structure, example_inputs)
+            current = read() if replaced else structure
             kept = _minimize(surgery, current, multiple_of)
             while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
                 current = read()
                 kept = _minimize(surgery, current, multiple_of)
             if select_inputs:
                 select_read_features(surgery, current)
-            return kept
+            return kept + whole
 
         return rewrite("minimize", model, example_inputs, optimizers, change, exact=True)
 
@@ -104,12 +106,15 @@ def _minimize(surgery: Surgery, structure: Structure, multiple_of: int) -> list[
     receivers = {c.node: _receiver(surgery, structure, c) for c in contractions}
     fixed = {node for node, receiver in receivers.items() if receiver is None}
     norms = [norm for norm in structure.labels.norms if compensable(structure, norm)]
-    fixed |= {norm.node for norm in structure.labels.norms if norm not in norms}
+    others = [norm for norm in structure.labels.norms if norm not in norms]
+    fixed |= {norm.node for norm in others if family(norm.node) != "share"}  # whose zeros leave, or are pinned
     live, carriers, needed, removal = _decide(structure, fixed, multiple_of)
     for contraction in contractions:
         receiver = receivers[contraction.node]
         if receiver is not None:
             _move_constants(surgery, structure, contraction, receiver, removal, carriers)
+    for share in structure.labels.shares:
+        rescale(surgery, structure, share, removal)
     filling = fill_cost(structure, needed, removal, multiple_of)
     remove(surgery, structure, removal)
     for norm in norms:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, SelectFeatures
+from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, Constant, SelectFeatures
 from lightning_fold.structure.description import Structure, describe, type_name
 from lightning_fold.surgery import Surgery, replaced_by
 
@@ -17,7 +17,7 @@ _BUILDERS: dict[str, type[nn.Module]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (
         *(nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-        *(SelectFeatures, CompensatedLayerNorm, CompensatedRMSNorm),
+        *(SelectFeatures, Constant, CompensatedLayerNorm, CompensatedRMSNorm),
     )
 }
 
@@ -122,6 +122,8 @@ def _build(kind: type[nn.Module], entry: dict[str, Any]) -> nn.Module:
         return kind()
     if kind is SelectFeatures:
         return SelectFeatures(entry["shapes"]["index"][0])
+    if kind is Constant:
+        return Constant(entry["shapes"]["value"][0], dim=sizes["dim"])
     if issubclass(kind, CompensatedNorm):
         width = entry["shapes"]["weight"][0]
         options = {name: sizes[name] for name in ("eps", "dim", "precision") if name in sizes}

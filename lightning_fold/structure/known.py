@@ -23,7 +23,8 @@ def channel_constants(value: Any, dim: int) -> Tensor | None:
     """The value of each channel along ``dim`` where it is one number for all positions and inputs, else NaN."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    moved = compact(value).movedim(dim, 0).flatten(1)
+    moved = compact(value).movedim(dim, 0)
+    moved = moved.reshape(len(moved), -1)
     first = moved[:, 0]
     uniform = torch.where((moved == first[:, None]).all(1), first, torch.nan)
     return uniform.expand(value.shape[dim])

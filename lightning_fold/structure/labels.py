@@ -148,6 +148,25 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Share:
+    """``channels`` are divided by the mean of all of them plus a number, and then scaled by a tensor of the network.
+
+    Attributes:
+        channels: (channels,) their labels.
+        scale: the name of the tensor.
+        layer: the module that holds the number.
+        attribute: under this name.
+        added: the number.
+    """
+
+    channels: Tensor
+    scale: str
+    layer: str
+    attribute: str
+    added: float
+
+
+@dataclass(frozen=True)
 class HeadUse:
     """``node`` reads head ``i`` of ``taken`` from ``source`` only for head ``i`` of ``given``: (heads, ...) labels."""
 
@@ -184,6 +203,7 @@ class Labels:
     blocks: list[Blocks] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
     head_uses: list[HeadUse] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     count: int = 1

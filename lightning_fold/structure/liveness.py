@@ -23,11 +23,17 @@ from lightning_fold.structure.operators import (
 )
 
 
-def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor | None = None) -> Tensor:
+def live_groups(
+    structure: Structure,
+    fixed: Collection[Node] = (),
+    held: Tensor | None = None,
+    needed_at: dict[Node, Tensor] | None = None,
+) -> Tensor:
     """(groups,) whether anything that reaches the output reads the group.
 
     A contraction's column is not a reading where the channel is a known constant, since the constant moves into the
-    consumer; for the contractions in ``fixed``, which cannot take a constant, only where it is zero. A normalisation
+    consumer; for the contractions in ``fixed``, which cannot take a constant, only where it is zero. What is a known
+    constant reads nothing: a channel behind a BatchNorm or gate of zero is one, whatever comes before. A normalisation
     reads all channels that share statistics; known constants it can do without unless it is in ``fixed``. What an
     operator takes and does not hand on counts as read.
 
@@ -35,6 +41,7 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
         structure: the network.
         fixed: contractions that cannot take a constant in place of a column, and norms that cannot be compensated.
         held: (groups,) channels that stay although nothing reads them: what they are must not change.
+        needed_at: is given, for each node that reaches the output, (groups,) what of its value anything reads.
     """
     held = torch.zeros(structure.count, dtype=torch.bool) if held is None else held
     contractions = {contraction.node: contraction for contraction in structure.labels.contractions}
@@ -53,31 +60,34 @@ def live_groups(structure: Structure, fixed: Collection[Node] = (), held: Tensor
         if out is None:
             continue
         live |= out & _mask(structure, carried[node])
+        if needed_at is not None:
+            needed_at[node] = out
+        reads = out & ~_constant_groups(structure, node)
         for source in node.all_input_nodes:
             if source in shape_operands(node):
                 continue
             passes = node.target is getitem or _selects_heads(structure, node)
-            needed = out if passes else out | ~_mask(structure, carried[node])
+            needed = reads if passes else reads | ~_mask(structure, carried[node])
             if node in contractions and source is contractions[node].value:
                 columns = contractions[node].columns
                 if columns is not None:
                     needed[structure.group_of[columns].unique()] = False
-                needed |= _reading(structure, contractions[node], out)
+                needed |= _reading(structure, contractions[node], reads)
                 if node in fixed:
                     needed |= _constants_read(structure, contractions[node], out | held)
             elif node in norms and source is node.all_input_nodes[0]:
-                needed |= _normalised(structure, norms[node], out, node in fixed)
+                needed |= _normalised(structure, norms[node], reads, node in fixed)
             elif family(node) == "bilinear" and source in node.args[:2]:
                 needed = needed & ~_unread_factors(structure, node, source)
             elif node in products and source in node.args[:2]:
-                needed = _multiplied(structure, products[node], needed, out)
+                needed = _multiplied(structure, products[node], needed, reads)
             elif node in contractions or family(node) == "bilinear":
                 if not depends(structure.known[source]):
                     continue  # its channels are the layer's own rows and columns
                 needed = ~torch.zeros_like(out)
             for use in uses.get(node, ()):
                 if use.source is source:
-                    needed = _in_live_heads(structure, use, needed, out)
+                    needed = _in_live_heads(structure, use, needed, reads)
             needed &= _mask(structure, carried[source])
             alive[source] = alive[source] | needed if source in alive else needed
     return live
@@ -115,7 +125,8 @@ def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> T
     blocks = structure.group_of[norm.channels]
     read = out[blocks].any(1, keepdim=True).expand_as(blocks)
     if not fixed:
-        read = read & norm_constants(structure, norm).isnan().reshape(blocks.shape)
+        given = norm_constants(structure, norm).reshape(blocks.shape)
+        read = read & ((given != 0) if family(norm.node) == "share" else given.isnan())
     return _mask(structure, blocks[read])
 
 
@@ -208,6 +219,19 @@ def _columns_read(structure: Structure, contraction: Contraction, out: Tensor, w
             used = used & out[structure.group_of[contraction.rows]][:, None]
         reading[structure.group_of[contraction.columns[used.any(0) & which]]] = True
     return reading
+
+
+def _constant_groups(structure: Structure, node: Node) -> Tensor:
+    """(groups,) what ``node`` gives as a known constant."""
+    value = structure.labels.values[node]
+    if not isinstance(value, Value) or value.wide or len(value.fields) != 1:
+        return torch.zeros(structure.count, dtype=torch.bool)
+    ((dim, labels),) = value.fields.items()
+    given, groups = channel_constants(structure.known[node], dim), structure.group_of[labels]
+    constant = _mask(structure, groups if given is not None else groups[:0])
+    if given is not None:
+        constant[groups[given.isnan().cpu()]] = False
+    return constant
 
 
 def _carried(structure: Structure, value: object) -> Tensor:

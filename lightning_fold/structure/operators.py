@@ -36,6 +36,9 @@ _POOLING = {
 }  # fmt: skip
 _REDUCTION = {"mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm"}
 
+# Names of the functions below that stand for a norm which a module writes out.
+WRITTEN_NORMS = ("written_layer_norm", "written_rms_norm")
+
 FAMILIES: dict[str, str] = {
     **dict.fromkeys(_MOVEMENT, "movement"),
     **dict.fromkeys(_IDENTITY, "identity"),
@@ -62,7 +65,8 @@ FAMILIES: dict[str, str] = {
     "_native_batch_norm_legit_no_training": "batch_norm",
     "instance_norm": "instance_norm",
     "group_norm": "group_norm",
-    **dict.fromkeys(("layer_norm", "rms_norm", "written_rms_norm", "compensated_norm"), "layer_norm"),
+    **dict.fromkeys(("layer_norm", "rms_norm", *WRITTEN_NORMS), "layer_norm"),
+    "channel_share": "share",
     "embedding": "embedding",
     "softmax": "softmax",
     "log_softmax": "softmax",
@@ -87,40 +91,81 @@ def family(node: Node) -> str:
     return "pointwise" if torch.Tag.pointwise in tags else "unknown"
 
 
-def compensated_norm(value: Tensor, weight: Tensor, bias: Tensor | None, dim: int, counts: Tensor) -> Tensor:
-    """Stands in a graph for all that one compensated norm computes; it is read and never run."""
+def written_layer_norm(
+    value: Tensor,
+    dim: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    precision: str | None,
+    counts: Tensor | None,
+    offset: float,
+) -> Tensor:
+    """Stands in a graph for a LayerNorm written by hand, or a compensated one; it is read and never run.
+
+    Computed in ``precision``; each channel counts ``counts`` times and is scaled by ``weight + offset``.
+    """
     raise NotImplementedError
 
 
 def written_rms_norm(
-    value: Tensor, dim: int, weight: Tensor, eps: float, precision: str | None, counts: Tensor | None = None
+    value: Tensor,
+    dim: int,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    precision: str | None,
+    counts: Tensor | None,
+    offset: float,
 ) -> Tensor:
-    """Stands in a graph for an RMSNorm written by hand, computed in ``precision``; it is read and never run."""
+    """The same for an RMSNorm."""
+    raise NotImplementedError
+
+
+def channel_share(value: Tensor, dim: int, added: float, scale: Tensor | None) -> Tensor:
+    """Stands in a graph for ``value / (value.mean(dim, keepdim=True) + added)``; it is read and never run.
+
+    ``scale`` is the tensor that scales the product of this with another value, and nothing else.
+    """
     raise NotImplementedError
 
 
 def normalised_dims(node: Node) -> tuple[int, ...]:
     """The dimensions that a LayerNorm or RMSNorm takes its statistics over."""
     rank = node.meta["val"].dim()
-    if operator_name(node) in ("compensated_norm", "written_rms_norm"):
-        dim: Any = node.args[3 if operator_name(node) == "compensated_norm" else 1]
-        return (dim % rank,)
-    shape: Any = node.args[1]
-    return tuple(range(rank - len(shape), rank))
+    given: Any = node.args[1]
+    return (given % rank,) if operator_name(node) in WRITTEN_NORMS else tuple(range(rank - len(given), rank))
 
 
 def norm_affine(node: Node) -> tuple[Any, Any]:
     """The weight and the bias of a normalisation: nodes, or ``None``."""
     name = operator_name(node)
-    start = 2 if name in ("layer_norm", "rms_norm", "written_rms_norm", "group_norm") else 1
+    start = 2 if family(node) == "layer_norm" or name == "group_norm" else 1
     weight, bias = (argument(node, start + i, key, None) for i, key in enumerate(("weight", "bias")))
-    return weight, None if name.endswith("rms_norm") else bias
+    return weight, None if name == "rms_norm" else bias
+
+
+def norm_eps(node: Node) -> float | None:
+    """The number that a LayerNorm or RMSNorm adds; ``None`` for the smallest of its type."""
+    name = operator_name(node)
+    return argument(node, 3, "eps", None) if name == "rms_norm" else argument(node, 4, "eps", 1e-5)
+
+
+def norm_precision(node: Node) -> str | None:
+    """The type that a norm which a module writes out computes in, where that is not the type of its input."""
+    precision: Any = node.args[5] if operator_name(node) in WRITTEN_NORMS else None
+    return precision
 
 
 def norm_counts(node: Node) -> Any:
     """How many channels each one stands for, where a norm counts them: a node, or ``None``."""
-    places = {"compensated_norm": 4, "written_rms_norm": 5}
-    return argument(node, places[operator_name(node)], "counts", None) if operator_name(node) in places else None
+    return node.args[6] if operator_name(node) in WRITTEN_NORMS else None
+
+
+def norm_offset(node: Node) -> float:
+    """The number that a norm which a module writes out adds to its weight."""
+    offset: Any = node.args[7] if operator_name(node) in WRITTEN_NORMS else 0.0
+    return offset
 
 
 def norm_tensors(node: Node) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_fold.structure.canonical import put_weights_second, write_out_einsum
 from lightning_fold.structure.inputs import Inputs, as_arguments, first_examples
 from lightning_fold.structure.operators import is_in_place, is_view
+from lightning_fold.structure.shares import join_channel_shares
 from lightning_fold.structure.union import join
 from lightning_fold.structure.written_norms import join_written_norms
 
@@ -133,6 +134,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         join(graph, tensors, names, *_named(model, program))
     modules = dict(model.named_modules())
     join_written_norms(graph, names, _runs(graph, modules))
+    join_channel_shares(graph)
     put_weights_second(graph, tensors)
     return Trace(graph, tensors, names, modules)
 
@@ -206,9 +208,13 @@ def interpret(trace: Trace, placeholder: Callable[[Node], Any], call: Callable[[
 
 def layer_of(node: Node) -> str:
     """The dotted name of the module that ran ``node``; empty for the network itself."""
+    return layers_of(node)[-1]
+
+
+def layers_of(node: Node) -> list[str]:
+    """The dotted names of all modules that ``node`` is part of, the network itself first."""
     stack = node.meta.get("nn_module_stack") or {}
-    path = list(stack.values())[-1][0] if stack else ""
-    return path.removeprefix("L['self'].").removeprefix("L['self']")
+    return ["", *(path.removeprefix("L['self'].").removeprefix("L['self']") for path, _ in stack.values())]
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Norms over channels of which constant ones leave."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ WIDTH = 16
 class Residual(nn.Module):
     """Two gated MLPs with a norm before each in a residual stream; ``down[0]`` writes into it first."""
 
-    def __init__(self, norm: type[nn.Module]):
+    def __init__(self, norm: Callable[[int], nn.Module]):
         super().__init__()
         self.embed, self.head = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3)
         self.norms = nn.ModuleList(norm(WIDTH) for _ in range(3))
@@ -32,7 +35,31 @@ class Residual(nn.Module):
         return self.head(self.norms[2](x))
 
 
-def _network(norm: type[nn.Module], constant: range | list[int]) -> Residual:
+class WrittenNorm(nn.Module):
+    """A norm over dimension ``dim`` written by hand, in one of the ways in use."""
+
+    def __init__(self, width: int, how: str, dim: int = -1):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(width)), nn.Parameter(torch.randn(width))
+        self.how, self.dim = how, dim
+        if how == "gemma":
+            del self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "gemma":
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + self.weight.to(x))
+        mean = x.mean(self.dim, keepdim=True)
+        if self.how == "pow":
+            variance = (x - mean).pow(2).mean(self.dim, keepdim=True)
+        else:
+            variance = x.var(self.dim, keepdim=True, unbiased=self.how == "unbiased")
+        weight, bias = (p if self.dim == -1 else p[:, None, None] for p in (self.weight, self.bias))
+        if self.how == "pow":
+            return weight * ((x - mean) / torch.sqrt(variance + 1e-6)) + bias
+        return torch.rsqrt(variance + 1e-6) * (x - mean) * weight + bias
+
+
+def _network(norm: Callable[[int], nn.Module], constant: range | list[int]) -> Residual:
     torch.manual_seed(0)
     model = Residual(norm).double()
     randomise(model)
@@ -55,9 +82,14 @@ def _silence(model: Residual, constant: range | list[int]) -> None:
         (nn.LayerNorm, CompensatedLayerNorm),
         (nn.RMSNorm, CompensatedRMSNorm),
         (WrittenRMSNorm, CompensatedRMSNorm),
+        (partial(WrittenNorm, how="pow"), CompensatedLayerNorm),
+        (partial(WrittenNorm, how="var"), CompensatedLayerNorm),
+        (partial(WrittenNorm, how="gemma"), CompensatedRMSNorm),
     ],
 )
-def test_stream_with_half_its_channels_constant_shrinks_by_half(norm: type[nn.Module], kind: type[nn.Module]) -> None:
+def test_stream_with_half_its_channels_constant_shrinks_by_half(
+    norm: Callable[[int], nn.Module], kind: type[nn.Module]
+) -> None:
     model, x = _network(norm, range(0, WIDTH, 2)), torch.randn(5, 6, dtype=torch.float64)
     dense = deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters())
@@ -130,9 +162,10 @@ def test_gamma_of_zero_makes_a_constant() -> None:
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
-def test_norm_over_the_channels_of_images() -> None:
+@pytest.mark.parametrize("norm", [ChannelNorm, partial(WrittenNorm, how="pow", dim=1)])
+def test_norm_over_the_channels_of_images(norm: Callable[[int], nn.Module]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 10, 1), ChannelNorm(10), nn.Conv2d(10, 4, 3)).double()
+    model: Any = nn.Sequential(nn.Conv2d(3, 10, 1), norm(10), nn.Conv2d(10, 4, 3)).double()
     randomise(model)
     with torch.no_grad():
         model[0].weight[:6] = 0
@@ -142,6 +175,14 @@ def test_norm_over_the_channels_of_images() -> None:
     assert isinstance(model[1], CompensatedLayerNorm) and model[1].dim == 1 and model[0].out_channels == 4
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
     assert lf.minimize(model, x).changes == ()
+
+
+def test_norm_of_another_kind_keeps_its_channels() -> None:
+    """Divided by the number of channels less one, it is no LayerNorm."""
+    model, x = _network(partial(WrittenNorm, how="unbiased"), range(4)), torch.randn(5, 6, dtype=torch.float64)
+    dense = deepcopy(model)
+    lf.minimize(model, x)
+    assert model.embed.out_features == WIDTH and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, WrittenRMSNorm])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import lightning_fold as lf
-from lightning_fold.layers import CompensatedLayerNorm, CompensatedRMSNorm
+from lightning_fold.layers import CompensatedLayerNorm, CompensatedRMSNorm, Constant
 from tests.zoo import PATTERNS, ZOO, Head, build, error_of, flat, randomise, restore_statistics, run
 
 CASES = [(name, pattern) for name in ZOO for pattern in PATTERNS]
@@ -29,9 +29,8 @@ def test_exact_idempotent_and_never_larger(name: str, pattern: str) -> None:
         assert error_of(run(model, inputs), run(dense, inputs)) <= 1e-12
     sizes = [sum(p.numel() for p in network.parameters()) for network in (dense, model)]
     assert sizes == [report.parameters_before, report.parameters_after] and sizes[1] <= sizes[0]
-    assert {type(m) for m in model.modules()} - {CompensatedLayerNorm, CompensatedRMSNorm} <= {
-        type(m) for m in dense.modules()
-    }
+    new = {CompensatedLayerNorm, CompensatedRMSNorm, Constant, nn.Identity}
+    assert {type(m) for m in model.modules()} - new <= {type(m) for m in dense.modules()}
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
     once = {key: value.clone() for key, value in model.state_dict().items()}
     again = lf.minimize(model, entry.inputs())

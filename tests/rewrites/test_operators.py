@@ -147,3 +147,21 @@ def test_filters_of_a_standardised_convolution_leave(groups: int) -> None:
     assert (model[0].out_channels, model[2].out_channels) == (WIDTH, 5 if groups == 1 else 10)
     assert any("weight" in kept.reason and "computed" in kept.reason for kept in report.kept)
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+@pytest.mark.parametrize("groups", [3, WIDTH])
+def test_what_a_transposed_convolution_with_groups_reads_stays(groups: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, WIDTH, 1), nn.ConvTranspose2d(WIDTH, WIDTH, 3, groups=groups), nn.Conv2d(WIDTH, 9, 1), nn.ReLU(),
+        nn.Conv2d(9, 4, 1),
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        model[0].weight[:4], model[0].bias[:4] = 0, 0
+        model[4].weight[:, :2] = 0
+    dense, x = deepcopy(model), torch.randn(3, 3, 5, 5, dtype=torch.float64)
+    report = lf.minimize(model, x)
+    assert (model[0].out_channels, model[1].out_channels, model[2].out_channels) == (WIDTH, WIDTH, 7)
+    reasons = {kept.reason for kept in report.kept if kept.tensor == "0.weight"}
+    assert reasons == {"1 (conv_transpose2d) is transposed and has groups, which has no rule"}
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12

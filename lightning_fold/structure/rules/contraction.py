@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from lightning_fold.structure.known import along, channel_constants, depends, unknown
-from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, Labelling, Value
+from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, Labelling, Value, blank, labels_in
 from lightning_fold.structure.operators import (
     contraction_channel,
     contraction_groups,
@@ -34,7 +34,10 @@ def label_contraction(run: Labelling, node: Node, args: tuple, kwargs: dict) -> 
     """Columns are tied to what is read; rows are handed on."""
     value, weight, bias = operands(node, args, kwargs)
     if not is_contraction(node, run.known[operands(node, node.args, node.kwargs)[1]]):
-        return run.unknown(node, args, kwargs)
+        if family(node) != "contraction":
+            return run.unknown(node, args, kwargs)
+        run.pin(labels_in((args, kwargs)), node, "is transposed and has groups, which has no rule")
+        return blank(node)
     channel, groups = contraction_channel(node), contraction_groups(node)
     row_dim = int(is_transposed(node))
     columns, rows = value.fields.get(channel), weight.fields.get(row_dim)

@@ -1,4 +1,4 @@
-"""Batch-, Instance-, Group-, Layer- and RMSNorm."""
+"""Batch-, Instance-, Group-, Layer- and RMSNorm, and global response normalisation."""
 
 from typing import Any
 
@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from lightning_fold.layers import CompensatedNorm
 from lightning_fold.structure.known import UNKNOWN, along, channel_constants, depends, unknown
-from lightning_fold.structure.labels import Blocks, Labelling, Norm, Value, argument_value, blank, labels_in
+from lightning_fold.structure.labels import Blocks, Labelling, Norm, Share, Value, argument_value, blank, labels_in
 from lightning_fold.structure.operators import (
+    WRITTEN_NORMS,
     argument,
     batch_norm_eps,
     norm_affine,
+    norm_offset,
     norm_tensors,
     normalised_dims,
     operator_name,
@@ -140,7 +141,7 @@ def _follows(run: Labelling, node: Node) -> bool:
     module = run.trace.modules.get(layer_of(node))
     weight, owner = norm_affine(node)[0], layer_of(node)
     named = run.trace.names.get(weight, "") if weight is not None else ""
-    written = isinstance(module, CompensatedNorm) or operator_name(node) == "written_rms_norm"
+    written = operator_name(node) in WRITTEN_NORMS
     return named.rpartition(".")[0] == owner and (written or (bool(named) and hasattr(module, "normalized_shape")))
 
 
@@ -152,7 +153,7 @@ def _known_layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
     gamma, beta = (None if tensor is None else values[id(tensor)] for tensor in norm_affine(node))
     if gamma is None or depends(gamma):
         return unknown(node)
-    dims, fixed = normalised_dims(node), gamma == 0
+    dims, fixed = normalised_dims(node), gamma + norm_offset(node) == 0
     if operator_name(node).endswith("rms_norm") and len(dims) == 1:
         given = channel_constants(args[0], dims[0])
         fixed = fixed if given is None else fixed | (given == 0)
@@ -160,9 +161,33 @@ def _known_layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
     return restride(known.reshape(*known.shape, *[1] * (len(shape) - 1 - dims[-1])).expand(shape))
 
 
+def _label_share(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+    """Channels divided by their mean: zeros can leave where a weight and a number make up for the smaller count."""
+    value: Value = args[0]
+    channels = value.fields.get(args[1] % len(value.shape))
+    run.labels.norms.append(Norm(node, None if channels is None else channels[None], args[1]))
+    if channels is None:
+        return Value(value.shape, value.fields)
+    weight: Any = node.args[3]
+    added, scale, layer = args[2], run.trace.names.get(weight), layer_of(node)
+    attributes = vars(run.trace.modules[layer]) if layer in run.trace.modules else {}
+    held = [name for name, number in attributes.items() if type(number) is float and number == added]
+    if scale is not None and len(held) == 1 and run.ask_attributes:
+        run.labels.shares.append(Share(channels, scale, layer, held[0], added))
+    else:
+        run.pin([channels], node, "is divided by a mean of which the code knows the number of channels")
+    return Value(value.shape, value.fields)
+
+
+def _known_share(node: Node, args: tuple, kwargs: dict) -> Any:
+    """Zero stays zero, whatever the mean is."""
+    return restride(torch.where(args[0] == 0, 0.0, torch.nan).to(args[0].dtype))
+
+
 RULES = {
     "batch_norm": Rule(_label_batch_norm, _known_batch_norm),
     "instance_norm": Rule(_label_batch_norm, _known_instance_norm),
     "group_norm": Rule(_label_group_norm, _known_group_norm),
+    "share": Rule(_label_share, _known_share),
     "layer_norm": Rule(_label_layer_norm, _known_layer_norm, reads_heads=True),
 }

@@ -3,6 +3,7 @@
 import io
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,8 +39,25 @@ def counted_run(model: nn.Module, example_inputs: Inputs) -> tuple[Any, int]:
     # Attention runs as matrix products: not every version of torch counts what its fused operators do on every device.
     plain = sdpa_kernel(SDPBackend.MATH)
     with evaluation_mode(model), torch.no_grad(), written_out(), plain, FlopCounterMode(display=False) as counter:
-        found = functional_call(model, parameters, as_inputs(example_inputs))
+        found = run_with(model, parameters, example_inputs)
     return found, int(counter.get_total_flops())
+
+
+def run_with(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs) -> Any:
+    """What ``model`` returns with ``tensors``, by name, in the place of its own, wherever those are tied.
+
+    Each place is named once: ``functional_call`` by itself leaves what it was given behind in a module that is held
+    under several names.
+    """
+    own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    given = {id(tensor): tensors[name] for name, tensor in own if name in tensors}
+    places = {
+        f"{path}.{leaf}".removeprefix("."): given[id(tensor)]
+        for path, module in model.named_modules()
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        if id(tensor) in given
+    }
+    return functional_call(model, places, as_inputs(inputs), tie_weights=False)
 
 
 class Latency(float):

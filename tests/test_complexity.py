@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.complexity import arrived_saving
+from lightning_fold.complexity import arrived_saving, counted_run, run_with
 from tests.zoo import ZOO, build
 
 
@@ -100,3 +100,21 @@ def test_flops_where_a_module_reads_a_view_of_a_parameter() -> None:
             return self.layer(self.token.expand(len(x), -1, -1)) + x.sum()
 
     assert lf.count_flops(Tokens(), torch.zeros(2, 4)) == 2 * 2 * 4 * 3
+
+
+def test_module_held_under_two_names_keeps_its_parameters():
+    """torch's functional_call leaves plain tensors behind in it, which nothing trains."""
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict(
+        {"one": nn.Sequential(shared, nn.ReLU()), "two": nn.Sequential(shared), "tied": nn.Linear(4, 4)}
+    )
+    model["tied"].weight = shared.weight
+    network = nn.Sequential(model["one"], model["two"], model["tied"])
+    before, x = dict(network.named_parameters()), torch.randn(2, 4)
+    expected = network(x)
+    found, flops = counted_run(network, x)
+    assert torch.equal(found, expected) and flops == 3 * 2 * 2 * 4 * 4
+    after = dict(network.named_parameters())
+    assert all(after[name] is parameter for name, parameter in before.items()) and after.keys() == before.keys()
+    zeros = {name: torch.zeros_like(parameter) for name, parameter in before.items()}
+    assert not run_with(network, zeros, x).any() and type(shared.weight) is nn.Parameter

@@ -4,15 +4,14 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from lightning_fold.complexity import count_parameters
+from lightning_fold.complexity import count_parameters, run_with
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.sparsification import prunable_weights
 from lightning_fold.rewrites.wrappers import on_network
-from lightning_fold.structure.trace import Inputs, as_inputs, evaluation_mode
+from lightning_fold.structure.trace import Inputs, evaluation_mode
 from lightning_fold.surgery import Surgery
 
 _BISECTIONS = 12
@@ -89,5 +88,5 @@ def _amplitude(model: nn.Module, noise: dict[str, Tensor], max_drift: float, bat
 
 
 def _outputs(model: nn.Module, replaced: dict[str, Tensor], batch: Inputs) -> Tensor:
-    found = tree_leaves(functional_call(model, replaced, as_inputs(batch)))
+    found = tree_leaves(run_with(model, replaced, batch))
     return torch.cat([value.flatten() for value in found if isinstance(value, Tensor) and value.is_floating_point()])

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from lightning_fold.complexity import run_with
 from lightning_fold.rewrites.budget import Curve, error_curve
 from lightning_fold.rewrites.calibration import Calibration, relative_squared_error, second_moments
 from lightning_fold.rewrites.choosing import Chooser
@@ -72,7 +72,7 @@ class _Sensitivity:
 
     def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:
         with evaluation_mode(self.network), torch.no_grad():
-            return float_tensors(functional_call(self.network, changed, self.inputs))
+            return float_tensors(run_with(self.network, changed, self.inputs))
 
 
 class _Overlay(Surgery):

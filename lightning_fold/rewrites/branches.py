@@ -62,7 +62,8 @@ def replace_branches(surgery: Surgery, structure: Structure, example_inputs: Inp
             with Surgery(model, surgery.optimizers) as trial:
                 _replace(trial, branch)
                 check_exact("minimize", model, example_inputs, expected)
-        except RewriteError:
+                outputs(model, example_inputs)  # with the fast paths of torch's own layers, which ask others for more
+        except (RewriteError, AttributeError, RuntimeError, TypeError):
             kept.append(Kept(branch.last, len(branch.constants), "is a constant, but the code asks more of its module"))
     return len(kept) < len(branches), kept
 

@@ -19,6 +19,7 @@ def join_written_norms(graph: Graph, names: Mapping[Node, str], runs: Iterable[t
         runs: modules of the network, each with the operators that it runs itself, in order.
     """
     for module, nodes in runs:
+        _keep_casts_inside(nodes)
         left = [node for node in nodes if any(user not in nodes for user in node.users)]
         inputs = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in nodes)
         if len(left) != 1:
@@ -29,6 +30,17 @@ def join_written_norms(graph: Graph, names: Mapping[Node, str], runs: Iterable[t
             found = _rms_norm(left[0], list(inputs))
         if found is not None:
             _put(graph, found, left[0], nodes)
+
+
+def _keep_casts_inside(nodes: list[Node]) -> None:
+    """Let all but ``nodes`` read what stands before a cast to the type that it has.
+
+    The exporter takes the two for one, so that a residual sum reads what a norm in single precision has cast.
+    """
+    for node in nodes:
+        source = node.args[0] if family(node) == "cast" else None
+        if isinstance(source, Node) and source.meta["val"].dtype == node.meta["val"].dtype:
+            node.replace_all_uses_with(source, delete_user_cb=lambda user: user not in nodes)
 
 
 def _put(graph: Graph, found: tuple[Any, tuple], last: Node, nodes: list[Node]) -> None:

@@ -134,6 +134,7 @@ class ReduceOnce(RewriteOnce):
         repair: what is done about statistics.
         repairs: the known values of ``repair``.
         batches: training batches that the rewrite may look at; 0 for none.
+        skip: patterns of layers whose widths stay.
         at_epoch: epoch before which the network is rewritten, counted from 0; -1 rewrites at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of a logged validation metric, higher is better.
@@ -148,6 +149,7 @@ class ReduceOnce(RewriteOnce):
         repair: str,
         repairs: tuple[str, ...],
         batches: int,
+        skip: list[str],
         at_epoch: int,
         module: str,
         monitor: str,
@@ -163,7 +165,7 @@ class ReduceOnce(RewriteOnce):
             least = 1 if repair == "data" else 0
             raise ValueError(f"{call}(batches={batches}, repair={repair!r}): expected at least {least} batches.")
         self.ratio, self.keep_parameters, self.batches = ratio, keep_parameters, batches
-        self.compensate, self.repair = compensate, repair
+        self.compensate, self.repair, self.skip = compensate, repair, list(skip)
 
     def common(self, batches: list[Inputs] | None) -> dict[str, Any]:
         """The arguments of the rewrite."""
@@ -173,4 +175,5 @@ class ReduceOnce(RewriteOnce):
             "compensate": self.compensate,
             "repair": self.repair,
             "batches": batches,
+            "skip": self.skip,
         }

@@ -23,6 +23,7 @@ class ChannelFolding(ReduceOnce):
         repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR), "data" estimates BatchNorm
             statistics and tunes LayerNorms on the batches, "none" leaves them.
         batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
+        skip: patterns, as in file names, of the network's own dotted names of layers; what they write and read stays.
         at_epoch: epoch before which the network is folded, counted from 0; -1 folds at the end.
         seed: seed of k-means.
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -39,6 +40,7 @@ class ChannelFolding(ReduceOnce):
         compensate: Literal["none", "bias", "least-squares"] = "none",
         repair: Literal["data-free", "none", "data"] = "data-free",
         batches: int = 0,
+        skip: list[str] = [],  # noqa: B006  read only
         at_epoch: int = -1,
         seed: int = 0,
         module: str = "",
@@ -46,7 +48,7 @@ class ChannelFolding(ReduceOnce):
     ) -> None:
         repairs = ("data-free", "none", "data")
         super().__init__(
-            "fold", ratio, keep_parameters, compensate, repair, repairs, batches, at_epoch, module, monitor
+            "fold", ratio, keep_parameters, compensate, repair, repairs, batches, skip, at_epoch, module, monitor
         )
         self.seed = seed
 

@@ -23,6 +23,7 @@ class ChannelPruning(ReduceOnce):
         compensate: "least-squares" solves for the weights of the layers behind, "bias" for their biases alone.
         repair: "data" estimates BatchNorm statistics and tunes LayerNorms on the batches, "none" leaves them.
         batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
+        skip: patterns, as in file names, of the network's own dotted names of layers; what they write and read stays.
         at_epoch: epoch before which the network is pruned, counted from 0; -1 prunes at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of a logged validation metric, higher is better.
@@ -39,13 +40,14 @@ class ChannelPruning(ReduceOnce):
         compensate: Literal["none", "bias", "least-squares"] = "none",
         repair: Literal["none", "data"] = "none",
         batches: int = 0,
+        skip: list[str] = [],  # noqa: B006  read only
         at_epoch: int = -1,
         module: str = "",
         monitor: str = "accuracy/val",
     ) -> None:
         repairs = ("none", "data")
         super().__init__(
-            "prune", ratio, keep_parameters, compensate, repair, repairs, batches, at_epoch, module, monitor
+            "prune", ratio, keep_parameters, compensate, repair, repairs, batches, skip, at_epoch, module, monitor
         )
         check_choice("ChannelPruning", "importance", importance, ("l1", "l2", "activation", "reconstruction"))
         self.importance = importance

@@ -3,13 +3,14 @@
 from importlib.util import find_spec
 
 
-def require(what: str, *packages: str) -> None:
+def require(what: str, *packages: str, extra: str = "export") -> None:
     """Raise ``ModuleNotFoundError``, with the command that installs them, unless all ``packages`` can be imported.
 
     Args:
         what: what needs them, as the beginning of the message.
         packages: names to import.
+        extra: the extra of this package that installs them.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise ModuleNotFoundError(f"{what} needs {', '.join(missing)}: pip install 'lightning-fold[export]'.")
+        raise ModuleNotFoundError(f"{what} needs {', '.join(missing)}: pip install 'lightning-fold[{extra}]'.")

@@ -73,6 +73,8 @@ _SHORT = {
     "max_accuracy_drop": lambda value: 1.0,
     "epochs": lambda value: [1 for _ in value],
     "batch_size": lambda value: 16,
+    "context": lambda value: 16,
+    "num_hidden_layers": lambda value: min(value, 2),
     "download": lambda value: False,
     "num_workers": lambda value: 0,
 }

@@ -3,14 +3,15 @@
 from glob import glob
 from os.path import commonpath
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lightning_fold.commands.comparison_table import draw, tables_of
+from lightning_fold.commands.comparison_table import Mode, draw, tables_of
 from lightning_fold.commands.methods import Method
 from lightning_fold.commands.runs import SUFFIXES
-from lightning_fold.commands.trials import Repair, plan, run_trials
+from lightning_fold.commands.trials import Of, Repair, plan, run_trials
 from lightning_fold.evaluation import Split
 
 COMPARED: list[Method] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
@@ -20,9 +21,12 @@ def compare(
     checkpoint: str,
     methods: list[Method] = COMPARED,
     sizes: list[float] = [0.7, 0.5, 0.3],  # noqa: B006  read only
+    of: Of = "parameters",
+    skip: list[str] = [],  # noqa: B006  read only
     repair: list[Repair] = ["none"],  # noqa: B006  read only
     split: Split = "test",
     monitor: str = "",
+    mode: Mode = "max",
     limit_batches: int = 0,
     workers: int = 1,
     output: str | None = None,
@@ -36,10 +40,14 @@ def compare(
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
         methods: prune (by the L2 norm), prune-l1, fold, factorize; prune-least-squares and fold-least-squares also fit
             the layers behind to the channels that stay.
-        sizes: shares of the parameters to keep, in (0, 1).
+        sizes: shares to keep, in (0, 1).
+        of: what they are shares of: parameters or flops of the network, or channels, the same share in every width that
+            prune and fold can shrink.
+        skip: patterns of layers, for prune and fold; what they write and read stays as it is.
         repair: data repairs each network with training batches, none does not; "[none,data]" measures both.
         split: the data that is measured: test or val.
         monitor: the metric, as the LightningModule logs it; by default accuracy/test or accuracy/val.
+        mode: max where the best value of the metric is the highest, min where it is the lowest.
         limit_batches: batches that are measured; 0 measures all.
         workers: processes that measure at the same time.
         output: folder for comparison.csv, comparison.png and the TensorBoard figure; by default "comparison" in the
@@ -49,7 +57,8 @@ def compare(
     files = find_checkpoints(checkpoint)
     folder = Path(output) if output is not None else Path(commonpath([file.absolute().parent for file in files]))
     folder = folder if output is not None else folder / "comparison"
-    trials = plan(files, methods, sizes, repair, config=config, split=split, monitor=monitor, limit=limit_batches)
+    measured: dict[str, Any] = {"split": split, "monitor": monitor, "limit": limit_batches}
+    trials = plan(files, methods, sizes, repair, of=of, skip=skip, config=config, **measured)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("comparing", total=len(trials))
@@ -57,7 +66,7 @@ def compare(
             trials, folder / "comparison.csv", config=config, workers=workers, done=lambda: progress.advance(task)
         )
     draw(rows, folder)
-    Console().print(*tables_of(rows), f"table, plot and TensorBoard figure in {folder}", sep="\n")
+    Console().print(*tables_of(rows, mode), f"table, plot and TensorBoard figure in {folder}", sep="\n")
 
 
 def find_checkpoints(pattern: str) -> list[Path]:

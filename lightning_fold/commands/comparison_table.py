@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from os.path import commonpath
 from pathlib import Path
+from typing import Literal
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -12,8 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_fold.commands.trials import DENSE, Row
 from lightning_fold.figures import comparison_figure
 
+Mode = Literal["max", "min"]
 
-def tables_of(rows: Sequence[Row]) -> list[RenderableType]:
+_BEST = {"max": max, "min": min}
+
+
+def tables_of(rows: Sequence[Row], mode: Mode = "max") -> list[RenderableType]:
     """One table for each network: methods in rows, sizes in columns, the best method at each size in bold.
 
     What a method could not do stands below, with the reason.
@@ -24,10 +29,10 @@ def tables_of(rows: Sequence[Row]) -> list[RenderableType]:
         others = [row for row in own if row is not dense]
         sizes = sorted({row.trial.keep for row in others}, reverse=True)
         found.append(escape(f"{name}: {dense.parameters:,} parameters, {dense.trial.monitor} {_shown(dense.accuracy)}"))
-        headings = [f"{size:.0%} of the parameters" for size in sizes]
+        headings = [f"{size:.0%} of the {dense.trial.of}" for size in sizes]
         table = Table(Column("method", no_wrap=True), *headings)
         for method in dict.fromkeys(map(_method, others)):
-            cells = {row.trial.keep: _cell(row, others) for row in others if _method(row) == method}
+            cells = {row.trial.keep: _cell(row, others, mode) for row in others if _method(row) == method}
             table.add_row(method, *(cells.get(size, "") for size in sizes))
         found.append(table)
         found += [f"{_method(row)} at {row.trial.keep:.0%}: {row.note}" for row in others if row.note]
@@ -60,10 +65,10 @@ def _method(row: Row) -> str:
     return row.trial.method + (" + data" if row.trial.repair == "data" else "")
 
 
-def _cell(row: Row, rows: Sequence[Row]) -> str:
+def _cell(row: Row, rows: Sequence[Row], mode: Mode) -> str:
     if row.accuracy is None:
         return "-"
-    best = max(other.accuracy or 0 for other in rows if other.trial.keep == row.trial.keep)
+    best = _BEST[mode](r.accuracy for r in rows if r.trial.keep == row.trial.keep and r.accuracy is not None)
     text = _shown(row.accuracy)
     return f"{f'[bold]{text}[/bold]' if row.accuracy == best else text}  [dim]{row.parameters:,}[/dim]"
 

@@ -20,6 +20,7 @@ def compress(
     ratio: float | None = None,
     keep_parameters: float | None = None,
     keep_flops: float | None = None,
+    skip: list[str] = [],  # noqa: B006  read only
     repair: Repair = "none",
     config: str | None = None,
 ) -> None:
@@ -34,6 +35,7 @@ def compress(
         ratio: share of the channels to remove, in [0, 1), for prune and fold.
         keep_parameters: share of the parameters to keep, in (0, 1].
         keep_flops: share of the operations to keep, in (0, 1].
+        skip: patterns of layers, for prune and fold; what they write and read stays as it is.
         repair: data repairs the network with training batches, for example its BatchNorm statistics; none does not.
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
     """
@@ -51,7 +53,7 @@ def compress(
     before, _ = _measure(run)
     sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
     batches = run.training_batches(REPAIR_BATCHES) if repair == "data" else None
-    report = apply(method, run.network, run.inputs, batches=batches, **sizes)
+    report = apply(method, run.network, run.inputs, batches=batches, skip=skip, **sizes)
     after, latency = _measure(run)
     _write(run, path)
     table = side_by_side(before, after, latency_note(before, after, latency), "before", "after")

@@ -1,7 +1,7 @@
 """Every rewrite by a name, as the commands call it."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -29,7 +29,13 @@ METHODS: dict[Method, Callable[..., RewriteReport]] = {
 
 
 def apply(
-    method: Method, network: nn.Module, inputs: Inputs, *, batches: Iterable[Any] | None = None, **sizes: float | None
+    method: Method,
+    network: nn.Module,
+    inputs: Inputs,
+    *,
+    batches: Iterable[Any] | None = None,
+    skip: Sequence[str] = (),
+    **sizes: float | None,
 ) -> RewriteReport:
     """Rewrite ``network``, in place, by the method of that name.
 
@@ -38,12 +44,14 @@ def apply(
         network: the network.
         inputs: example inputs, batch first.
         batches: training batches, for the rewrite where it takes them, and for the statistics of the BatchNorms.
+        skip: patterns of layers whose widths stay, for prune and fold.
         sizes: ``ratio``, ``keep_parameters`` and ``keep_flops``; those that are ``None`` keep the rewrite's default.
 
     Raises:
-        ValueError: the method takes no such size; the message lists those it takes.
+        ValueError: the method takes no such size, or no ``skip``; the message lists what it takes.
     """
-    given = {name: value for name, value in sizes.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+    given |= {"skip": list(skip)} if skip else {}
     accepted = inspect.signature(METHODS[method]).parameters
     if unknown := [name for name in given if name not in accepted]:
         expected = " or ".join(name for name in sizes if name in accepted)

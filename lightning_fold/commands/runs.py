@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.config_errors import summarise
-from lightning_fold.models.factory import accepted_arguments, find_builder
 from lightning_fold.modules import Classifier
+from lightning_fold.modules.base import NetworkModule
 from lightning_fold.serialization import example_of, load_file, read_checkpoint
 from lightning_fold.structure.inputs import Inputs
 
@@ -85,7 +85,7 @@ def read_run(path: str | Path, config: str | Path | None = None) -> Run:
         network, content = load_file(path)
         inputs = batch if batch is not None else example_of(content)
         inputs = _needed(inputs, path)
-        module = Classifier(network, num_classes=_classes(network, inputs))
+        module = _around(network, inputs, sections)
         name, arguments = content["network"], content["network_args"]
     else:
         module = _restore(path, content, sections)
@@ -115,13 +115,11 @@ def read_config(path: Path, config: str | Path | None = None) -> dict[str, Any]:
 
 
 def network_source(module: lightning.LightningModule) -> tuple[str | None, dict[str, Any]]:
-    """The name and arguments that the network of a ``Classifier`` is built by; ``None`` where it has no name."""
+    """The name and arguments that the network of a ``NetworkModule`` is built by; ``None`` where it has no name."""
     name = module.hparams.get("network")
-    if not isinstance(module, Classifier) or not isinstance(name, str):
+    if not isinstance(module, NetworkModule) or not isinstance(name, str):
         return None, {}
-    takes_classes = "num_classes" in accepted_arguments(find_builder(name))
-    extra = {"num_classes": module.num_classes} if takes_classes else {}
-    return name, {**extra, **(module.hparams.get("network_args") or {})}
+    return name, module.arguments_of(name, module.hparams.get("network_args") or {})
 
 
 def _restore(path: Path, content: dict[str, Any], sections: dict[str, Any]) -> lightning.LightningModule:
@@ -186,6 +184,12 @@ def _needed(inputs: Inputs | None, path: Path) -> Inputs:
     return inputs
 
 
-def _classes(network: nn.Module, inputs: Inputs) -> int:
-    found = network(*(inputs if isinstance(inputs, tuple) else (inputs,)))
-    return found.shape[-1]
+def _around(network: nn.Module, inputs: Inputs, sections: dict[str, Any]) -> lightning.LightningModule:
+    """A LightningModule that measures ``network``: the configuration's, or a ``Classifier`` where it says none."""
+    if "model" in sections:
+        module = _build(lightning.LightningModule, "model", sections["model"])
+        if place := follow(module).network:
+            module.set_submodule(place, network)
+            return module
+    logits = network(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+    return Classifier(network, num_classes=logits.shape[-1])

@@ -25,6 +25,7 @@ from lightning_fold.serialization import write_atomically
 from lightning_fold.structure.inputs import first_examples
 
 Repair = Literal["none", "data"]
+Of = Literal["parameters", "flops", "channels"]
 
 DENSE = "dense"
 REPAIR_BATCHES = 50
@@ -38,7 +39,9 @@ class Trial:
         checkpoint: the file of the network.
         digest: of the file's content and of the configuration of its data.
         method: a key of ``METHODS``, or ``"dense"``.
-        keep: share of the parameters to keep, in (0, 1].
+        keep: share to keep, in (0, 1].
+        of: what it is a share of: the network's parameters or FLOPs, or the channels of every width.
+        skip: patterns of layers whose widths stay, with spaces in between.
         repair: ``"data"`` gives the method ``REPAIR_BATCHES`` training batches to repair the network with.
         split: ``"val"`` or ``"test"``.
         monitor: the metric.
@@ -49,6 +52,8 @@ class Trial:
     digest: str
     method: str
     keep: float
+    of: str
+    skip: str
     repair: str
     split: str
     monitor: str
@@ -58,6 +63,11 @@ class Trial:
     def key(self) -> tuple[Any, ...]:
         """What tells trials apart: everything but the name of the file."""
         return tuple(vars(self).values())[1:]
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The size as an argument of :func:`lightning_fold.commands.methods.apply`."""
+        return {"ratio": round(1 - self.keep, 12)} if self.of == "channels" else {f"keep_{self.of}": self.keep}
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,8 @@ def plan(
     sizes: Sequence[float],
     repairs: Sequence[Repair],
     *,
+    of: Of = "parameters",
+    skip: Sequence[str] = (),
     config: str | None = None,
     split: Split = "test",
     monitor: str = "",
@@ -91,7 +103,7 @@ def plan(
         OSError: a checkpoint cannot be read.
     """
     if wrong := [size for size in sizes if not 0 < size < 1]:
-        raise ValueError(f"compare(sizes={wrong}): expected shares of the parameters in (0, 1), for example 0.5.")
+        raise ValueError(f"compare(sizes={wrong}): expected shares of the {of} in (0, 1), for example 0.5.")
     trials = []
     for path in map(Path, checkpoints):
         data = read_config(path, config).get("data")
@@ -101,7 +113,7 @@ def plan(
                 "that says which. Give that of the run with --config."
             )
         digest = hashlib.sha256(path.read_bytes() + repr(data).encode()).hexdigest()[:16]
-        common: dict[str, Any] = {"checkpoint": str(path), "digest": digest}
+        common: dict[str, Any] = {"checkpoint": str(path), "digest": digest, "of": of, "skip": " ".join(skip)}
         common |= {"split": split, "monitor": monitor or f"accuracy/{split}", "limit": limit}
         trials.append(Trial(method=DENSE, keep=1.0, repair="none", **common))
         for method, keep, repaired in product(methods, sizes, repairs):
@@ -146,7 +158,9 @@ def measure(trial: Trial, config: str | None = None) -> Row:
     try:
         if trial.method != DENSE:
             batches = run.training_batches(REPAIR_BATCHES) if trial.repair == "data" else None
-            apply(cast(Method, trial.method), network, run.inputs, batches=batches, keep_parameters=trial.keep)
+            apply(
+                cast(Method, trial.method), network, run.inputs, batches=batches, skip=trial.skip.split(), **trial.sizes
+            )
     except (ValueError, RewriteError) as error:
         return Row(trial, note=" ".join(str(error).split()))
     seconds = time.perf_counter() - start

@@ -4,6 +4,7 @@ from lightning_fold.data.base import ClassificationDataModule
 from lightning_fold.data.digits import DigitsDataModule
 from lightning_fold.data.folder import ImageFolderDataModule
 from lightning_fold.data.in_memory import CIFAR10DataModule, FashionMNISTDataModule, MNISTDataModule
+from lightning_fold.data.text import TextDataModule
 
 __all__ = [
     "CIFAR10DataModule",
@@ -12,4 +13,5 @@ __all__ = [
     "FashionMNISTDataModule",
     "ImageFolderDataModule",
     "MNISTDataModule",
+    "TextDataModule",
 ]

@@ -126,6 +126,41 @@ class SeededSamples(EpochDataset):
             return self.transform(image), target
 
 
+class TokenWindows(EpochDataset):
+    """Windows of consecutive tokens, each with the tokens that come next, a whole batch at a time.
+
+    Args:
+        tokens: ``(N,)`` integers of any type, N above ``context``, or above twice that with ``shift``.
+        context: T, tokens in a window, at least 1.
+        shift: Whether the first window begins at a token drawn for each epoch from the first T.
+        seed: Seed of that draw.
+    """
+
+    def __init__(self, tokens: Tensor, context: int, shift: bool = False, seed: int = 0):
+        self.tokens, self.context, self.shift, self.seed = tokens, context, shift, seed
+        self.set_epoch(0)
+
+    def __len__(self) -> int:
+        """Return the number of windows, the same wherever the first one begins."""
+        return (len(self.tokens) - 1 - (self.context - 1 if self.shift else 0)) // self.context
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw where the first window of this epoch begins."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        self.first = int(torch.randint(self.context, (), generator=generator)) if self.shift else 0
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return ``(B, T)`` int64 tokens and the tokens behind them for B indices; DataLoader fetches with this."""
+        begins = self.first + self.context * torch.as_tensor(indices)
+        windows = self.tokens[begins[:, None] + torch.arange(self.context + 1)].long()
+        return windows[:, :-1], windows[:, 1:]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return one window and the tokens behind its tokens."""
+        tokens, targets = self.__getitems__([index])
+        return tokens[0], targets[0]
+
+
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
     """Shift every image by its own offset within a zero border and mirror some of them.
 

@@ -1,5 +1,6 @@
 """LightningModules."""
 
 from lightning_fold.modules.classifier import Classifier
+from lightning_fold.modules.language_model import LanguageModel
 
-__all__ = ["Classifier"]
+__all__ = ["Classifier", "LanguageModel"]

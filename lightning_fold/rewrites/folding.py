@@ -1,6 +1,6 @@
 """fold: channels that do alike are merged into their cluster's mean; their consumers' columns are summed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def fold(
     repair: Repair = "data-free",
     batches: Iterable[Any] | None = None,
     seed: int = 0,
+    skip: Sequence[str] = (),
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
     """Merge the channels of every width of ``model``, in place, into k-means clusters.
@@ -59,6 +60,7 @@ def fold(
         batches: inputs, or (inputs, ...), at least two batches so that the last can be held out. Without them, what
             needs values predicts them from the BatchNorms' own statistics.
         seed: seed of k-means, and of the noise that stands for data.
+        skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.
         optimizers: optimizers of the network; moments are averaged over each cluster.
 
     Raises:
@@ -66,7 +68,7 @@ def fold(
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
     budget = Budget(ratio, keep_parameters, keep_flops)
-    options = Options(compensate, repair, None if batches is None else list(batches), seed)
+    options = Options(compensate, repair, None if batches is None else list(batches), seed, tuple(skip))
     options.check("fold", ("data-free", "none", "data"))
     return reduce_widths("fold", model, example_inputs, budget, options, optimizers, lambda s: _Folding(s, seed))
 

@@ -1,5 +1,6 @@
-"""How small, and what comes after the cut: the arguments that prune and fold share."""
+"""How small, where not, and what comes after the cut: the arguments that prune and fold share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -37,12 +38,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Options:
-    """What comes after the cut."""
+    """What is left alone, and what comes after the cut."""
 
     compensate: Compensate
     repair: Repair
     batches: list[Any] | None
     seed: int = 0
+    skip: Sequence[str] = ()
 
     def check(self, method: str, repairs: tuple[str, ...]) -> None:
         """Raise ``ValueError`` where a value is unknown or batches are missing."""

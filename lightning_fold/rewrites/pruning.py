@@ -1,6 +1,6 @@
 """prune: whole channels, by importance."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def prune(
     batches: Iterable[Any] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
+    skip: Sequence[str] = (),
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
     """Remove the least important channels of every width of ``model``, in place.
@@ -64,6 +65,7 @@ def prune(
             needs values predicts them from the BatchNorms' own statistics.
         loss: a function of network and batch, for ``"taylor"``.
         seed: seed of the noise that stands for data.
+        skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.
         optimizers: optimizers of the network; they go on with the moments of what stays.
 
     Raises:
@@ -79,7 +81,7 @@ def prune(
             "loss=lambda model, batch: cross_entropy(model(batch[0]), batch[1])."
         )
     budget = Budget(ratio, keep_parameters, keep_flops)
-    options = Options(compensate, repair, None if batches is None else list(batches), seed)
+    options = Options(compensate, repair, None if batches is None else list(batches), seed, tuple(skip))
     options.check("prune", ("none", "data"))
 
     def choose(setting: Setting) -> Chooser:

@@ -22,7 +22,7 @@ from lightning_fold.rewrites.merging import fold_ar
 from lightning_fold.rewrites.options import Budget, Options
 from lightning_fold.rewrites.sensitivity import error_curves
 from lightning_fold.rewrites.transaction import asking_attributes, rewrite
-from lightning_fold.rewrites.widths import Width, find_widths, hold_bundles, pinned_widths
+from lightning_fold.rewrites.widths import Width, check_patterns, find_widths, hold_bundles, pinned_widths
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.inputs import Inputs
 from lightning_fold.surgery import Surgery
@@ -75,7 +75,8 @@ class _Reduction:
         self.notes: list[str] = []
         self._calibration: Calibration | None = None
         self.chooser = choose(Setting(model, Surgery(model), structure, self.calibrate))
-        reasons = [self.chooser.refused(width) for width in widths]
+        check_patterns(method, widths, options.skip)
+        reasons = [width.skipped(options.skip) or self.chooser.refused(width) for width in widths]
         self.refused, self.widths = hold_bundles(structure, widths, reasons)
 
     def calibrate(self) -> Calibration:

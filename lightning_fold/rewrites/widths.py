@@ -1,6 +1,8 @@
 """The widths of a network that prune and fold may shrink."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,12 @@ class Width:
         """The channels that ``block`` keeps where the smallest keeps ``kept``: in proportion, so that sums agree."""
         return max(round(kept * len(block) / self.size), 1)
 
+    def skipped(self, patterns: Sequence[str]) -> str | None:
+        """Which layer, and which of ``patterns``, keeps this width as it is; ``None`` where it may shrink."""
+        layers = [member.tensor.rpartition(".")[0] for member in self.group.members]
+        found = ((layer, pattern) for layer in layers for pattern in patterns if fnmatchcase(layer, pattern))
+        return next((f"skip={pattern!r} keeps what {layer} writes and reads" for layer, pattern in found), None)
+
 
 def find_widths(
     method: str, model: nn.Module, example_inputs: Inputs, *, ask_attributes: bool = True
@@ -56,6 +64,18 @@ def find_widths(
             "only one of its width."
         )
     return structure, widths
+
+
+def check_patterns(method: str, widths: Sequence[Width], patterns: Sequence[str]) -> None:
+    """Raise ``ValueError`` where one of ``patterns`` keeps no width, or all of them keep every width."""
+    for pattern in patterns:
+        if not any(width.skipped([pattern]) for width in widths):
+            raise ValueError(
+                f"{method}(skip=[{pattern!r}]): expected a pattern, as in file names, that matches the dotted name of "
+                f"a layer whose width can shrink, for example {widths[0].group.name.rpartition('.')[0]!r}."
+            )
+    if all(width.skipped(patterns) for width in widths):
+        raise ValueError(f"{method}(skip={list(patterns)}): expected patterns that leave a width that can shrink.")
 
 
 def find_bundles(structure: Structure, widths: list[Width]) -> list[list[int]]:

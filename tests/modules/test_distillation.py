@@ -6,7 +6,7 @@ import torch
 from lightning_fold.checkpointing import Snapshot, follow
 from lightning_fold.models import MLP
 from lightning_fold.modules import Classifier
-from lightning_fold.modules.classifier import distillation_loss
+from lightning_fold.modules.distillation import distillation_loss
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

@@ -144,6 +144,26 @@ def test_prune_and_fold(name: str, method: Callable[..., lf.RewriteReport]) -> N
     assert len(outputs) == 5 and bool(outputs.isfinite().all())
 
 
+@pytest.mark.parametrize("method", [lf.prune, lf.fold])
+def test_single_precision_is_read_like_double(method: Callable[..., lf.RewriteReport]) -> None:
+    """To the exporter a cast to the type that a value has is that value, also for the sum behind a norm that casts."""
+    found = [method(_llama().to(dtype), _inputs("llama"), ratio=0.3) for dtype in (torch.float32, torch.float64)]
+    assert found[0].changes == found[1].changes
+    assert "model.embed_tokens.weight" in {change.tensor for change in found[0].changes}
+
+
+@pytest.mark.parametrize("method", [lf.prune, lf.fold])
+def test_skipped_layers_keep_their_widths(method: Callable[..., lf.RewriteReport]) -> None:
+    model = _network("llama")
+    report = method(model, _inputs("llama"), ratio=0.3, skip=["*self_attn*"])
+    changed = {change.tensor.split(".")[-2] for change in report.changes}
+    assert changed == {"gate_proj", "up_proj", "down_proj"}
+    assert any("skip='*self_attn*' keeps" in kept.reason for kept in report.kept)
+    for patterns in (["*self_attn*", "lm_haed"], ["*"]):
+        with pytest.raises(ValueError, match=r"skip=\["):
+            method(model, _inputs("llama"), ratio=0.3, skip=patterns)
+
+
 def test_layers_that_repeat_their_size_in_an_attribute() -> None:
     """GPT-2 writes linear layers with weights of its own: their units leave, too."""
     torch.manual_seed(0)

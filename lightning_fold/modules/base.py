@@ -1,0 +1,192 @@
+"""What the LightningModules share: a named network, cross-entropy, distillation, penalties, optimizer and schedule."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+
+from lightning_fold.callbacks.smoothness import check_regularization, log_spectrum, regularize
+from lightning_fold.checkpointing import Snapshot, StructureCheckpoint, follow
+from lightning_fold.models.factory import accepted_arguments, build_network, find_builder, without_pretraining
+from lightning_fold.modules.distillation import distillation_loss
+from lightning_fold.modules.hyperparameters import plain_arguments
+
+
+class NetworkModule(StructureCheckpoint):
+    """Base of the modules that train a network to predict classes, one for each target, by cross-entropy.
+
+    A subclass lists its arguments (those of :class:`lightning_fold.modules.Classifier`, with a name of its own for the
+    number of classes), says what it measures, and hands its arguments on.
+
+    Args:
+        arguments: the subclass's arguments by name.
+
+    Raises:
+        ValueError: the number of classes, label_smoothing, distillation, temperature or the network's name is out of
+            range.
+        TypeError: network_args do not fit the network, or are given along with a module.
+    """
+
+    size: ClassVar[str]
+    """The argument that is the number of classes; networks that take one of this name get it."""
+
+    def __init__(self, arguments: Mapping[str, Any]):
+        super().__init__()
+        _check(type(self).__name__, self.size, arguments)
+        self.save_hyperparameters(plain_arguments(type(self), arguments))
+        self.classes: int = arguments[self.size]
+        self.label_smoothing: float = arguments["label_smoothing"]
+        self.distillation: float = arguments["distillation"]
+        self.temperature: float = arguments["temperature"]
+        self.regularizers = list(arguments["regularizers"] or [])
+        self._teacher: _Teacher | None = None
+        self.optimizer = arguments["optimizer"] or torch.optim.AdamW
+        self.lr_scheduler = arguments["lr_scheduler"]
+        self.network: nn.Module = self._make_network(arguments["network"], arguments["network_args"] or {})
+
+    def measure(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
+        """Update the metrics of a split with a batch, and return them by name."""
+        raise NotImplementedError
+
+    def arguments_of(self, network: str, network_args: Mapping[str, Any]) -> dict[str, Any]:
+        """``network_args``, and the number of classes where the network of that name takes it."""
+        extra = {self.size: self.classes} if self.size in accepted_arguments(find_builder(network)) else {}
+        return {**extra, **network_args}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits of a batch of inputs, classes last."""
+        return self.network(inputs)
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the training objective of a batch, averaged over its targets, and the logits, classes last."""
+        logits = self(inputs)
+        if logits.ndim != targets.ndim + 1 or logits.shape[-1] != self.classes:
+            raise ValueError(
+                f"{type(self).__name__}({self.size}={self.classes}): the network returned shape {tuple(logits.shape)} "
+                f"for {len(targets)} examples, expected {(*targets.shape, self.classes)}. "
+                f"Set {self.size} and network_args so that they agree."
+            )
+        flat = logits.flatten(0, -2)
+        loss = F.cross_entropy(flat, targets.flatten(), label_smoothing=self.label_smoothing)
+        teacher = self.teacher() if self.training and self.distillation > 0 else None
+        if teacher is None:
+            return loss, logits
+        with torch.no_grad():
+            expected = teacher(inputs).flatten(0, -2)
+        return torch.lerp(loss, distillation_loss(flat, expected, self.temperature), self.distillation), logits
+
+    def teacher(self) -> nn.Module | None:
+        """The network as it was before its first rewrite, in evaluation mode; None while there was none."""
+        dense = follow(self).dense
+        if dense is None:
+            return None
+        if self._teacher is None or self._teacher.dense is not dense:
+            network = dense.network_like(self.network).to(self.device).eval().requires_grad_(False)
+            self._teacher = _Teacher(dense, network)
+        return self._teacher.network
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Reseed torch from (global seed, epoch) before an epoch's first batch, alike on all processes.
+
+        Not in ``on_train_epoch_start``: Lightning skips that hook after some restarts, and draws a random number after
+        it in an unbroken run only.
+        """
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        if seed is not None and batch_idx == 0:
+            torch.manual_seed(int(seed) * 1_000_003 + self.current_epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the structure of the network; its values come from the checkpoint, not from timm again."""
+        super().on_save_checkpoint(checkpoint)
+        arguments = checkpoint.get("hyper_parameters", {})
+        if isinstance(name := arguments.get("network"), str):
+            kept = without_pretraining(name, arguments.get("network_args") or {})
+            checkpoint["hyper_parameters"] = arguments | {"network_args": kept}
+
+    def on_fit_start(self) -> None:
+        """Refuse what the penalties cannot train with."""
+        for regularizer in self.regularizers:
+            check_regularization(regularizer, self.trainer, self)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Add the gradients of the penalties."""
+        for regularizer in self.regularizers:
+            regularize(regularizer, self.trainer, self, optimizer)
+
+    def on_train_epoch_end(self) -> None:
+        """Log how fast the spectrum of the penalised weights decays."""
+        for regularizer in self.regularizers:
+            log_spectrum(regularizer, self)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Objective of one batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and metrics of one batch."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and metrics of one batch."""
+        self._step(batch, "test")
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Probabilities, classes last."""
+        return self(batch[0]).softmax(dim=-1)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over all parameters and the schedule."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        schedule = {"scheduler": scheduler, "interval": "epoch", "monitor": getattr(scheduler, "monitor", "loss/val")}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _step(self, batch: tuple[Tensor, Tensor], split: str) -> Tensor:
+        inputs, targets = batch
+        loss, logits = self.loss(inputs, targets)
+        self.log(f"loss/{split}", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
+        for name, metric in self.measure(split, logits.detach(), targets).items():
+            self.log(f"{name}/{split}", metric, on_step=False, on_epoch=True, prog_bar=split == "val")
+        return loss
+
+    def _make_network(self, network: str | nn.Module, network_args: Mapping[str, Any]) -> nn.Module:
+        if not isinstance(network, nn.Module):
+            return build_network(network, self.arguments_of(network, network_args))
+        if network_args:
+            call = f"{type(self).__name__}(network=<{type(network).__name__}>, network_args={dict(network_args)!r})"
+            raise TypeError(f"{call}: a module is taken as it is; leave network_args out, or give the network by name")
+        return network
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """The dense network that a module learns from; a module that is no part of it, nor of its checkpoints."""
+
+    dense: Snapshot
+    network: nn.Module
+
+
+def own_arguments(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor, from its ``locals()``."""
+    return {name: value for name, value in variables.items() if name not in ("self", "__class__")}
+
+
+def _check(call: str, size: str, arguments: Mapping[str, Any]) -> None:
+    if arguments[size] < 2:
+        raise ValueError(f"{call}({size}={arguments[size]}): expected at least 2")
+    if not 0 <= (label_smoothing := arguments["label_smoothing"]) < 1:
+        raise ValueError(f"{call}(label_smoothing={label_smoothing}): expected a value in [0, 1)")
+    distillation, temperature = arguments["distillation"], arguments["temperature"]
+    if not 0 <= distillation <= 1 or temperature <= 0:
+        raise ValueError(
+            f"{call}(distillation={distillation}, temperature={temperature}): expected distillation in [0, 1] "
+            "and temperature above 0"
+        )

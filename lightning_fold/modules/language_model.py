@@ -1,0 +1,83 @@
+"""A LightningModule that trains any network to predict the next token."""
+
+from typing import Any, cast
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.text import Perplexity
+
+from lightning_fold.modules.base import NetworkModule, own_arguments
+from lightning_fold.modules.classifier import accuracy_of
+from lightning_fold.regularizers import Smoothness
+
+
+class LanguageModel(NetworkModule):
+    """Trains a network to predict the next token, by cross-entropy.
+
+    Batches are ``(tokens, targets)``, both ``(B, T)`` int64, targets being the tokens that come next; the network, kept
+    as ``self.network``, maps tokens to ``(B, T, vocab_size)`` logits. Logs ``loss/{train,val,test}`` (nats per token),
+    ``perplexity/{train,val,test}`` and ``accuracy/{train,val,test}`` (share of tokens guessed right, in [0, 1]) per
+    epoch. ``predict`` gives probabilities.
+
+    Seeds, checkpoints and rewrites are those of ``Classifier``.
+
+    Args:
+        network: Dotted path of a class or function ("lightning_fold.models.CausalTransformer"), or a module.
+        network_args: Keyword arguments for the network; ``vocab_size`` is added where the network takes it.
+        vocab_size: Number of tokens, at least 2; 256 where tokens are bytes.
+        optimizer: Function from parameters to an optimizer; in YAML ``class_path`` and ``init_args``. None is
+            ``torch.optim.AdamW`` with its own defaults.
+        lr_scheduler: Function from an optimizer to a learning-rate schedule, stepped once per epoch; in YAML
+            ``class_path`` and ``init_args``. ``ReduceLROnPlateau`` watches its ``monitor``, by default ``loss/val``.
+        label_smoothing: Share of the target probability spread over all tokens, in [0, 1).
+        distillation: Share of the training objective that compares with the outputs of the network before its first
+            rewrite, in [0, 1]; it counts from that rewrite on (Hinton et al. 2015, arXiv 1503.02531).
+        temperature: Divides the logits of both networks in that comparison, above 0.
+        regularizers: Penalties on weights, as ``SmoothnessRegularization`` adds them to any module; in YAML a list of
+            ``class_path: lightning_fold.regularizers.Smoothness`` and ``init_args``. Dotted names begin with
+            ``network.``.
+
+    Raises:
+        ValueError: vocab_size, label_smoothing, distillation, temperature or the network's name outside what is said
+            above; in ``setup``, data with more tokens than vocab_size.
+        TypeError: network_args do not fit the network, or are given along with a module.
+    """
+
+    size = "vocab_size"
+
+    def __init__(
+        self,
+        network: str | nn.Module = "lightning_fold.models.CausalTransformer",
+        network_args: dict[str, Any] | None = None,
+        vocab_size: int = 256,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        label_smoothing: float = 0.0,
+        distillation: float = 0.0,
+        temperature: float = 3.0,
+        regularizers: list[Smoothness] | None = None,
+    ):
+        super().__init__(own_arguments(locals()))
+        self.vocab_size = vocab_size
+        splits = ("train", "val", "test")
+        self.accuracy = nn.ModuleDict({f"accuracy_{split}": accuracy_of(vocab_size) for split in splits})
+        self.perplexity = nn.ModuleDict({f"perplexity_{split}": Perplexity() for split in splits})
+
+    def setup(self, stage: str) -> None:
+        """Refuse data with tokens that the network does not know: an embedding's own error names neither."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        tokens = getattr(data, "num_classes", self.vocab_size)
+        if tokens > self.vocab_size:
+            raise ValueError(
+                f"LanguageModel(vocab_size={self.vocab_size}): {type(data).__name__} has {tokens} different tokens. "
+                f"Set vocab_size={tokens} or more."
+            )
+
+    def measure(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
+        """Update the metrics of a split with logits ``(B, T, vocab_size)`` and targets ``(B, T)``."""
+        accuracy = cast(Metric, self.accuracy[f"accuracy_{split}"])
+        perplexity = cast(Perplexity, self.perplexity[f"perplexity_{split}"])
+        accuracy.update(logits.flatten(0, -2), targets.flatten())
+        perplexity.update(logits.float(), targets)
+        return {"accuracy": accuracy, "perplexity": perplexity}

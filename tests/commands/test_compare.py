@@ -128,7 +128,7 @@ def test_what_a_method_cannot_do_is_reported_and_tried_again(run, checkpoint, ro
     run(*words, "--sizes", "[0.5,0.01]")
     (failed,) = [row for row in rows("out/comparison.csv") if row["note"]]
     assert failed["keep"] == "0.01" and failed["accuracy"] == ""
-    assert "factorize at 1%: factorize: " in " ".join(capsys.readouterr().out.split())
+    assert "factorize at 1%: factorize(keep_parameters=0.01): " in " ".join(capsys.readouterr().out.split())
 
 
 def test_network_that_is_not_finite_has_rows_that_say_so(run, checkpoint, rows, tmp_path):

@@ -9,8 +9,8 @@ import lightning
 from rich.table import Table
 
 from lightning_fold.checkpointing import follow, network_of
-from lightning_fold.commands.runs import network_source
 from lightning_fold.measurement import Measurement, latency_note, measure, side_by_side
+from lightning_fold.modules.base import network_source
 from lightning_fold.serialization import load, save, write_atomically
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.config_errors import summarise
 from lightning_fold.modules import Classifier
-from lightning_fold.modules.base import NetworkModule
+from lightning_fold.modules.base import network_source
 from lightning_fold.serialization import example_of, load_file, read_checkpoint
 from lightning_fold.structure.inputs import Inputs
 
@@ -112,14 +112,6 @@ def read_config(path: Path, config: str | Path | None = None) -> dict[str, Any]:
     if not isinstance(sections, dict):
         raise ValueError(f"{str(found)!r}: expected a configuration with the sections model and data.")
     return sections
-
-
-def network_source(module: lightning.LightningModule) -> tuple[str | None, dict[str, Any]]:
-    """The name and arguments that the network of a ``NetworkModule`` is built by; ``None`` where it has no name."""
-    name = module.hparams.get("network")
-    if not isinstance(module, NetworkModule) or not isinstance(name, str):
-        return None, {}
-    return name, module.arguments_of(name, module.hparams.get("network_args") or {})
 
 
 def _restore(path: Path, content: dict[str, Any], sections: dict[str, Any]) -> lightning.LightningModule:

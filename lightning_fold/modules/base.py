@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -172,6 +173,14 @@ class _Teacher:
 
     dense: Snapshot
     network: nn.Module
+
+
+def network_source(module: lightning.LightningModule) -> tuple[str | None, dict[str, Any]]:
+    """The name and arguments that the network of a ``NetworkModule`` is built by; ``None`` where it has no name."""
+    name = module.hparams.get("network")
+    if not isinstance(module, NetworkModule) or not isinstance(name, str):
+        return None, {}
+    return name, module.arguments_of(name, module.hparams.get("network_args") or {})
 
 
 def own_arguments(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -282,7 +282,11 @@ def test_cycles_that_stop_early_leave_room(make_classifier, make_trainer, data):
 CANNOT = {
     "one layer": (nn.Linear(36, 9), lambda: LowRankFactorization(0.5), r"the network itself cannot be replaced"),
     "no width": (nn.Sequential(nn.Linear(36, 9)), lambda: ChannelPruning(0.5), r"at least one hidden width"),
-    "no budget": (nn.Sequential(nn.Linear(36, 9)), lambda: LowRankFactorization(0.01), r"rank 1 in every layer still leaves"),
+    "no budget": (
+        nn.Sequential(nn.Linear(36, 9)),
+        lambda: LowRankFactorization(0.01),
+        r"rank 1 in every layer still leaves",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from lightning_fold.layers import Constant
-from lightning_fold.report import Kept, RewriteError
+from lightning_fold.report import Kept
 from lightning_fold.rewrites.transaction import check_exact, outputs
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.inputs import Inputs
@@ -64,7 +64,7 @@ def replace_branches(surgery: Surgery, structure: Structure, example_inputs: Inp
                 _replace(trial, branch)
                 check_exact("minimize", model, example_inputs, expected)
                 outputs(model, example_inputs)  # with the fast paths of torch's own layers, which ask others for more
-        except (RewriteError, AttributeError, RuntimeError, TypeError):
+        except (RuntimeError, AttributeError, TypeError):
             kept.append(Kept(branch.last, len(branch.constants), "is a constant, but the code asks more of its module"))
     return len(kept) < len(branches), kept
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import lightning
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share
 from lightning_fold.callbacks.inputs import network_inputs
@@ -82,11 +83,6 @@ class RewriteOnce(RewriteCallback):
 
     def rehearse(self, network: nn.Module, inputs: Inputs) -> None:
         """Rewrite a copy: what fails there would fail at the end of training."""
-        if self._count and isinstance(inputs, dict):
-            raise ValueError(
-                f"{type(self).__name__}: the network's inputs {', '.join(inputs)} have no order, and of batches of "
-                "training data the first input is read; expected to look at none: batches=0, whiten_batches=0."
-            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again
             if not self.done:
@@ -116,6 +112,10 @@ class RewriteOnce(RewriteCallback):
         loader = trainer.train_dataloader
         if not self._count or loader is None:
             return None
+        for part in tree_leaves(loader):  # a run resumed after its last epoch has not told its samplers which it was
+            tell = getattr(getattr(part, "sampler", None), "set_epoch", None)
+            if tell is not None and self.at_epoch == -1:
+                tell(max(trainer.current_epoch - 1, 0))
         with isolate_rng():  # a loader that shuffles draws from the generator that the training draws from
             batches = list(islice(iter(loader), self._count))
         moved = [trainer.strategy.batch_to_device(batch, pl_module.device) for batch in batches]

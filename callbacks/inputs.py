@@ -10,12 +10,12 @@ import lightning
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 from lightning_fold.checkpointing import follow, network_of
-from lightning_fold.structure.inputs import Inputs
+from lightning_fold.structure.inputs import Inputs, batch_size, is_batched, join_inputs, on_device
 from lightning_fold.structure.trace import evaluation_mode
 
 
@@ -58,14 +58,15 @@ def global_inputs(trainer: lightning.Trainer, inputs: Inputs) -> Inputs:
     if trainer.world_size == 1:
         return inputs
     everyones: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everyones, tree_map(_to("cpu"), inputs))
-    return tree_map(_to(trainer.lightning_module.device), _joined(everyones))
+    torch.distributed.all_gather_object(everyones, on_device(inputs, "cpu"))
+    joined = join_inputs(everyones)
+    return on_device(everyones[0] if joined is None else joined, trainer.lightning_module.device)
 
 
 def first_example(inputs: Inputs) -> Inputs:
     """The inputs for the first example of a batch alone."""
-    size = _batch_size(inputs)
-    return tree_map(lambda leaf: leaf[:1] if _is_batched(leaf, size) else leaf, inputs)
+    size = batch_size(inputs)
+    return tree_map(lambda leaf: leaf[:1] if is_batched(leaf, size) else leaf, inputs)
 
 
 def _stop(*_: Any, **__: Any) -> None:
@@ -136,30 +137,3 @@ def _by_name(network: nn.Module, given: list[inspect.Parameter], values: dict[st
         )
     extra = {name: value for p in given if p.kind == p.VAR_KEYWORD for name, value in values[p.name].items()}
     return {p.name: values[p.name] for p in given if p.kind != p.VAR_KEYWORD} | extra
-
-
-def _joined(everyones: list[Inputs]) -> Inputs:
-    flat = [tree_flatten(inputs) for inputs in everyones]
-    sizes = [_batch_size(inputs) for inputs in everyones]
-    leaves = []
-    for parts in zip(*(leaves for leaves, _ in flat), strict=False):
-        batched = [_is_batched(part, size) for part, size in zip(parts, sizes, strict=True)]
-        if not any(batched):
-            leaves.append(parts[0])
-        elif all(batched) and len({part.shape[1:] for part in parts}) == 1:
-            leaves.append(torch.cat(parts))
-        else:
-            return everyones[0]
-    return tree_unflatten(leaves, flat[0][1])
-
-
-def _batch_size(inputs: Inputs) -> int:
-    return next((leaf.shape[0] for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.dim()), -1)
-
-
-def _is_batched(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
-
-
-def _to(device: torch.device | str) -> Any:
-    return lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf

@@ -16,7 +16,10 @@ _RUNS = 100  # timed passes: enough for a stable median of passes that take micr
 
 @dataclass(frozen=True)
 class Measurement:
-    """One network, measured: accuracies are shares of 1, ``None`` without such data; the rest is for one example."""
+    """One network, measured: accuracies are shares of 1, ``None`` without such data; the rest is for one example.
+
+    ``metrics`` holds everything that the LightningModule logs, as ``accuracy/val`` or ``perplexity/test``.
+    """
 
     test_accuracy: float | None
     val_accuracy: float | None
@@ -24,6 +27,7 @@ class Measurement:
     flops: int
     bytes: int
     latency_ms: float
+    metrics: dict[str, float]
 
 
 def measure(
@@ -61,6 +65,7 @@ def measure(
         flops=flops,
         bytes=size,
         latency_ms=1000 * latency,
+        metrics=metrics,
     ), latency
 
 
@@ -90,6 +95,10 @@ def side_by_side(before: Measurement, after: Measurement, latency: dict[str, Any
     ):
         if old is not None and new is not None:
             table.add_row(name, f"{old:.2%}", f"{new:.2%}", f"{100 * (new - old):+.2f} points")
+    for name, old in before.metrics.items():
+        if name in after.metrics and name not in ("accuracy/val", "accuracy/test") and "loss" not in name:
+            new = after.metrics[name]
+            table.add_row(name, f"{old:.4g}", f"{new:.4g}", f"{new - old:+.3g}")
     for name, old, new in (
         ("parameters", before.parameters, after.parameters),
         ("FLOPs per example", before.flops, after.flops),

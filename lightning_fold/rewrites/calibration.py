@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.rewrites.repair import estimate_statistics, inputs_of_batch
-from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.rewrites.repair import estimate_statistics
+from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, join_inputs, on_device
 from lightning_fold.structure.trace import evaluation_mode
 
 _MOST_EXAMPLES = 256
@@ -36,17 +36,21 @@ class Calibration:
     real: bool
 
 
-def from_batches(model: nn.Module, batches: Iterable[Any]) -> Calibration:
+def from_batches(model: nn.Module, example_inputs: Inputs, batches: Iterable[Any]) -> Calibration:
     """Calibrate on batches: all but the last are joined into one, the last is held out.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or the inputs of batches differ in more than the batch size.
     """
     device = next(model.parameters()).device
-    parts = [inputs_of_batch(batch).to(device) for batch in batches]
+    parts = [on_device(inputs_of_batch(batch, example_inputs), device) for batch in batches]
     if not parts:
         raise ValueError("batches=[]: expected at least one batch of inputs, or of (inputs, ...).")
-    return Calibration(deepcopy(model).eval(), (torch.cat(parts[:-1] or parts),), (parts[-1],), real=True)
+    inputs = join_inputs(parts[:-1] or parts)
+    if inputs is None:
+        shapes = [tuple(value.shape) for part in parts for value in tree_leaves(part) if isinstance(value, Tensor)]
+        raise ValueError(f"batches=...: expected inputs that differ in the batch size alone, found shapes {shapes}.")
+    return Calibration(deepcopy(model).eval(), inputs, parts[-1], real=True)
 
 
 def from_noise(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> Calibration:

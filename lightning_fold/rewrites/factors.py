@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fold.rewrites.repair import inputs_of_batch
-from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, on_device
 from lightning_fold.structure.trace import evaluation_mode
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -53,14 +52,17 @@ def shapes(path: str, layer: Layer) -> list[Shape]:
     return [whole]
 
 
-def output_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Shape]) -> dict[int, Tensor]:
+def output_moments(
+    model: nn.Module, example_inputs: Inputs, batches: Iterable[Any], found: Sequence[Shape]
+) -> dict[int, Tensor]:
     """M C M^T by ``id`` of each shape, M its matrix and C the second moment of what its columns read.
 
     That is the second moment of the outputs of the first layer when it gets the whole matrix.
 
     Args:
         model: the network, run in evaluation mode.
-        batches: batches of inputs, or (inputs, ...) of which the first element is read.
+        example_inputs: what the network is called with.
+        batches: batches of inputs, or (inputs, ...), or mappings.
         found: shapes of layers of the network.
 
     Raises:
@@ -88,7 +90,7 @@ def output_moments(model: nn.Module, batches: Iterable[Any], found: Sequence[Sha
             stack.callback(handle.remove)
         empty = True
         for batch in batches:
-            model(inputs_of_batch(batch).to(device))
+            call(model, on_device(inputs_of_batch(batch, example_inputs), device))
             empty = False
     if empty:
         raise ValueError("factorize(batches=...): there is no batch; expected at least one.")

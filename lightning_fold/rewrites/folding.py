@@ -57,8 +57,8 @@ def fold(
         repair: ``"data-free"`` rescales each BatchNorm that follows a merged layer by N / sqrt(N + (N^2 - N) E), N the
             size of the cluster and E the mean cosine of its rows; ``"data"`` estimates BatchNorm statistics and tunes
             LayerNorms on ``batches``; ``"none"`` leaves them.
-        batches: inputs, or (inputs, ...), at least two batches so that the last can be held out. Without them, what
-            needs values predicts them from the BatchNorms' own statistics.
+        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
+            can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
         seed: seed of k-means, and of the noise that stands for data.
         skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.
         optimizers: optimizers of the network; moments are averaged over each cluster.
@@ -106,7 +106,8 @@ def _unmergeable(structure: Structure) -> dict[int, str]:
             for channel in structure.group_of[norm.channels].flatten().tolist():
                 reasons[channel] = f"{layer_of(norm.node) or 'the network'} is a norm that cannot count merged channels"
     for product in structure.labels.products:
-        if product.writer is None:
+        heads = structure.group_of[product.channels]
+        if product.writer is None and bool((heads != heads[..., :1]).any()):  # whole heads are not summed with others
             for channel in structure.group_of[product.channels].flatten().tolist():
                 reasons[channel] = "is summed in a product whose factors are not written by one layer each"
     return reasons

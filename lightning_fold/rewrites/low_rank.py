@@ -51,7 +51,7 @@ def factorize(
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         keep_parameters: share of the network's parameters to keep, in (0, 1]; 0.3 where neither share is given.
         keep_flops: share of its floating-point operations to keep, in (0, 1], in place of ``keep_parameters``.
-        batches: a few batches of inputs, or (inputs, ...) of which the first element is read.
+        batches: a few batches of inputs, of (inputs, ...) as many as the network takes, or mappings.
         optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
             bias stays the same parameter.
 
@@ -119,7 +119,8 @@ def _layers(
             f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none"
             f"{f' ({why})' if why else ''}."
         )
-    moments = None if batches is None else output_moments(model, batches, [each for group in found for each in group])
+    each = [shape for group in found for shape in group]
+    moments = None if batches is None else output_moments(model, example_inputs, batches, each)
     layers = []
     for group in found:
         candidates = [_decompose(shape, seen[shape.layer], unit, moments) for shape in group]

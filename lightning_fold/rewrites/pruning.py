@@ -61,8 +61,8 @@ def prune(
         compensate: ``"least-squares"`` solves for the weights of the layers behind, so that they give the dense
             network's outputs from the channels left.
         repair: ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on ``batches``, ``"none"`` leaves them.
-        batches: inputs, or (inputs, ...), at least two batches so that the last can be held out. Without them, what
-            needs values predicts them from the BatchNorms' own statistics.
+        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
+            can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
         loss: a function of network and batch, for ``"taylor"``.
         seed: seed of the noise that stands for data.
         skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.

@@ -86,7 +86,7 @@ class _Reduction:
             self._calibration = (
                 from_noise(self.model, self.example_inputs, self.options.seed)
                 if batches is None
-                else from_batches(self.model, batches)
+                else from_batches(self.model, self.example_inputs, batches)
             )
         return self._calibration
 

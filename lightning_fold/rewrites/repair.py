@@ -8,23 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, on_device
 from lightning_fold.structure.trace import evaluation_mode
-
-
-def inputs_of_batch(batch: Any) -> Tensor:
-    """The network's input in a batch: the batch itself, or its first element.
-
-    Raises:
-        ValueError: it is no tensor, or not finite.
-    """
-    found = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(found, Tensor):
-        raise ValueError(f"expected batches of tensors or of (inputs, ...), found a {type(batch).__name__}.")
-    if found.is_floating_point() and not bool(found.isfinite().all()):
-        shape = tuple(found.shape)
-        raise ValueError(f"expected batches of finite inputs, found NaN or infinity in one of shape {shape}.")
-    return found
 
 
 def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
@@ -41,7 +26,8 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
 
     Whatever goes wrong, the statistics are as they were.
     """
-    estimate_statistics(model, (inputs_of_batch(batch).to(next(model.parameters()).device) for batch in dataloader))
+    device = next(model.parameters()).device
+    estimate_statistics(model, (on_device(inputs_of_batch(batch), device) for batch in dataloader))
 
 
 def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:

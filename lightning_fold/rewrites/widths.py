@@ -145,6 +145,9 @@ def _block_of(structure: Structure) -> dict[int, tuple[int, ...]]:
     """For every channel that stands in blocks: which one, in each of the ways in which it is cut."""
     found: dict[int, dict[int, int]] = {}
     for cut, blocks in enumerate(structure.labels.blocks):
+        first = structure.group_of[blocks.sides[0][:, :1]]
+        if not blocks.counted and all(bool((structure.group_of[side] == first).all()) for side in blocks.sides):
+            continue  # each block is one channel, a whole head, that leaves by itself
         for side in blocks.sides:
             groups = structure.group_of[side]
             if all(torch.equal(row, groups[0]) for row in groups):

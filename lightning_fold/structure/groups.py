@@ -1,14 +1,10 @@
 """Channel groups: every (tensor, dimension, index) that must go or stay together."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from lightning_fold.structure.constants import constants
@@ -113,7 +109,7 @@ def read_structure(model: nn.Module, example_inputs: Inputs, *, ask_attributes: 
     graph = trace(model, example_inputs)
     known = constants(graph)
     labels = label_channels(graph, known, ask_attributes=ask_attributes)
-    group_of = _components(labels)
+    group_of = labels.groups()
     pinned: dict[int, Pin | None] = {int(group_of[PINNED]): None}
     for pin in labels.pins:
         for group in group_of[pin.labels].unique().tolist():
@@ -178,11 +174,3 @@ def why_pinned(pin: Pin | None) -> str:
     return (
         "fixed by the network's code" if pin is None else f"{pin.layer or 'the network'} ({pin.operator}) {pin.reason}"
     )
-
-
-def _components(labels: Labels) -> Tensor:
-    pairs: Sequence[tuple[Tensor, Tensor]] = labels.ties
-    left = np.concatenate([pair[0].flatten().numpy() for pair in pairs]) if pairs else np.zeros(0, dtype=np.int64)
-    right = np.concatenate([pair[1].flatten().numpy() for pair in pairs]) if pairs else np.zeros(0, dtype=np.int64)
-    graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(labels.count, labels.count))
-    return torch.from_numpy(connected_components(graph, directed=False)[1].astype(np.int64))

@@ -1,11 +1,13 @@
 """What a network is called with: a tensor, a tuple of positional inputs, or a dict of inputs by name."""
 
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
@@ -53,6 +55,67 @@ def _everywhere(model: nn.Module, replaced: dict[str, Tensor]) -> dict[str, Tens
         for leaf, tensor in chain(module._parameters.items(), module._buffers.items())
     }
     return {name: values[id(tensor)] for name, tensor in places.items() if id(tensor) in values}
+
+
+def inputs_of_batch(batch: Any, like: Inputs | None = None) -> Inputs:
+    """The network's inputs in a batch of data, where targets come behind them or under names of their own.
+
+    Args:
+        batch: of inputs, or (inputs, ...), or a mapping.
+        like: inputs of the network: as many elements of the batch are read, or the same names. ``None`` reads one.
+
+    Raises:
+        ValueError: the batch holds no such inputs, or NaN or infinity in one of them.
+    """
+    if isinstance(like, dict):
+        if not isinstance(batch, Mapping) or not all(name in batch for name in like):
+            names = f"with {', '.join(batch)}" if isinstance(batch, Mapping) else f"of type {type(batch).__name__}"
+            raise ValueError(f"expected batches that are mappings with {', '.join(like)}, found one {names}.")
+        found: Inputs = {name: batch[name] for name in like}
+    else:
+        count = len(like) if isinstance(like, tuple) else 1
+        parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+        found = parts[:count]
+        if len(found) < count or not isinstance(found[0], Tensor):
+            first = "inputs" if count == 1 else f"{count} inputs"
+            of = f" of {len(parts)}" if isinstance(batch, (tuple, list)) else ""
+            raise ValueError(f"expected batches of ({first}, ...), found a {type(batch).__name__}{of}.")
+    for value in tree_leaves(found):
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            shape = tuple(value.shape)
+            raise ValueError(f"expected batches of finite inputs, found NaN or infinity in one of shape {shape}.")
+    return found
+
+
+def join_inputs(parts: Sequence[Inputs]) -> Inputs | None:
+    """Several batches as one; ``None`` where their shapes differ in more than the batch size."""
+    flat = [tree_flatten(inputs) for inputs in parts]
+    sizes = [batch_size(inputs) for inputs in parts]
+    leaves = []
+    for values in zip(*(leaves for leaves, _ in flat), strict=False):
+        batched = [is_batched(value, size) for value, size in zip(values, sizes, strict=True)]
+        if not any(batched):
+            leaves.append(values[0])
+        elif all(batched) and len({value.shape[1:] for value in values}) == 1:
+            leaves.append(torch.cat(values))
+        else:
+            return None
+    return tree_unflatten(leaves, flat[0][1])
+
+
+def on_device(inputs: Inputs, device: torch.device | str) -> Inputs:
+    """``inputs`` with every tensor on ``device``."""
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, inputs)
+
+
+def batch_size(inputs: Inputs) -> int:
+    """The number of examples, of the first tensor that has dimensions; -1 where none has."""
+    return next((v.shape[0] for v in tree_leaves(inputs) if isinstance(v, Tensor) and v.dim()), -1)
+
+
+def is_batched(value: Any, size: int) -> bool:
+    """Whether ``value`` is a tensor of ``size`` examples."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
 
 
 def first_examples(example_inputs: Inputs, count: int) -> Inputs:

@@ -15,7 +15,7 @@ from lightning_fold.structure.known import Values
 from lightning_fold.structure.labels import Labelling, Labels, Value, labels_in
 from lightning_fold.structure.operators import family
 from lightning_fold.structure.rules import RULES
-from lightning_fold.structure.rules.heads import agree_on_sizes, around_attention
+from lightning_fold.structure.rules.heads import agree_on_sizes, around_attention, tie_whole_heads
 from lightning_fold.structure.trace import Trace, interpret
 
 
@@ -37,6 +37,7 @@ def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True) 
 
     run.labels.values = interpret(trace, lambda node: _placeholder(run, node), call)
     agree_on_sizes(run.labels)
+    tie_whole_heads(run.labels)
     for node in trace.outputs:
         run.pin(labels_in(run.labels.values[node]), node, "is an output of the network")
     return run.labels

@@ -8,14 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.structure.known import (
-    Values,
-)
+from lightning_fold.structure.known import Values
 from lightning_fold.structure.operators import contraction_groups, is_transposed, operands, operator_name
 from lightning_fold.structure.trace import Trace, layer_of
 
@@ -207,6 +208,15 @@ class Labels:
     head_uses: list[HeadUse] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     count: int = 1
+
+    def groups(self) -> Tensor:
+        """(labels,) the group of each label: those that are tied, directly or through others, are one group."""
+        left, right = (
+            np.concatenate([np.zeros(0, dtype=np.int64), *(pair[side].flatten().numpy() for pair in self.ties)])
+            for side in (0, 1)
+        )
+        graph = coo_array((np.ones(len(left), dtype=bool), (left, right)), shape=(self.count, self.count))
+        return torch.from_numpy(connected_components(graph, directed=False)[1].astype(np.int64))
 
 
 class Labelling:

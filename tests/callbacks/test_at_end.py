@@ -65,6 +65,18 @@ def test_rewrites_at_the_end_as_the_function_does(make_classifier, make_trainer,
     assert follow(by_callback).dense.parameters == report.parameters_before
 
 
+def test_looks_at_the_same_batches_when_resumed_after_the_last_epoch(
+    make_classifier, make_trainer, data, every_epoch, tmp_path
+):
+    """The last epoch's order, not the first one's."""
+    unbroken, resumed = make_classifier("conv"), make_classifier("conv")
+    looking = {"ratio": 0.4, "batches": 2, "compensate": "least-squares", "repair": "data"}
+    make_trainer(2, ChannelPruning(**looking), every_epoch).fit(unbroken, data)
+    last = tmp_path / "all" / "1.ckpt"
+    make_trainer(2, ChannelPruning(**looking)).fit(resumed, type(data)(batch_size=32), ckpt_path=last, weights_only=True)
+    assert_same_network(unbroken.network, resumed.network)
+
+
 @every_method
 def test_rewrites_before_an_epoch_and_trains_on(make_classifier, make_trainer, data, method):
     callback, arguments, _ = METHODS[method]

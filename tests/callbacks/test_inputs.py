@@ -16,8 +16,9 @@ from lightning_fold.callbacks import (
     LowRankFactorization,
     SqueezeRelease,
 )
-from lightning_fold.callbacks.inputs import _joined, first_example, network_inputs
+from lightning_fold.callbacks.inputs import first_example, network_inputs
 from lightning_fold.checkpointing import follow
+from lightning_fold.structure.inputs import join_inputs
 
 EXAMPLES = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
 
@@ -174,13 +175,27 @@ def test_inputs_by_name_through_a_training(make_trainer, name):
     assert [m["method"] for m in follow(module).methods][:1] == [name]
 
 
-def test_batches_by_name_are_refused_where_rewrites_look_at_them(make_trainer):
-    trainer = make_trainer(3, ChannelPruning(ratio=0.5, batches=2, compensate="bias", at_epoch=2))
-    with pytest.raises(
-        ValueError, match=r"ChannelPruning: the network's inputs pixels, shift have no order.*batches=0"
-    ):
-        trainer.fit(Module(named, Named()), DataLoader(EXAMPLES, batch_size=6))
-    assert trainer.global_step == 0
+@pytest.mark.parametrize("method", ["prune", "factorize"])
+def test_rewrites_look_at_batches_of_inputs_by_name(make_trainer, method):
+    """The callback at the end against the function on the network that training without it leaves."""
+    batches, options = 2, {"compensate": "least-squares", "repair": "data"}
+    callbacks = {
+        "prune": ChannelPruning(ratio=0.5, batches=batches, **options),
+        "factorize": LowRankFactorization(keep_parameters=0.8, whiten_batches=batches),
+    }
+    trained = []
+    for callback in (callbacks[method], None):
+        torch.manual_seed(0)
+        trained.append(Module(named, Named()))
+        make_trainer(2, *([callback] if callback else [])).fit(trained[-1], DataLoader(EXAMPLES, batch_size=6))
+    parts = [{"pixels": part, "shift": part[:, :1]} for part in EXAMPLES.split(6)][:batches]
+    net = trained[1].net
+    if method == "prune":
+        lf.prune(net, parts[0], ratio=0.5, batches=parts, **options)
+    else:
+        lf.factorize(net, parts[0], keep_parameters=0.8, batches=parts)
+    assert lf.count_parameters(net) < lf.count_parameters(Named())
+    torch.testing.assert_close(trained[0].net.state_dict(), net.state_dict(), rtol=0, atol=0)
 
 
 def test_dict_batches_through_a_training(make_trainer):
@@ -192,11 +207,11 @@ def test_dict_batches_through_a_training(make_trainer):
 
 
 def test_inputs_of_several_processes_are_one_batch():
-    """Batched leaves are put together, others are those of the first; ragged ones stay as on the first process."""
+    """Batched leaves are put together, others are those of the first; ragged ones do not go together."""
     first, second = (EXAMPLES[:4], 3, torch.ones(2, 2)), (EXAMPLES[4:7], 3, torch.zeros(2, 2))
-    torch.testing.assert_close(_joined([first, second]), (EXAMPLES[:7], 3, torch.ones(2, 2)))
+    torch.testing.assert_close(join_inputs([first, second]), (EXAMPLES[:7], 3, torch.ones(2, 2)))
     ragged = (EXAMPLES[:4, :5], EXAMPLES[:4]), (EXAMPLES[4:7], EXAMPLES[4:7])
-    torch.testing.assert_close(_joined([*ragged]), ragged[0])
+    assert join_inputs([*ragged]) is None
 
 
 class StepsFirst(Module):

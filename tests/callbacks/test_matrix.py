@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
 import lightning_fold as lf
 from lightning_fold.checkpointing import follow
@@ -71,6 +72,22 @@ def test_trainer_settings(make_trainer, name, setting):
     assert_compressed(name, module, trainer)
     assert trainer.global_step == EPOCHS * (2 if setting == "accumulation" else 3)
     assert moved(module, trainer, name)
+
+
+@every_callback
+def test_scaled_gradients_of_half_precision(make_trainer, name):
+    """fp16 with a GradScaler: however much it scales, and with a first step that overflows, the network is the same."""
+    found = []
+    for scale in (2.0**4, 2.0**10, 2.0**24):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0**-14, growth_interval=1000)
+        module, plugin = project(), MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+        trainer = make_trainer(EPOCHS, CALLBACKS[name](), plugins=[plugin])
+        trainer.fit(module, loader(), loader())
+        assert_compressed(name, module, trainer)
+        found.append((scaler.get_scale(), dict(module.state_dict())))
+    assert [scale for scale, _ in found] == [2.0**4, 2.0**10, 2.0**10]
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-3)
+    assert [value.shape for value in found[1][1].values()] == [value.shape for value in found[2][1].values()]
 
 
 @every_callback

@@ -244,6 +244,21 @@ def test_run_that_ends_masked_is_minimized_also_when_resumed_after_its_end(
     assert_same_network(unbroken.network, resumed.network)
 
 
+def test_channels_last_through_cycles_and_a_restart(make_classifier, make_trainer, data, every_epoch, tmp_path):
+    """The same function in another memory format, which rewrites and checkpoints keep."""
+    plain, unbroken, resumed = (make_classifier("conv", channels_last=last) for last in (False, True, True))
+    make_trainer(4, squeeze(cycles=1)).fit(plain, data)
+    make_trainer(4, squeeze(cycles=1), every_epoch).fit(unbroken, data)
+    last = tmp_path / "all" / "2.ckpt"
+    make_trainer(4, squeeze(cycles=1)).fit(resumed, data, ckpt_path=last, weights_only=True)
+    assert_same_network(unbroken.network, resumed.network)
+    torch.testing.assert_close(unbroken.network.state_dict(), plain.network.state_dict(), rtol=1e-3, atol=1e-4)
+    for network in (unbroken.network, resumed.network):
+        weights = [parameter for parameter in network.parameters() if parameter.dim() == 4]
+        assert len(weights) == 2
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
 def test_run_stopped_early_in_a_cycle_is_minimized_without_noise(make_classifier, make_trainer, data):
     module = make_classifier()
     make_trainer(5, squeeze(), max_steps=8).fit(module, data)

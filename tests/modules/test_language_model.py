@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from typing import Any
 
 import lightning
@@ -119,7 +120,7 @@ def test_wrong_numbers_of_tokens_are_refused(size, message):
         lightning.Trainer(logger=False, accelerator="cpu").test(module, TextDataModule(**DATA), verbose=False)
 
 
-def test_commands_from_one_run_to_the_comparison(tmp_path, monkeypatch):
+def test_commands_from_one_run_to_the_comparison(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-fold"])
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -131,11 +132,14 @@ def test_commands_from_one_run_to_the_comparison(tmp_path, monkeypatch):
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "--config", "config.yaml"])
+    assert "perplexity/test" in capsys.readouterr().out
     summary = json.loads((tmp_path / "runs/version_0/compression.json").read_text())
     for kind in ("dense", "compressed"):
         network = lf.load(f"runs/version_0/{kind}.pt")
         assert summary[kind]["parameters"] == lf.count_parameters(network)
-        assert summary[kind]["test_accuracy"] == pytest.approx(float(measured(network)[1]))
+        nats, accuracy = map(float, measured(network))
+        assert summary[kind]["test_accuracy"] == pytest.approx(accuracy)
+        assert summary[kind]["metrics"]["perplexity/test"] == pytest.approx(math.exp(nats), rel=1e-5)
     words = [
         "--methods",
         "[prune-l1,fold]",

@@ -164,6 +164,52 @@ def test_skipped_layers_keep_their_widths(method: Callable[..., lf.RewriteReport
             method(model, _inputs("llama"), ratio=0.3, skip=patterns)
 
 
+ROTARY = ("llama", "llama_by_hand")
+BESIDES_HEADS = ["model.embed_tokens", "*.up_proj"]
+
+
+def _copy_heads(model: nn.Module, first: int, second: int) -> None:
+    """The second of two heads of keys and values, and its queries, write what the first ones write."""
+    with torch.no_grad():
+        for layer in model.model.layers:
+            attention = layer.self_attn
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                heads = projection.weight.unflatten(0, (2, -1))
+                heads[second] = heads[first]
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_rotary_heads_that_are_alike_fold_exactly(name: str) -> None:
+    """The channels of a rotated head leave together: the head is what is merged, with its queries, keys and values."""
+    model = _network(name)
+    _copy_heads(model, 0, 1)
+    dense = deepcopy(model)
+    report = lf.fold(model, _inputs(name), ratio=0.5, skip=BESIDES_HEADS)
+    assert {tuple(change.after) for change in report.changes} == {(16, WIDTH), (8, WIDTH), (WIDTH, 16)}
+    x = _inputs(name, 4, 1)
+    assert error_of(_outputs(model, x), _outputs(dense, x)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_pruned_rotary_heads_are_as_if_nothing_read_them(name: str) -> None:
+    model = _network(name)
+    masked = deepcopy(model)
+    lf.prune(model, _inputs(name), ratio=0.5, skip=BESIDES_HEADS)
+    with torch.no_grad():
+        for layer in masked.model.layers:
+            attention = layer.self_attn
+            groups = [p.weight.unflatten(0, (2, -1)).square().sum((1, 2)) for p in _projections(attention)]
+            least = int(torch.stack(groups).sum(0).argmin())  # by L2 norm of all that writes the head
+            attention.o_proj.weight.unflatten(1, (2, -1))[:, least] = 0
+    assert [layer.self_attn.q_proj.out_features for layer in model.model.layers] == [16, 16]
+    x = _inputs(name, 4, 1)
+    assert error_of(_outputs(model, x), _outputs(masked, x)) <= 1e-12
+
+
+def _projections(attention: Any) -> tuple[nn.Linear, ...]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
+
+
 def test_layers_that_repeat_their_size_in_an_attribute() -> None:
     """GPT-2 writes linear layers with weights of its own: their units leave, too."""
     torch.manual_seed(0)

@@ -172,6 +172,33 @@ def agree_on_sizes(labels: Labels) -> None:
             labels.blocks.append(Blocks((blocks,), layer, f"is cut into heads of size {name}"))
 
 
+def tie_whole_heads(labels: Labels) -> None:
+    """Tie the channels of a head of which either all leave or none: they are one channel of the network.
+
+    Blocks that must keep as many channels as such a head are whole as well; sides that leave together become one.
+    """
+    for blocks in labels.blocks:
+        if blocks.fixed and not blocks.counted:
+            labels.ties += [_as_one(side) for side in blocks.sides]
+    cut = [b for b in labels.blocks if not (b.counted or b.whole)] if any(b.fixed for b in labels.blocks) else []
+    before = -1
+    while cut and before != len(labels.ties):
+        before, group_of = len(labels.ties), labels.groups()
+        for blocks in cut:
+            whole = [(group_of[side] == group_of[side[:, :1]]).all(1) for side in blocks.sides]
+            for side, rows in zip(blocks.sides, whole, strict=True):
+                if bool(rows.any() and not rows.all()):
+                    labels.ties.append(_as_one(side))
+            first = blocks.sides[0][:, 0]
+            apart = [side[:, 0] for side in blocks.sides if not torch.equal(group_of[side[:, 0]], group_of[first])]
+            if apart and all(bool(rows.all()) for rows in whole):
+                labels.ties += [(first, other) for other in apart]
+
+
+def _as_one(side: Tensor) -> tuple[Tensor, Tensor]:
+    return side, side[:, :1].expand_as(side)
+
+
 def _named_size(node: Node, dim: int) -> int | None:
     """The size of ``dim`` where the code names it, ``None`` where it comes from the others."""
     if operator_name(node) == "flatten":

@@ -6,16 +6,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from lightning_fold.structure.contractions import contraction_groups, oriented
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
-from lightning_fold.structure.operators import (
-    batch_norm_behind,
-    batch_norm_eps,
-    contraction_groups,
-    family,
-    operator_name,
-    oriented,
-)
+from lightning_fold.structure.operators import batch_norm_behind, batch_norm_eps, family, operator_name
 from lightning_fold.surgery import Surgery
 
 _HOMOGENEOUS = {"relu", "leaky_relu", "add", "sub", "neg"}

@@ -12,10 +12,10 @@ from lightning_fold.rewrites.transaction import check_exact, outputs
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.inputs import Inputs
 from lightning_fold.structure.known import channel_constants
-from lightning_fold.structure.labels import Value
 from lightning_fold.structure.liveness import live_groups
 from lightning_fold.structure.operators import family
 from lightning_fold.structure.trace import layers_of
+from lightning_fold.structure.values import Value
 from lightning_fold.surgery import Surgery
 
 _ELEMENTWISE = ("pointwise", "product", "identity", "cast")

@@ -11,8 +11,8 @@ from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.rewrites.widths import Width, find_bundles
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.inputs import Inputs, first_examples
-from lightning_fold.structure.labels import Value
 from lightning_fold.structure.operators import operands, operator_name
+from lightning_fold.structure.values import Value
 
 _PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "scaled_dot_product_attention")
 

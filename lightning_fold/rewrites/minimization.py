@@ -20,11 +20,12 @@ from lightning_fold.rewrites.shifts import find_shift
 from lightning_fold.rewrites.transaction import asking_attributes, rewrite
 from lightning_fold.rewrites.widths import kept_groups
 from lightning_fold.rewrites.wrappers import on_network
+from lightning_fold.structure.contractions import is_padded, oriented
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
 from lightning_fold.structure.inputs import Inputs
 from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.liveness import input_constants, live_groups, used_columns
-from lightning_fold.structure.operators import family, is_padded, oriented
+from lightning_fold.structure.operators import family
 from lightning_fold.structure.trace import layer_of
 from lightning_fold.surgery import Surgery
 

@@ -12,11 +12,12 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.known import Values
-from lightning_fold.structure.labels import Labelling, Labels, Value, labels_in
+from lightning_fold.structure.labels import Labelling, Labels
 from lightning_fold.structure.operators import family
 from lightning_fold.structure.rules import RULES
 from lightning_fold.structure.rules.heads import agree_on_sizes, around_attention, tie_whole_heads
 from lightning_fold.structure.trace import Trace, interpret
+from lightning_fold.structure.values import Value, labels_in
 
 
 def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True) -> Labels:

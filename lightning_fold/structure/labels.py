@@ -14,11 +14,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from lightning_fold.structure.contractions import contraction_groups, is_transposed
 from lightning_fold.structure.known import Values
-from lightning_fold.structure.operators import contraction_groups, is_transposed, operands, operator_name
+from lightning_fold.structure.operators import operands, operator_name
 from lightning_fold.structure.trace import Trace, layer_of
+from lightning_fold.structure.values import Value, blank, labels_in
 
 PINNED = 0
 WINDOW = "is inside a convolution's window or group"  # positions of a weight that are not channels of the network
@@ -37,19 +39,6 @@ class Axis:
     def labels(self) -> Tensor:
         """(size,) the label of each index."""
         return torch.arange(self.start, self.start + self.size)
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor of the graph: its shape, and the labels along each dimension that holds channels.
-
-    ``wide`` holds the labels of channels that stand in several dimensions, as (head, channel of the head): each has
-    as many dimensions as the value and size 1 where it does not vary.
-    """
-
-    shape: torch.Size
-    fields: dict[int, Tensor] = field(default_factory=dict)
-    wide: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -277,29 +266,3 @@ class Labelling:
             return Value(value.shape, fields)
 
         return tree_map(collapse, (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
-
-
-def labels_in(values: Any) -> list[Tensor]:
-    """The labels of all values in ``values``, however they are nested."""
-    leaves = tree_leaves(values, is_leaf=lambda leaf: isinstance(leaf, Value))
-    return [labels for leaf in leaves if isinstance(leaf, Value) for labels in (*leaf.fields.values(), *leaf.wide)]
-
-
-def with_last(shape: torch.Size, labels: Tensor | None) -> Value:
-    """A value with ``labels`` along its last dimension, and perhaps over heads."""
-    if labels is None:
-        return Value(shape)
-    if labels.numel() == labels.shape[-1]:
-        return Value(shape, {len(shape) - 1: labels.flatten()})
-    return Value(shape, {}, (labels,))
-
-
-def blank(node: Node) -> Any:
-    """The result of an operator, without labels."""
-    return tree_map(lambda fake: Value(fake.shape) if isinstance(fake, Tensor) else fake, node.meta.get("val"))
-
-
-def argument_value(node: Node, args: tuple, kwargs: dict, argument: Node) -> Value:
-    """The value that an operator got for its argument ``argument``."""
-    pairs = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
-    return next(value for given, value in pairs if given is argument)

@@ -73,7 +73,9 @@ def test_looks_at_the_same_batches_when_resumed_after_the_last_epoch(
     looking = {"ratio": 0.4, "batches": 2, "compensate": "least-squares", "repair": "data"}
     make_trainer(2, ChannelPruning(**looking), every_epoch).fit(unbroken, data)
     last = tmp_path / "all" / "1.ckpt"
-    make_trainer(2, ChannelPruning(**looking)).fit(resumed, type(data)(batch_size=32), ckpt_path=last, weights_only=True)
+    make_trainer(2, ChannelPruning(**looking)).fit(
+        resumed, type(data)(batch_size=32), ckpt_path=last, weights_only=True
+    )
     assert_same_network(unbroken.network, resumed.network)
 
 

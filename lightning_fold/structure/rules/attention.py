@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_fold.structure.known import unknown
-from lightning_fold.structure.labels import Contraction, HeadUse, Labelling, Product, Value, with_last
+from lightning_fold.structure.labels import Contraction, HeadUse, Labelling, Product
 from lightning_fold.structure.operators import (
     argument,
     compact,
@@ -21,6 +21,7 @@ from lightning_fold.structure.operators import (
 from lightning_fold.structure.rules.contraction import is_contraction, known_contraction, label_contraction
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
+from lightning_fold.structure.values import Value, with_last
 
 
 def _label_attention(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:

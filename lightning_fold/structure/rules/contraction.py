@@ -6,20 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from lightning_fold.structure.known import along, channel_constants, depends, unknown
-from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, Labelling, Value, blank, labels_in
-from lightning_fold.structure.operators import (
+from lightning_fold.structure.contractions import (
     contraction_channel,
     contraction_groups,
-    family,
     is_padded,
     is_transposed,
-    operands,
-    operator_name,
     oriented,
 )
+from lightning_fold.structure.known import along, channel_constants, depends, unknown
+from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, Labelling
+from lightning_fold.structure.operators import family, operands, operator_name
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.trace import layer_of
+from lightning_fold.structure.values import Value, blank, labels_in
 
 
 def is_contraction(node: Node, weight: Any) -> bool:

@@ -8,11 +8,12 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.known import tidy
-from lightning_fold.structure.labels import PINNED, Blocks, Labelling, Value
+from lightning_fold.structure.labels import PINNED, Blocks, Labelling
 from lightning_fold.structure.operators import compact, functional, restride
 from lightning_fold.structure.rules.heads import heads_dim, inner_dim
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.trace import layer_of
+from lightning_fold.structure.values import Value
 
 
 def _label_cat(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:

@@ -9,7 +9,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.known import UNKNOWN, along, depends, tidy
-from lightning_fold.structure.labels import Blocks, Labelling, Value, blank
+from lightning_fold.structure.labels import Blocks, Labelling
 from lightning_fold.structure.operators import argument, compact, functional, operator_name, restride, shape_operands
 from lightning_fold.structure.rules.heads import (
     HEAD_COUNTS,
@@ -28,6 +28,7 @@ from lightning_fold.structure.rules.heads import (
 )
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.trace import layer_of
+from lightning_fold.structure.values import Value, blank
 
 
 def label_movement(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:

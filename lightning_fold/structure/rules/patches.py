@@ -8,9 +8,10 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.known import along, channel_constants, tidy, unknown
-from lightning_fold.structure.labels import Labelling, Value
+from lightning_fold.structure.labels import Labelling
 from lightning_fold.structure.operators import argument, functional, operator_name
 from lightning_fold.structure.rules.rule import Rule
+from lightning_fold.structure.values import Value
 
 
 def _label_shuffle(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:

@@ -7,10 +7,11 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.known import UNKNOWN, along, channel_constants, unknown
-from lightning_fold.structure.labels import HeadUse, Labelling, Value
+from lightning_fold.structure.labels import HeadUse, Labelling
 from lightning_fold.structure.operators import argument, functional, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
+from lightning_fold.structure.values import Value
 
 
 def _label_resample(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:

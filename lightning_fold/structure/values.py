@@ -1,0 +1,48 @@
+"""What the run over labels knows of a tensor: which channels its dimensions hold."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the graph: its shape, and the labels along each dimension that holds channels.
+
+    ``wide`` holds the labels of channels that stand in several dimensions, as (head, channel of the head): each has
+    as many dimensions as the value and size 1 where it does not vary.
+    """
+
+    shape: torch.Size
+    fields: dict[int, Tensor] = field(default_factory=dict)
+    wide: tuple[Tensor, ...] = ()
+
+
+def labels_in(values: Any) -> list[Tensor]:
+    """The labels of all values in ``values``, however they are nested."""
+    leaves = tree_leaves(values, is_leaf=lambda leaf: isinstance(leaf, Value))
+    return [labels for leaf in leaves if isinstance(leaf, Value) for labels in (*leaf.fields.values(), *leaf.wide)]
+
+
+def with_last(shape: torch.Size, labels: Tensor | None) -> Value:
+    """A value with ``labels`` along its last dimension, and perhaps over heads."""
+    if labels is None:
+        return Value(shape)
+    if labels.numel() == labels.shape[-1]:
+        return Value(shape, {len(shape) - 1: labels.flatten()})
+    return Value(shape, {}, (labels,))
+
+
+def blank(node: Node) -> Any:
+    """The result of an operator, without labels."""
+    return tree_map(lambda fake: Value(fake.shape) if isinstance(fake, Tensor) else fake, node.meta.get("val"))
+
+
+def argument_value(node: Node, args: tuple, kwargs: dict, argument: Node) -> Value:
+    """The value that an operator got for its argument ``argument``."""
+    pairs = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
+    return next(value for given, value in pairs if given is argument)

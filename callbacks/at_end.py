@@ -112,10 +112,9 @@ class RewriteOnce(RewriteCallback):
         loader = trainer.train_dataloader
         if not self._count or loader is None:
             return None
-        for part in tree_leaves(loader):  # a run resumed after its last epoch has not told its samplers which it was
-            tell = getattr(getattr(part, "sampler", None), "set_epoch", None)
-            if tell is not None and self.at_epoch == -1:
-                tell(max(trainer.current_epoch - 1, 0))
+        if self.at_epoch == -1:  # a run resumed after its last epoch has not told its samplers which it was
+            for sampler in _samplers(loader):
+                getattr(sampler, "set_epoch", lambda epoch: None)(max(trainer.current_epoch - 1, 0))
         with isolate_rng():  # a loader that shuffles draws from the generator that the training draws from
             batches = list(islice(iter(loader), self._count))
         moved = [trainer.strategy.batch_to_device(batch, pl_module.device) for batch in batches]
@@ -177,3 +176,9 @@ class ReduceOnce(RewriteOnce):
             "batches": batches,
             "skip": self.skip,
         }
+
+
+def _samplers(loaders: Any) -> list[Any]:
+    """The samplers of one loader or of several, also those inside batch samplers."""
+    found = [getattr(loader, name, None) for loader in tree_leaves(loaders) for name in ("sampler", "batch_sampler")]
+    return found + [getattr(sampler, "sampler", None) for sampler in found]

@@ -42,8 +42,8 @@ class Classifier(NetworkModule):
         regularizers: Penalties on weights, as ``SmoothnessRegularization`` adds them to any module; in YAML a list of
             ``class_path: lightning_fold.regularizers.Smoothness`` and ``init_args``. Dotted names begin with
             ``network.``.
-        channels_last: Whether the network's convolutions keep their weights, and compute, with channels as the last
-            dimension in memory: faster on most GPUs with half precision, and for depthwise convolutions on CPUs.
+        channels_last: Whether the network's convolutions of images compute with channels as the last dimension in
+            memory: faster on most GPUs with half precision, and for depthwise convolutions on CPUs.
 
     Raises:
         ValueError: num_classes, label_smoothing, distillation, temperature or the network's name outside what is said
@@ -68,8 +68,9 @@ class Classifier(NetworkModule):
     ):
         super().__init__(own_arguments(locals()))
         self.num_classes = num_classes
-        if channels_last:
-            self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        for module in self.network.modules() if channels_last else ():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.accuracy = nn.ModuleDict(
             {f"accuracy_{split}": accuracy_of(num_classes) for split in ("train", "val", "test")}
         )

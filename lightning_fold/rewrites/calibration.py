@@ -28,29 +28,31 @@ class Calibration:
         inputs: what it is called with, batch first.
         held_out: inputs that nothing is estimated from; the same as ``inputs`` where there is one batch.
         real: whether the inputs are data.
+        left_out: how many batches were left out, since their shapes do not go together with the first one's.
     """
 
     network: nn.Module
     inputs: Inputs
     held_out: Inputs
     real: bool
+    left_out: int = 0
 
 
 def from_batches(model: nn.Module, example_inputs: Inputs, batches: Iterable[Any]) -> Calibration:
-    """Calibrate on batches: all but the last are joined into one, the last is held out.
+    """Calibrate on the batches that differ from the first in their size alone: the last is held out, the others joined.
 
     Raises:
-        ValueError: there is no batch, or the inputs of batches differ in more than the batch size.
+        ValueError: there is no batch, or none with as many inputs as ``example_inputs``.
     """
     device = next(model.parameters()).device
     parts = [on_device(inputs_of_batch(batch, example_inputs), device) for batch in batches]
     if not parts:
         raise ValueError("batches=[]: expected at least one batch of inputs, or of (inputs, ...).")
-    inputs = join_inputs(parts[:-1] or parts)
-    if inputs is None:
-        shapes = [tuple(value.shape) for part in parts for value in tree_leaves(part) if isinstance(value, Tensor)]
-        raise ValueError(f"batches=...: expected inputs that differ in the batch size alone, found shapes {shapes}.")
-    return Calibration(deepcopy(model).eval(), inputs, parts[-1], real=True)
+    fitting = [part for part in parts if join_inputs([parts[0], part]) is not None]
+    inputs = join_inputs(fitting[:-1] or fitting)
+    assert inputs is not None, "what goes together with the first goes together"
+    left_out = len(parts) - len(fitting)
+    return Calibration(deepcopy(model).eval(), inputs, fitting[-1], real=True, left_out=left_out)
 
 
 def from_noise(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> Calibration:

@@ -1,5 +1,7 @@
 """How wide layers are after a removal: parameters left, and widths that hardware likes."""
 
+from math import gcd
+
 from torch import Tensor
 
 from lightning_fold.report import Kept
@@ -63,7 +65,8 @@ def fill_cost(structure: Structure, before: Removal, filled: Removal, multiple_o
 
 def _fill_up(width: ChannelGroup, removal: Removal, multiple_of: int) -> bool:
     gone = width.ids[removal.removed[width.ids]]
-    short = min(-(width.size - len(gone)) % multiple_of, len(gone))
+    each = gcd(*(member.indices.shape[1] for member in width.members))  # 2 for pairs that are rotated together
+    short = min(-(width.size - len(gone)) % (multiple_of // gcd(multiple_of, each)), len(gone))
     for group in gone[:short].tolist():
         removal.removed[group] = False
         removal.reasons[group] = f"fills the width up to a multiple of {multiple_of}"

@@ -11,6 +11,7 @@ from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.choosing import Chooser, Setting
 from lightning_fold.rewrites.clustering import Clustering
 from lightning_fold.rewrites.compensation import compensable
+from lightning_fold.rewrites.merging import is_whole
 from lightning_fold.rewrites.options import Budget, Compensate, Options, Repair
 from lightning_fold.rewrites.reduction import reduce_widths
 from lightning_fold.rewrites.widths import Width
@@ -102,12 +103,11 @@ def _unmergeable(structure: Structure) -> dict[int, str]:
                 reasons[channel] = f"{blocks.layer or 'the network'} {blocks.reason}"
     for norm in structure.labels.norms:
         counts = family(norm.node) not in ("layer_norm", "share") or compensable(structure, norm)
-        if norm.channels is not None and not counts:
+        if norm.channels is not None and not counts and not is_whole(structure.group_of[norm.channels]):
             for channel in structure.group_of[norm.channels].flatten().tolist():
                 reasons[channel] = f"{layer_of(norm.node) or 'the network'} is a norm that cannot count merged channels"
     for product in structure.labels.products:
-        heads = structure.group_of[product.channels]
-        if product.writer is None and bool((heads != heads[..., :1]).any()):  # whole heads are not summed with others
+        if product.writer is None and not is_whole(structure.group_of[product.channels]):
             for channel in structure.group_of[product.channels].flatten().tolist():
                 reasons[channel] = "is summed in a product whose factors are not written by one layer each"
     return reasons

@@ -83,24 +83,28 @@ def calibrated_score(kind: str, structure: Structure, calibration: Calibration) 
 
     ``"activation"``: the energy that a channel brings to its consumers, E[x_i^2] |w_i|^2, as a share of each one's.
     ``"reconstruction"``: the order in which channels leave when each time those go whose loss the others, by least
-    squares, make up best (Optimal Brain Surgeon on blocks of columns; arXiv 2208.11580 for single weights).
+    squares, make up best (Optimal Brain Surgeon on blocks of columns; arXiv 2208.11580 for single weights). Of whole
+    heads, and of channels that are flattened, it is the energy.
     """
     consumers = {consumer.weight: consumer for consumer in find_consumers(structure)}
     moments = second_moments(calibration, [consumer.path for consumer in consumers.values()])
 
     def score(model: nn.Module, group: ChannelGroup) -> Tensor:
         read = [(m, consumers[m.tensor]) for m in group.members if m.reads and m.tensor in consumers]
-        read = [(m, c) for m, c in read if m.indices.shape[1] == 1]
         if not read:
             return norm_score(2)(model, group)
-        parts = [(_columns(model, member), _inner(moments, consumer, member)) for member, consumer in read]
-        return _energy(parts) if kind == "activation" else _elimination(parts)
+        if kind == "activation" or any(member.indices.shape[1] > 1 for member, _ in read):
+            return _energy(
+                [(_columns(model, member), moments[c.path].diagonal()[member.indices]) for member, c in read]
+            )
+        return _elimination([(_columns(model, m)[:, 0], _inner(moments, c, m)) for m, c in read])
 
     return score
 
 
 def _columns(model: nn.Module, member: Member) -> Tensor:
-    return channel_rows(model, member).double().cpu()
+    """(channels, m, elements) the columns of each channel."""
+    return channel_rows(model, member).double().cpu().unflatten(1, (member.indices.shape[1], -1))
 
 
 def _inner(moments: dict[str, Tensor], consumer: Consumer, member: Member) -> Tensor:
@@ -109,9 +113,10 @@ def _inner(moments: dict[str, Tensor], consumer: Consumer, member: Member) -> Te
 
 
 def _energy(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of columns (channels, m, elements) and the mean squares (channels, m) of what they read."""
     total = torch.zeros(len(parts[0][0]), dtype=torch.float64)
-    for columns, moments in parts:
-        energy = columns.square().sum(1) * moments.diagonal()
+    for columns, squares in parts:
+        energy = (columns.square().sum(2) * squares).sum(1)
         total += energy / energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
     return total
 

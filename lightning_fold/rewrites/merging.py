@@ -64,12 +64,17 @@ def _combine_grouped(surgery: Surgery, name: str, target: Tensor, groups: int) -
     surgery.transform(name, change, moments=lambda moment: moment)
 
 
+def is_whole(groups: Tensor) -> bool:
+    """Whether the channels of each head, last dimension of ``groups``, are one: heads merge, channels inside do not."""
+    return groups.shape[-1] > 1 and bool((groups == groups[..., :1]).all())
+
+
 def _make_up_for_keys(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
     """A product of N queries and N keys summed is N times that of their means."""
     count = torch.bincount(cluster_of, minlength=structure.count).double()
     for product in structure.labels.products:
         writer = product.writer
-        if writer is None or writer.rows is None:
+        if writer is None or writer.rows is None or is_whole(structure.group_of[product.channels]):
             continue
         queries = torch.isin(writer.rows, product.channels)
         scale = torch.where(queries, count[structure.group_of[writer.rows]].clamp_min(1), 1.0)

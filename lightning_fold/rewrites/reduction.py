@@ -88,6 +88,9 @@ class _Reduction:
                 if batches is None
                 else from_batches(self.model, self.example_inputs, batches)
             )
+            if left_out := self._calibration.left_out:
+                found = f"{left_out} of {len(batches or ())} batches"
+                self.notes.append(f"{found} were left out: their inputs have other shapes than the first one's")
         return self._calibration
 
     def sizes(self, budget: Budget) -> list[int]:

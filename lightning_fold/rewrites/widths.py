@@ -50,7 +50,7 @@ def find_widths(
         ValueError: no width can shrink, or a weight is NaN or infinite.
     """
     check_finite(method, model)
-    structure = read_structure(model, example_inputs, ask_attributes=ask_attributes)
+    structure = read_structure(model, example_inputs, ask_attributes=ask_attributes, whole_heads=True)
     block_of = _block_of(structure)
     widths = [
         width
@@ -144,9 +144,13 @@ def pinned_widths(structure: Structure) -> list[Kept]:
 def _block_of(structure: Structure) -> dict[int, tuple[int, ...]]:
     """For every channel that stands in blocks: which one, in each of the ways in which it is cut."""
     found: dict[int, dict[int, int]] = {}
+    sides = [side for c in structure.labels.contractions if c.groups > 1 for side in (c.rows, c.columns)]
+    grouped = torch.cat([torch.zeros(0, dtype=torch.int64), *(side.flatten() for side in sides if side is not None)])
     for cut, blocks in enumerate(structure.labels.blocks):
         first = structure.group_of[blocks.sides[0][:, :1]]
-        if not blocks.counted and all(bool((structure.group_of[side] == first).all()) for side in blocks.sides):
+        whole = all(bool((structure.group_of[side] == first).all()) for side in blocks.sides)
+        by_itself = not (blocks.counted or blocks.whole or bool(torch.isin(blocks.sides[0], grouped).any()))
+        if whole and by_itself:
             continue  # each block is one channel, a whole head, that leaves by itself
         for side in blocks.sides:
             groups = structure.group_of[side]

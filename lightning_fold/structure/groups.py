@@ -22,7 +22,8 @@ class Member:
     Attributes:
         tensor: dotted name of the parameter or buffer.
         dim: its dimension.
-        indices: (channels, m) positions along ``dim``: m is 1, or more after a flatten.
+        indices: (channels, m) positions along ``dim``: m is 1, or more after a flatten, or where a
+            whole head is one channel.
         reads: whether these are a consumer's input columns (a fold sums them) or a producer's rows (a fold averages).
     """
 
@@ -95,20 +96,24 @@ class Structure:
         return self.group_of[axis.start : axis.start + axis.size]
 
 
-def read_structure(model: nn.Module, example_inputs: Inputs, *, ask_attributes: bool = True) -> Structure:
+def read_structure(
+    model: nn.Module, example_inputs: Inputs, *, ask_attributes: bool = True, whole_heads: bool = False
+) -> Structure:
     """Trace ``model`` and find its constants and its channel groups. The model is left as it was.
 
     Args:
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         ask_attributes: whether Python attributes that repeat the size of an attention head are what the code reads.
+        whole_heads: whether a head of attention is one channel where its channels can only leave all together, as it is
+            for rewrites that choose what leaves.
 
     Raises:
         ValueError: the model cannot be traced with ``example_inputs``.
     """
     graph = trace(model, example_inputs)
     known = constants(graph)
-    labels = label_channels(graph, known, ask_attributes=ask_attributes)
+    labels = label_channels(graph, known, ask_attributes=ask_attributes, whole_heads=whole_heads)
     group_of = labels.groups()
     pinned: dict[int, Pin | None] = {int(group_of[PINNED]): None}
     for pin in labels.pins:

@@ -62,24 +62,17 @@ def inputs_of_batch(batch: Any, like: Inputs | None = None) -> Inputs:
 
     Args:
         batch: of inputs, or (inputs, ...), or a mapping.
-        like: inputs of the network: as many elements of the batch are read, or the same names. ``None`` reads one.
+        like: inputs of the network: as many elements of the batch are read, or the same names (of a batch without
+            names one). ``None`` reads one.
 
     Raises:
         ValueError: the batch holds no such inputs, or NaN or infinity in one of them.
     """
-    if isinstance(like, dict):
-        if not isinstance(batch, Mapping) or not all(name in batch for name in like):
-            names = f"with {', '.join(batch)}" if isinstance(batch, Mapping) else f"of type {type(batch).__name__}"
-            raise ValueError(f"expected batches that are mappings with {', '.join(like)}, found one {names}.")
-        found: Inputs = {name: batch[name] for name in like}
+    if isinstance(like, dict) and (len(like) > 1 or isinstance(batch, Mapping)):
+        found: Inputs = _by_name(batch, like)
     else:
-        count = len(like) if isinstance(like, tuple) else 1
-        parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-        found = parts[:count]
-        if len(found) < count or not isinstance(found[0], Tensor):
-            first = "inputs" if count == 1 else f"{count} inputs"
-            of = f" of {len(parts)}" if isinstance(batch, (tuple, list)) else ""
-            raise ValueError(f"expected batches of ({first}, ...), found a {type(batch).__name__}{of}.")
+        parts = _in_order(batch, len(like) if isinstance(like, tuple) else 1)
+        found = dict(zip(like, parts, strict=True)) if isinstance(like, dict) else parts
     for value in tree_leaves(found):
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
             shape = tuple(value.shape)
@@ -87,12 +80,30 @@ def inputs_of_batch(batch: Any, like: Inputs | None = None) -> Inputs:
     return found
 
 
+def _by_name(batch: Any, like: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(batch, Mapping) or not all(name in batch for name in like):
+        names = f"with {', '.join(batch)}" if isinstance(batch, Mapping) else f"of type {type(batch).__name__}"
+        raise ValueError(f"expected batches that are mappings with {', '.join(like)}, found one {names}.")
+    return {name: batch[name] for name in like}
+
+
+def _in_order(batch: Any, count: int) -> tuple[Any, ...]:
+    parts = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    if len(parts) < count or not any(isinstance(value, Tensor) for value in tree_leaves(parts[:count])):
+        first = "inputs" if count == 1 else f"{count} inputs"
+        of = f" of {len(parts)}" if isinstance(batch, (tuple, list)) else ""
+        raise ValueError(f"expected batches of ({first}, ...), found a {type(batch).__name__}{of}.")
+    return parts[:count]
+
+
 def join_inputs(parts: Sequence[Inputs]) -> Inputs | None:
     """Several batches as one; ``None`` where their shapes differ in more than the batch size."""
     flat = [tree_flatten(inputs) for inputs in parts]
+    if any(spec != flat[0][1] for _, spec in flat):
+        return None
     sizes = [batch_size(inputs) for inputs in parts]
     leaves = []
-    for values in zip(*(leaves for leaves, _ in flat), strict=False):
+    for values in zip(*(leaves for leaves, _ in flat), strict=True):
         batched = [is_batched(value, size) for value, size in zip(values, sizes, strict=True)]
         if not any(batched):
             leaves.append(values[0])

@@ -20,13 +20,14 @@ from lightning_fold.structure.trace import Trace, interpret
 from lightning_fold.structure.values import Value, labels_in
 
 
-def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True) -> Labels:
+def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True, whole_heads: bool = False) -> Labels:
     """Run ``trace`` on labels.
 
     Args:
         trace: the graph.
         known: the value of every node that does not depend on the input; of these, movement reads index tensors.
         ask_attributes: whether Python attributes that repeat the size of an attention head are what the code reads.
+        whole_heads: whether the channels of a head are tied where they can only leave all together.
     """
     run = Labelling(trace, known, around_attention(trace, known), ask_attributes=ask_attributes)
 
@@ -38,7 +39,8 @@ def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True) 
 
     run.labels.values = interpret(trace, lambda node: _placeholder(run, node), call)
     agree_on_sizes(run.labels)
-    tie_whole_heads(run.labels)
+    if whole_heads:
+        tie_whole_heads(run.labels)
     for node in trace.outputs:
         run.pin(labels_in(run.labels.values[node]), node, "is an output of the network")
     return run.labels

@@ -212,6 +212,7 @@ def test_inputs_of_several_processes_are_one_batch():
     torch.testing.assert_close(join_inputs([first, second]), (EXAMPLES[:7], 3, torch.ones(2, 2)))
     ragged = (EXAMPLES[:4, :5], EXAMPLES[:4]), (EXAMPLES[4:7], EXAMPLES[4:7])
     assert join_inputs([*ragged]) is None
+    assert join_inputs([([EXAMPLES], 3), ([EXAMPLES, EXAMPLES], 3)]) is None
 
 
 class StepsFirst(Module):

@@ -76,7 +76,7 @@ def test_trainer_settings(make_trainer, name, setting):
 
 @every_callback
 def test_scaled_gradients_of_half_precision(make_trainer, name):
-    """fp16 with a GradScaler: however much it scales, and with a first step that overflows, the network is the same."""
+    """fp16 with a GradScaler: the network is the same however much it scales; a step that overflows is left out."""
     found = []
     for scale in (2.0**4, 2.0**10, 2.0**24):
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0**-14, growth_interval=1000)
@@ -87,7 +87,7 @@ def test_scaled_gradients_of_half_precision(make_trainer, name):
         found.append((scaler.get_scale(), dict(module.state_dict())))
     assert [scale for scale, _ in found] == [2.0**4, 2.0**10, 2.0**10]
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-2, atol=1e-3)
-    assert [value.shape for value in found[1][1].values()] == [value.shape for value in found[2][1].values()]
+    assert all(bool(value.isfinite().all()) for value in found[2][1].values())
 
 
 @every_callback

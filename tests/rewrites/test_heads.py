@@ -243,6 +243,25 @@ def test_single_dimensions_of_a_head_stay(kind: type[nn.Module]) -> None:
     assert model.attentions[0].q.out_features == SIZE
 
 
+@pytest.mark.parametrize("kind", [Rotary, Normed, Literal])
+def test_heads_that_are_alike_fold_exactly(kind: type[nn.Module]) -> None:
+    """Where the channels of a head stay together, heads 0 and 1 become one, and 2 and 3: nothing is scaled by two."""
+    model, x = _network(kind)
+    with torch.no_grad():
+        for attention in model.attentions:
+            writers = [attention.qkv] if kind in FUSED else [attention.q, attention.k, attention.v]
+            for tensor in [tensor for layer in writers for tensor in (layer.weight, layer.bias)]:
+                heads = tensor.unflatten(0, (-1, HEADS, DIM))
+                heads[:, 1::2] = heads[:, ::2]
+            columns = attention.proj.weight.unflatten(1, (HEADS, DIM))
+            columns[:, 1::2] = columns[:, ::2]
+    dense = deepcopy(model)
+    report = lf.fold(model, x, ratio=0.5, skip=["patches", "mlps.*.0"])
+    assert [attention.proj.in_features for attention in model.attentions] == [SIZE // 2] * 2
+    assert report.factor > 1.3
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
 @pytest.mark.parametrize(("kind", "pattern"), _some(["rows", "columns", "both"]))
 def test_random_masks(kind: type[nn.Module], pattern: str) -> None:
     model, x = _network(kind)

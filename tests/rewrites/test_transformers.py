@@ -190,6 +190,20 @@ def test_rotary_heads_that_are_alike_fold_exactly(name: str) -> None:
     assert error_of(_outputs(model, x), _outputs(dense, x)) <= 1e-12
 
 
+@pytest.mark.parametrize(("multiple_of", "left"), [(8, 8), (16, 16)])
+def test_heads_fill_up_to_multiples_of_channels(multiple_of: int, left: int) -> None:
+    """A head of 8 channels is a multiple of 8 by itself."""
+    model = _network("llama")
+    dense = deepcopy(model)
+    with torch.no_grad():
+        for network in (model, dense):
+            for layer in network.model.layers:
+                layer.self_attn.o_proj.weight[:, 16:] = 0
+    lf.minimize(model, _inputs("llama"), multiple_of=multiple_of)
+    assert [layer.self_attn.v_proj.out_features for layer in model.model.layers] == [left] * 2
+    assert error_of(_outputs(model, _inputs("llama")), _outputs(dense, _inputs("llama"))) <= 1e-10
+
+
 @pytest.mark.parametrize("name", ROTARY)
 def test_pruned_rotary_heads_are_as_if_nothing_read_them(name: str) -> None:
     model = _network(name)

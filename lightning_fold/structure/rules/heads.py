@@ -178,7 +178,7 @@ def tie_whole_heads(labels: Labels) -> None:
     Blocks that must keep as many channels as such a head are whole as well; sides that leave together become one.
     """
     for blocks in labels.blocks:
-        if blocks.fixed and not blocks.counted:
+        if blocks.fixed:
             labels.ties += [_as_one(side) for side in blocks.sides]
     cut = [b for b in labels.blocks if not (b.counted or b.whole)] if any(b.fixed for b in labels.blocks) else []
     before = -1

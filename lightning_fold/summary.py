@@ -94,7 +94,9 @@ def summarise_run(
         files={key: str(place) for key, place in places.items()},
     )
     if trainer.is_global_zero:
-        text = json.dumps(asdict(summary), indent=2) + "\n"
+        content = asdict(summary)
+        content["metrics"] = {kind: content[kind].pop("metrics") for kind in networks}
+        text = json.dumps(content, indent=2) + "\n"
         write_atomically(folder / "compression.json", lambda partial: partial.write_text(text))
         _log(trainer, summary)
     return summary

@@ -139,7 +139,7 @@ def test_commands_from_one_run_to_the_comparison(tmp_path, monkeypatch, capsys):
         assert summary[kind]["parameters"] == lf.count_parameters(network)
         nats, accuracy = map(float, measured(network))
         assert summary[kind]["test_accuracy"] == pytest.approx(accuracy)
-        assert summary[kind]["metrics"]["perplexity/test"] == pytest.approx(math.exp(nats), rel=1e-5)
+        assert summary["metrics"][kind]["perplexity/test"] == pytest.approx(math.exp(nats), rel=1e-5)
     words = [
         "--methods",
         "[prune-l1,fold]",

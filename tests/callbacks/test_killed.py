@@ -59,6 +59,7 @@ def live(folder, seconds):
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # makes torch's pool of threads anew, before two threads do so at once and it aborts
             train(folder)
         except BaseException:
             import traceback

@@ -59,7 +59,7 @@ def live(folder, seconds):
     child = os.fork()
     if child == 0:
         try:
-            torch.set_num_threads(1)  # makes torch's pool of threads anew, before two threads do so at once and it aborts
+            torch.set_num_threads(1)  # makes the pool of threads anew, before two threads do so at once
             train(folder)
         except BaseException:
             import traceback

@@ -146,3 +146,64 @@ def test_failure_leaves_the_network_as_it_was(monkeypatch) -> None:
     with pytest.raises(RuntimeError, match="broken"):
         lf.prune(model, batches[0][:2], ratio=0.4, compensate="least-squares", batches=batches)
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_batches_of_another_shape_are_left_out_and_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    other, (first, longer, last) = deepcopy(model), (torch.randn(20, n, 5).double() for n in (4, 6, 4))
+    notes = lf.prune(model, first, ratio=0.5, compensate="least-squares", batches=[first, longer, last]).notes
+    assert "1 of 3 batches were left out" in "; ".join(notes)
+    assert not lf.prune(other, first, ratio=0.5, compensate="least-squares", batches=[first, last]).notes
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+class _Gated(nn.Module):
+    """Two inputs, of which the second counts as much as the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(5, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return self.out(self.one(x).relu() * self.two(gate).sigmoid())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_as_many_elements_of_a_batch_are_read_as_the_network_takes(named: bool) -> None:
+    """Against lstsq on what the last layer reads of both inputs; targets behind them are not read."""
+    torch.manual_seed(0)
+    model = _Gated().double()
+    dense = deepcopy(model)
+    x, gate = torch.randn(400, 5).double(), torch.randn(400, 4).double()
+    batch = {"x": x, "gate": gate, "y": x.sum(1)} if named else (x, gate, x.sum(1))
+    example = {"x": x[:2], "gate": gate[:2]} if named else (x[:2], gate[:2])
+    lf.prune(model, example, ratio=0.5, compensate="least-squares", batches=[batch, batch])
+    read = model.one(x).relu() * model.two(gate).sigmoid()
+    hidden = torch.cat([read, torch.ones(400, 1, dtype=torch.float64)], dim=1)
+    expected = torch.linalg.lstsq(hidden, dense(x, gate)).solution.T
+    torch.testing.assert_close(model.out.weight, expected[:, :-1], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(model.out.bias, expected[:, -1], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("example", "batch", "message"),
+    [
+        ((2, 2), (1,), r"expected batches of \(2 inputs, \.\.\.\), found a tuple of 1"),
+        ({"x": 2, "gate": 2}, {"x": 1, "y": 1}, "expected batches that are mappings with x, gate, found one with x, y"),
+        ({"x": 2, "gate": 2}, (1, 1), "expected batches that are mappings with x, gate, found one of type tuple"),
+    ],
+)
+def test_batches_without_the_inputs_are_refused(example, batch, message) -> None:
+    sizes = {"x": 5, "gate": 4}
+
+    def values(given):
+        if isinstance(given, dict):
+            return {name: torch.randn(count, sizes.get(name, 1)) for name, count in given.items()}
+        return tuple(torch.randn(count, size) for count, size in zip(given, sizes.values(), strict=False))
+
+    model = _Gated()
+    before = deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        lf.prune(model, values(example), ratio=0.5, compensate="least-squares", batches=[values(batch)])
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

@@ -1,6 +1,6 @@
 """What is known of the values inside a network: from batches, or without data from its own BatchNorms."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -91,13 +91,23 @@ def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, 
         calibration: network and inputs.
         paths: dotted names of the layers; convolutions read channels in dimension 1, others in the last.
     """
+    return _read(calibration, paths, lambda rows: (rows.T @ rows).double().cpu() / len(rows))
+
+
+def mean_squares(calibration: Calibration, paths: Iterable[str]) -> dict[str, Tensor]:
+    """(channels,) E[x^2] in the same places: the diagonal of :func:`second_moments`."""
+    return _read(calibration, paths, lambda rows: rows.square().mean(0).double().cpu())
+
+
+def _read(calibration: Calibration, paths: Iterable[str], measure: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What ``measure`` says of the inputs of each layer, (places, channels)."""
     found: dict[str, Tensor] = {}
 
     def keep(path: str):
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             value = inputs[0].detach()
             rows = value.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).reshape(-1, _channels(module, value))
-            found[path] = (rows.T @ rows).double().cpu() / len(rows)
+            found[path] = measure(rows)
 
         return hook
 

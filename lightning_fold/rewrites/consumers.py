@@ -30,6 +30,11 @@ class Consumer:
         """Dotted name of the weight."""
         return f"{self.path}.weight".removeprefix(".")
 
+    def reads_each_once(self, structure: Structure) -> bool:
+        """Whether every column is a channel of its own, as it is not after a flatten."""
+        columns = self.contraction.columns
+        return columns is not None and len(structure.group_of[columns].unique()) == len(columns)
+
 
 def find_consumers(structure: Structure) -> list[Consumer]:
     """Every layer of the network that least squares can solve for, in the order in which they run."""

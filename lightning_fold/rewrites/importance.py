@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_fold.rewrites.calibration import Calibration, second_moments
+from lightning_fold.rewrites.calibration import Calibration, mean_squares, second_moments
 from lightning_fold.rewrites.consumers import Consumer, find_consumers
 from lightning_fold.structure.groups import ChannelGroup, Member, Structure
 from lightning_fold.structure.trace import evaluation_mode
@@ -87,16 +87,16 @@ def calibrated_score(kind: str, structure: Structure, calibration: Calibration) 
     heads, and of channels that are flattened, it is the energy.
     """
     consumers = {consumer.weight: consumer for consumer in find_consumers(structure)}
-    moments = second_moments(calibration, [consumer.path for consumer in consumers.values()])
+    squares = mean_squares(calibration, [consumer.path for consumer in consumers.values()])
+    each_once = [c.path for c in consumers.values() if c.reads_each_once(structure)]
+    moments = second_moments(calibration, each_once) if kind == "reconstruction" else {}
 
     def score(model: nn.Module, group: ChannelGroup) -> Tensor:
         read = [(m, consumers[m.tensor]) for m in group.members if m.reads and m.tensor in consumers]
         if not read:
             return norm_score(2)(model, group)
-        if kind == "activation" or any(member.indices.shape[1] > 1 for member, _ in read):
-            return _energy(
-                [(_columns(model, member), moments[c.path].diagonal()[member.indices]) for member, c in read]
-            )
+        if kind == "activation" or not all(c.path in moments for _, c in read):
+            return _energy([(_columns(model, m), squares[c.path][m.indices]) for m, c in read])
         return _elimination([(_columns(model, m)[:, 0], _inner(moments, c, m)) for m, c in read])
 
     return score

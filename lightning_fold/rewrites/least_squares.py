@@ -105,11 +105,19 @@ def _solve(module: nn.Linear | nn.Conv2d, inputs: Tensor, target: Tensor, centre
     if not weights:
         return Correction(None, offset.to(weight))
     inputs, missing = inputs - mean, missing - offset
-    moments = (inputs.T @ inputs).double()
-    ridge = (_RIDGE * moments.diagonal().mean()).clamp_min(torch.finfo(moments.dtype).tiny)
-    moments.diagonal().add_(ridge)
-    change = torch.linalg.solve(moments, (inputs.T @ missing).double()).T
+    change = _ridge_regression(inputs, missing)
     return Correction(change.reshape(module.weight.shape).to(weight), (offset - change.to(mean) @ mean).to(weight))
+
+
+def _ridge_regression(inputs: Tensor, missing: Tensor) -> Tensor:
+    """R^T X (X^T X + ridge)^-1, or the same as R^T (X X^T + ridge)^-1 X where there are fewer places than columns."""
+    few = len(inputs) < inputs.shape[1]
+    moments = (inputs @ inputs.T if few else inputs.T @ inputs).double()
+    ridge = (_RIDGE * moments.trace() / inputs.shape[1]).clamp_min(torch.finfo(moments.dtype).tiny)
+    moments.diagonal().add_(ridge)
+    if few:
+        return torch.linalg.solve(moments, missing.double()).T @ inputs.double()
+    return torch.linalg.solve(moments, (inputs.T @ missing).double()).T
 
 
 def _places(total: int, columns: int) -> Tensor:

@@ -42,7 +42,7 @@ class _Sensitivity:
         self.expected = self._outputs({})
         self.moments: dict[str, Tensor] = {}
         if refitted:
-            consumers = find_consumers(structure)
+            consumers = [each for each in find_consumers(structure) if each.reads_each_once(structure)]
             found = second_moments(calibration, [consumer.path for consumer in consumers])
             self.moments = {consumer.weight: found[consumer.path] for consumer in consumers}
 

@@ -9,6 +9,7 @@ from torch import nn
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedRMSNorm
 from lightning_fold.rewrites.improvement import Improvement
+from lightning_fold.rewrites.least_squares import _ridge_regression
 from lightning_fold.rewrites.repair import is_layer_norm, tune_layer_norms
 from tests.zoo import ZOO, build, error_of, run
 
@@ -207,3 +208,14 @@ def test_batches_without_the_inputs_are_refused(example, batch, message) -> None
     with pytest.raises(ValueError, match=message):
         lf.prune(model, values(example), ratio=0.5, compensate="least-squares", batches=[values(batch)])
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("places", [7, 40])
+def test_ridge_regression_with_fewer_and_with_more_places_than_columns(places: int) -> None:
+    """Against lstsq on rows that hold the ridge: a thousandth of the mean square of the columns."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, missing = (torch.randn(places, n, generator=generator, dtype=torch.float64) for n in (20, 3))
+    ridge = (1e-3 * inputs.square().sum(0).mean()).sqrt() * torch.eye(20, dtype=torch.float64)
+    padded = torch.cat([missing, torch.zeros(20, 3, dtype=torch.float64)])
+    expected = torch.linalg.lstsq(torch.cat([inputs, ridge]), padded).solution.T
+    torch.testing.assert_close(_ridge_regression(inputs, missing), expected)

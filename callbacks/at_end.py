@@ -2,15 +2,13 @@
 
 import warnings
 from copy import deepcopy
-from itertools import islice
 from typing import Any, get_args
 
 import lightning
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share
+from lightning_fold.callbacks.batches import training_batches
 from lightning_fold.callbacks.inputs import network_inputs
 from lightning_fold.rewrites.options import Compensate
 from lightning_fold.structure.inputs import Inputs
@@ -109,17 +107,11 @@ class RewriteOnce(RewriteCallback):
 
     def _batches(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Inputs] | None:
         """The network's inputs for the first training batches, the same ones on every process."""
-        loader = trainer.train_dataloader
-        if not self._count or loader is None:
-            return None
-        if self.at_epoch == -1:  # a run resumed after its last epoch has not told its samplers which it was
-            for sampler in _samplers(loader):
-                getattr(sampler, "set_epoch", lambda epoch: None)(max(trainer.current_epoch - 1, 0))
-        with isolate_rng():  # a loader that shuffles draws from the generator that the training draws from
-            batches = list(islice(iter(loader), self._count))
-        moved = [trainer.strategy.batch_to_device(batch, pl_module.device) for batch in batches]
-        found = [network_inputs(pl_module, batch, index) for index, batch in enumerate(moved)]
-        return trainer.strategy.broadcast(found)
+        # a run resumed after its last epoch has not told its samplers which it was
+        epoch = max(trainer.current_epoch - 1, 0) if self.at_epoch == -1 else None
+        batches = training_batches(trainer, pl_module, self._count, epoch=epoch)
+        found = [network_inputs(pl_module, batch, index) for index, batch in enumerate(batches)]
+        return trainer.strategy.broadcast(found) if found else None
 
 
 class ReduceOnce(RewriteOnce):
@@ -176,9 +168,3 @@ class ReduceOnce(RewriteOnce):
             "batches": batches,
             "skip": self.skip,
         }
-
-
-def _samplers(loaders: Any) -> list[Any]:
-    """The samplers of one loader or of several, also those inside batch samplers."""
-    found = [getattr(loader, name, None) for loader in tree_leaves(loaders) for name in ("sampler", "batch_sampler")]
-    return found + [getattr(sampler, "sampler", None) for sampler in found]

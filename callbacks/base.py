@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_fold.callbacks.batches import training_batches
 from lightning_fold.callbacks.copies import Copies
 from lightning_fold.callbacks.inputs import global_inputs, network_inputs
 from lightning_fold.callbacks.refusals import refuse_strategy, refuse_training, refuse_unused
@@ -99,9 +100,9 @@ class RewriteCallback(lightning.Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Do what remains to be done where a run was resumed after its last epoch: Lightning calls no other hook."""
-        loader = trainer.train_dataloader
-        if self._example is None and loader is not None and not trainer.interrupted:
-            batch = trainer.strategy.batch_to_device(next(iter(loader)), pl_module.device)
+        if self._example is not None or trainer.interrupted:
+            return
+        for batch in training_batches(trainer, pl_module, 1):
             self._look(trainer, pl_module, batch, 0)
             self.finish(trainer, pl_module)
 

@@ -1,0 +1,57 @@
+"""Training batches outside the training loop: what ``training_step`` would be given, without disturbing the loop."""
+
+from copy import copy
+from itertools import islice
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+def training_batches(
+    trainer: lightning.Trainer, pl_module: lightning.LightningModule, count: int, *, epoch: int | None = None
+) -> list[Any]:
+    """The first ``count`` batches of an epoch, as many as there are, on the device of ``pl_module``.
+
+    Each goes the way that Lightning's loop takes: precision, ``on_before_batch_transfer``, the device,
+    ``on_after_batch_transfer``; several loaders are combined as the loop combines them. Neither the generators of random
+    numbers nor an iterator that the loop is in the middle of notice.
+
+    Args:
+        trainer: the trainer; without training loaders there are no batches.
+        pl_module: its module.
+        count: how many, at least 0.
+        epoch: told to the samplers where given; a run resumed after its last epoch has not told them.
+    """
+    combined = trainer.fit_loop._combined_loader
+    if combined is None:
+        return []
+    if epoch is not None:
+        for sampler in _samplers(combined.iterables):
+            getattr(sampler, "set_epoch", lambda epoch: None)(epoch)
+    loaders = CombinedLoader(tree_map(_fresh, combined.iterables), combined._mode)
+    with isolate_rng():  # a loader that shuffles draws from the generator that the training draws from
+        batches = [batch for batch, _, _ in islice(iter(loaders), count)]
+        return [_prepared(trainer, pl_module, batch) for batch in batches]
+
+
+def _prepared(trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any) -> Any:
+    batch = pl_module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch))
+    return trainer.strategy.batch_to_device(batch, pl_module.device)
+
+
+def _fresh(loader: Any) -> Any:
+    """``loader`` without the workers and the iterator that the loop may be using."""
+    if getattr(loader, "_iterator", None) is None:
+        return loader
+    loader = copy(loader)
+    loader._iterator = None
+    return loader
+
+
+def _samplers(loaders: Any) -> list[Any]:
+    """The samplers of one loader or of several, also those inside batch samplers."""
+    found = [getattr(loader, name, None) for loader in tree_leaves(loaders) for name in ("sampler", "batch_sampler")]
+    return found + [getattr(sampler, "sampler", None) for sampler in found]

@@ -119,8 +119,7 @@ class ReduceOnce(RewriteOnce):
 
     Args:
         method: name of the rewrite.
-        ratio: share of the channels of each width that goes, in [0, 1).
-        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``; 0 leaves it to ``ratio``.
+        size: ``ratio``, ``keep_parameters`` or ``keep_flops``; those that are not given are ``None``.
         compensate: "least-squares", "bias" or "none".
         repair: what is done about statistics.
         repairs: the known values of ``repair``.
@@ -134,8 +133,7 @@ class ReduceOnce(RewriteOnce):
     def __init__(
         self,
         method: str,
-        ratio: float,
-        keep_parameters: float,
+        size: dict[str, float | None],
         compensate: str,
         repair: str,
         repairs: tuple[str, ...],
@@ -147,24 +145,37 @@ class ReduceOnce(RewriteOnce):
     ) -> None:
         super().__init__(method, at_epoch, module, monitor, batches)
         call = type(self).__name__
-        check_share(call, "ratio", ratio)
-        if keep_parameters:
-            check_share(call, "keep_parameters", keep_parameters, one=True)
+        self.size = one_size(call, size, {"ratio": 0.3})
         check_choice(call, "compensate", compensate, get_args(Compensate))
         check_choice(call, "repair", repair, repairs)
         if batches < 0 or (repair == "data" and batches == 0):
             least = 1 if repair == "data" else 0
             raise ValueError(f"{call}(batches={batches}, repair={repair!r}): expected at least {least} batches.")
-        self.ratio, self.keep_parameters, self.batches = ratio, keep_parameters, batches
+        self.ratio, self.keep_parameters, self.keep_flops = size["ratio"], size["keep_parameters"], size["keep_flops"]
+        self.batches = batches
         self.compensate, self.repair, self.skip = compensate, repair, list(skip)
 
     def common(self, batches: list[Inputs] | None) -> dict[str, Any]:
         """The arguments of the rewrite."""
         return {
-            "ratio": self.ratio,
-            "keep_parameters": self.keep_parameters or None,
+            **self.size,
             "compensate": self.compensate,
             "repair": self.repair,
             "batches": batches,
             "skip": self.skip,
         }
+
+
+def one_size(call: str, size: dict[str, float | None], default: dict[str, float]) -> dict[str, float]:
+    """The one share of ``size`` that is given, or ``default``.
+
+    Raises:
+        ValueError: two are given, or it is out of range.
+    """
+    given = {name: share for name, share in size.items() if share is not None} or default
+    if len(given) > 1:
+        written = ", ".join(f"{name}={share}" for name, share in given.items())
+        raise ValueError(f"{call}({written}): expected one of them. Leave out the others.")
+    for name, share in given.items():
+        check_share(call, name, share, one=name != "ratio")
+    return given

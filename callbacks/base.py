@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -29,15 +30,25 @@ class RewriteCallback(lightning.Callback):
         module: dotted path of the network inside the LightningModule; empty finds it (``network``, ``model``, ``net``,
             ``backbone``, or the only submodule with parameters).
         monitor: name of a logged validation metric, higher is better.
+
+    Attributes:
+        report: what the last rewrite of this process did; ``None`` before it.
     """
 
     def __init__(self, module: str = "", monitor: str = "accuracy/val") -> None:
         self.module = module
         self.monitor = monitor
         self.metric: float | None = None
+        self.report: RewriteReport | None = None
         self._example: Inputs | None = None
         self._epoch = self._start = -1
+        self._missed = False
         self._copies = Copies(type(self).__name__)
+
+    @property
+    def state_key(self) -> str:
+        """Where checkpoints keep the state: callbacks of one class may work on one network at different epochs."""
+        return self._generate_state_key(module=self.module, at_epoch=getattr(self, "at_epoch", None))
 
     @property
     def finished(self) -> bool:
@@ -87,16 +98,19 @@ class RewriteCallback(lightning.Callback):
         ``compressed/accuracy`` among the trainer's metrics is the validation metric once the network has its final
         shapes and NaN before, which ``ModelCheckpoint`` takes for the worst value.
         """
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self.monitor not in trainer.callback_metrics:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            self._miss(trainer)
             return
         self.metric = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
         shown = self.metric if is_compressed(trainer, pl_module) else torch.nan
         trainer.callback_metrics["compressed/accuracy"] = torch.tensor(shown)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Do what remains to be done."""
+        """Do what remains to be done, and validate what comes of it."""
         if self._example is not None:
-            self.finish(trainer, pl_module)
+            self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Do what remains to be done where a run was resumed after its last epoch: Lightning calls no other hook."""
@@ -104,7 +118,7 @@ class RewriteCallback(lightning.Callback):
             return
         for batch in training_batches(trainer, pl_module, 1):
             self._look(trainer, pl_module, batch, 0)
-            self.finish(trainer, pl_module)
+            self._finish(trainer, pl_module)
 
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """What happens before the first batch of each epoch."""
@@ -135,11 +149,34 @@ class RewriteCallback(lightning.Callback):
         network = network_of(pl_module)
         self._copies.warn(trainer, pl_module)
         remember_dense(pl_module, self.metric, self.monitor)
-        report = change(network, self._example, trainer.optimizers)
+        report = self.report = change(network, self._example, trainer.optimizers)
+        self._tell(trainer, report)
         record: CompressionRecord = follow(pl_module)
         record.methods.append({"method": method, "epoch": trainer.current_epoch, "parameters": report.parameters_after})
         renew(trainer, pl_module)
         return report
+
+    def _miss(self, trainer: lightning.Trainer) -> None:
+        if not self._missed:
+            rank_zero_warn(
+                f"{type(self).__name__}(monitor={self.monitor!r}): found no such metric after a validation, so nothing "
+                "is said of the accuracy, dense or compressed. Expected the name of a logged one: "
+                f"{', '.join(map(repr, sorted(trainer.callback_metrics))) or 'none is logged'}."
+            )
+        self._missed = True
+
+    def _tell(self, trainer: lightning.Trainer, report: RewriteReport) -> None:
+        """Name the size in the terminal, and what the user should know of how it came about."""
+        epoch = f"epoch {trainer.current_epoch} of {trainer.max_epochs}"
+        rank_zero_info(f"{type(self).__name__}, {epoch}: {report.summary}")
+        for note in report.notes:
+            rank_zero_warn(f"{type(self).__name__}, {epoch}: {note}")
+
+    def _finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        before = len(follow(pl_module).methods)
+        self.finish(trainer, pl_module)
+        if len(follow(pl_module).methods) > before and is_compressed(trainer, pl_module):
+            validate(trainer)
 
     def _look(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -172,6 +209,15 @@ def renew(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> N
     if isinstance(strategy, DDPStrategy) and pl_module.device.type == strategy.root_device.type:
         strategy.model = pl_module  # not once the module has left its device, at the end
         strategy.configure_ddp()
+
+
+def validate(trainer: lightning.Trainer) -> None:
+    """Validate within ``fit``, as after an epoch: metrics, loggers and callbacks get what the network is worth now."""
+    if not trainer.enable_validation:
+        return
+    stage, trainer.validating = trainer.state.stage, True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.state.stage = stage
 
 
 def learning_rate(trainer: lightning.Trainer, network: nn.Module) -> float:

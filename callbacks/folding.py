@@ -17,8 +17,9 @@ class ChannelFolding(ReduceOnce):
     Source: "Cut Less, Fold More" (arXiv 2602.18116), "Model Folding" (arXiv 2502.10216).
 
     Args:
-        ratio: share of the channels of each width that goes, in [0, 1).
-        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``; 0 leaves it to ``ratio``.
+        ratio: share of the channels of each width that goes, in [0, 1); 0.3 where no size is given.
+        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``.
+        keep_flops: share of the floating-point operations to keep, in (0, 1], in place of ``ratio``.
         compensate: "least-squares" solves for the weights of the layers behind, "bias" for their biases alone.
         repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR), "data" estimates BatchNorm
             statistics and tunes LayerNorms on the batches, "none" leaves them.
@@ -30,13 +31,14 @@ class ChannelFolding(ReduceOnce):
         monitor: name of a logged validation metric, higher is better.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or two sizes are given.
     """
 
     def __init__(
         self,
-        ratio: float = 0.3,
-        keep_parameters: float = 0.0,
+        ratio: float | None = None,
+        keep_parameters: float | None = None,
+        keep_flops: float | None = None,
         compensate: Literal["none", "bias", "least-squares"] = "none",
         repair: Literal["data-free", "none", "data"] = "data-free",
         batches: int = 0,
@@ -47,9 +49,8 @@ class ChannelFolding(ReduceOnce):
         monitor: str = "accuracy/val",
     ) -> None:
         repairs = ("data-free", "none", "data")
-        super().__init__(
-            "fold", ratio, keep_parameters, compensate, repair, repairs, batches, skip, at_epoch, module, monitor
-        )
+        size = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
+        super().__init__("fold", size, compensate, repair, repairs, batches, skip, at_epoch, module, monitor)
         self.seed = seed
 
     def change(self, batches: list[Inputs] | None) -> Rewrite:

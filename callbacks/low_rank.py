@@ -1,7 +1,7 @@
 """LowRankFactorization: splits layers into two of low rank at the end of training."""
 
-from lightning_fold.callbacks.at_end import RewriteOnce
-from lightning_fold.callbacks.base import Rewrite, check_share
+from lightning_fold.callbacks.at_end import RewriteOnce, one_size
+from lightning_fold.callbacks.base import Rewrite
 from lightning_fold.rewrites.low_rank import factorize
 from lightning_fold.structure.inputs import Inputs
 
@@ -15,8 +15,9 @@ class LowRankFactorization(RewriteOnce):
     Source: the compressor of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469).
 
     Args:
-        keep_parameters: share of the parameters to keep, in (0, 1], allocated over the network.
-        keep_flops: share of the floating-point operations to keep in place of that, in (0, 1]; 0 for none.
+        keep_parameters: share of the parameters to keep, in (0, 1], allocated over the network; 0.5 where no size is
+            given.
+        keep_flops: share of the floating-point operations to keep in place of that, in (0, 1].
         whiten_batches: training batches on whose inputs the error of each layer's outputs becomes the smallest of its
             rank; 0 looks at the weights alone.
         at_epoch: epoch before which the network is factorized, counted from 0; -1 factorizes at the end.
@@ -24,22 +25,21 @@ class LowRankFactorization(RewriteOnce):
         monitor: name of a logged validation metric, higher is better.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or two sizes are given.
     """
 
     def __init__(
         self,
-        keep_parameters: float = 0.5,
-        keep_flops: float = 0.0,
+        keep_parameters: float | None = None,
+        keep_flops: float | None = None,
         whiten_batches: int = 0,
         at_epoch: int = -1,
         module: str = "",
         monitor: str = "accuracy/val",
     ) -> None:
         super().__init__("factorize", at_epoch, module, monitor, whiten_batches)
-        check_share("LowRankFactorization", "keep_parameters", keep_parameters, one=True)
-        if keep_flops != 0:
-            check_share("LowRankFactorization", "keep_flops", keep_flops, one=True)
+        size = {"keep_parameters": keep_parameters, "keep_flops": keep_flops}
+        self.size = one_size("LowRankFactorization", size, {"keep_parameters": 0.5})
         if whiten_batches < 0:
             raise ValueError(f"LowRankFactorization(whiten_batches={whiten_batches}): expected at least 0.")
         self.keep_parameters, self.keep_flops = keep_parameters, keep_flops
@@ -47,7 +47,6 @@ class LowRankFactorization(RewriteOnce):
 
     def change(self, batches: list[Inputs] | None) -> Rewrite:
         """Factorize."""
-        budget = {"keep_flops": self.keep_flops} if self.keep_flops else {"keep_parameters": self.keep_parameters}
         return lambda network, inputs, optimizers: factorize(
-            network, inputs, batches=batches, optimizers=optimizers, **budget
+            network, inputs, batches=batches, optimizers=optimizers, **self.size
         )

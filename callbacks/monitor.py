@@ -160,13 +160,18 @@ def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:
 
 
 def settings(trainer: lightning.Trainer) -> dict[str, Any]:
-    """The constructor's arguments of every callback that compresses or regularizes, ``SqueezeRelease/cycles``."""
+    """The constructor's arguments of every callback that compresses or regularizes, ``SqueezeRelease/cycles``.
+
+    The second of a class is ``ChannelFolding 2``.
+    """
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     found = {}
     for callback in callbacks:
         if isinstance(callback, (RewriteCallback, Smoothness)):
             values = ((name, getattr(callback, name, "")) for name in signature(type(callback)).parameters)
-            found[type(callback).__name__] = {name: value for name, value in values if value != ""}
+            kind = type(callback).__name__
+            number = 1 + sum(key.partition(" ")[0] == kind for key in found)
+            found[kind if number == 1 else f"{kind} {number}"] = {name: value for name, value in values if value != ""}
     return flatten(found)
 
 

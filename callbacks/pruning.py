@@ -16,8 +16,9 @@ class ChannelPruning(ReduceOnce):
     ``batches`` (about a thousand examples together) much less.
 
     Args:
-        ratio: share of the channels of each width that goes, in [0, 1).
-        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``; 0 leaves it to ``ratio``.
+        ratio: share of the channels of each width that goes, in [0, 1); 0.3 where no size is given.
+        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``.
+        keep_flops: share of the floating-point operations to keep, in (0, 1], in place of ``ratio``.
         importance: "l1" or "l2" norm of the weights that write a channel, or by activations: "activation",
             "reconstruction".
         compensate: "least-squares" solves for the weights of the layers behind, "bias" for their biases alone.
@@ -29,13 +30,14 @@ class ChannelPruning(ReduceOnce):
         monitor: name of a logged validation metric, higher is better.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or two sizes are given.
     """
 
     def __init__(
         self,
-        ratio: float = 0.3,
-        keep_parameters: float = 0.0,
+        ratio: float | None = None,
+        keep_parameters: float | None = None,
+        keep_flops: float | None = None,
         importance: Literal["l1", "l2", "activation", "reconstruction"] = "l2",
         compensate: Literal["none", "bias", "least-squares"] = "none",
         repair: Literal["none", "data"] = "none",
@@ -46,9 +48,8 @@ class ChannelPruning(ReduceOnce):
         monitor: str = "accuracy/val",
     ) -> None:
         repairs = ("none", "data")
-        super().__init__(
-            "prune", ratio, keep_parameters, compensate, repair, repairs, batches, skip, at_epoch, module, monitor
-        )
+        size = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
+        super().__init__("prune", size, compensate, repair, repairs, batches, skip, at_epoch, module, monitor)
         check_choice("ChannelPruning", "importance", importance, ("l1", "l2", "activation", "reconstruction"))
         self.importance = importance
 

@@ -66,10 +66,17 @@ class RewriteReport:
         """Compression factor: parameters before divided by parameters after."""
         return self.parameters_before / max(self.parameters_after, 1)
 
+    @property
+    def summary(self) -> str:
+        """One line: the rewrite, and the parameters before and after."""
+        sizes = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters ({self.factor:.2f}x)"
+        error = "" if self.max_relative_error is None else f", relative error {self.max_relative_error:.1e}"
+        return f"{self.method}: {sizes}{error}"
+
     def __str__(self) -> str:
         lines = StringIO()
         console = Console(file=lines, width=110, markup=False, highlight=False)
-        console.print(self._summary(), soft_wrap=True)
+        console.print(self.summary, soft_wrap=True)
         if self.changes:
             console.print(self._table())
         for kept in self.kept:
@@ -78,11 +85,6 @@ class RewriteReport:
         for note in self.notes:
             console.print(f"note: {note}", soft_wrap=True)
         return lines.getvalue().rstrip()
-
-    def _summary(self) -> str:
-        sizes = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters ({self.factor:.2f}x)"
-        error = "" if self.max_relative_error is None else f", relative error {self.max_relative_error:.1e}"
-        return f"{self.method}: {sizes}{error}"
 
     def _table(self) -> Table:
         table = Table("tensor", "before", "after")

@@ -41,6 +41,7 @@ def test_one_callback_is_all_that_differs():
     changes = [line[1:].strip() for line in unified_diff(before.splitlines(), after.splitlines()) if line[0] in "+-"]
     callback = 'SqueezeRelease(dense_epochs=4, cycles=3, sparsity=[0.4], monitor="val_acc"),'
     assert "from lightning_fold.callbacks import SqueezeRelease" in changes and callback in changes
+    assert len([line for line in changes if "monitor=" in line]) == 3  # two of them: which checkpoint is the best
     assert not [line for line in changes if "def " in line or "training_step" in line]
 
 

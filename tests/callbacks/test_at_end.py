@@ -2,6 +2,7 @@
 
 import csv
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,7 @@ def test_factorizes_on_training_batches(make_classifier, make_trainer, data):
 
 WITH_DATA = {
     "fold_budget": (ChannelFolding, {"keep_parameters": 0.6, "repair": "data", "batches": 3}),
+    "fold_flops": (ChannelFolding, {"keep_flops": 0.6, "compensate": "least-squares", "batches": 2}),
     "fold_least_squares": (ChannelFolding, {"ratio": 0.3, "compensate": "least-squares", "batches": 2}),
     "prune_budget": (
         ChannelPruning,
@@ -190,15 +192,45 @@ def test_resumed_on_training_batches_as_the_unbroken_run(
     assert_same_network(unbroken.network, resumed.network)
 
 
-def test_accuracy_before_and_after_is_logged(make_classifier, make_trainer, data, tmp_path):
+@pytest.mark.parametrize(("at_epoch", "before"), [(1, 1), (-1, 3)])
+def test_accuracy_before_and_after_is_logged(make_classifier, make_trainer, data, tmp_path, at_epoch, before):
+    """A rewrite at the end is followed by a validation of its own; two of them, by one behind the last."""
     module, logger = make_classifier("conv"), CSVLogger(tmp_path)
-    reduced = ChannelFolding(keep_parameters=0.6, compensate="least-squares", batches=2, at_epoch=1)
-    make_trainer(3, reduced, CompressionMonitor(), logger=logger).fit(module, data)
+    callbacks = [
+        ChannelFolding(keep_parameters=0.6, compensate="least-squares", batches=2, at_epoch=at_epoch),
+        LowRankFactorization(keep_parameters=0.8, at_epoch=at_epoch),
+        CompressionMonitor(),
+    ]
+    trainer = make_trainer(3, *callbacks, logger=logger)
+    trainer.fit(module, data)
     rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
     shown = {tag: [float(row[tag]) for row in rows if row[tag]] for tag in rows[0]}
     validated = shown["accuracy/val"]
-    assert shown["compressed/accuracy"] == pytest.approx(validated[1:]) and len(validated) == 3
-    assert shown["dense/accuracy"] == pytest.approx([validated[0]] * 2)
+    assert len(validated) == (3 if at_epoch == 1 else 4)
+    assert shown["compressed/accuracy"] == pytest.approx(validated[before:])
+    assert shown["dense/accuracy"] == pytest.approx([validated[before - 1]] * len(validated[before:]))
+    (again,) = trainer.validate(module, data, verbose=False)
+    assert again["accuracy/val"] == pytest.approx(validated[-1])
+
+
+def test_size_and_what_was_undone_is_told(make_classifier, make_trainer, data, caplog, monkeypatch):
+    module, folding = make_classifier("conv"), ChannelFolding(ratio=0.4)
+    noted = lambda *a, **k: replace(lf.fold(*a, **k), notes=("a repair was undone",))  # noqa: E731
+    monkeypatch.setattr("lightning_fold.callbacks.folding.fold", noted)
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="ChannelFolding, epoch 1 of 1: a repair was undone"):
+        make_trainer(1, folding).fit(module, data)
+    assert folding.report.parameters_after == lf.count_parameters(module.network)
+    assert f"ChannelFolding, epoch 1 of 1: {folding.report.summary}" in caplog.text
+
+
+def test_one_class_twice(make_classifier, make_trainer, data, run_and_save):
+    """Folded before two epochs, stopped in between: as the unbroken run."""
+    unbroken, resumed = make_classifier("conv"), make_classifier("conv")
+    twice = lambda: (ChannelFolding(ratio=0.3, at_epoch=1), ChannelFolding(ratio=0.3, at_epoch=2))  # noqa: E731
+    folder = run_and_save(unbroken, 3, *twice())
+    make_trainer(3, *twice()).fit(resumed, data, ckpt_path=folder / "1.ckpt", weights_only=True)
+    assert [method["epoch"] for method in follow(unbroken).methods] == [1, 2]
+    assert_same_network(unbroken.network, resumed.network)
 
 
 def test_rewrite_is_done_once(make_classifier, make_trainer, data):
@@ -219,6 +251,9 @@ def test_rewrite_is_done_once(make_classifier, make_trainer, data):
         (lambda: ChannelPruning(at_epoch=-2), r"ChannelPruning\(at_epoch=-2\): expected an epoch of at least 0, or -1"),
         (lambda: LowRankFactorization(keep_parameters=0.0), r"keep_parameters=0\.0\): expected a share in \(0, 1\]"),
         (lambda: LowRankFactorization(keep_parameters=1.1), r"keep_parameters=1\.1\)"),
+        (lambda: LowRankFactorization(0.5, 0.4), r"keep_parameters=0\.5, keep_flops=0\.4\): expected one of them"),
+        (lambda: ChannelFolding(0.2, 0.5), r"Folding\(ratio=0\.2, keep_parameters=0\.5\): expected one of them"),
+        (lambda: ChannelPruning(keep_flops=0.0), r"ChannelPruning\(keep_flops=0\.0\): expected a share in \(0, 1\]"),
         (lambda: LowRankFactorization(keep_flops=1.1), r"keep_flops=1\.1\)"),
         (lambda: LowRankFactorization(whiten_batches=-1), r"whiten_batches=-1\): expected at least 0"),
     ],

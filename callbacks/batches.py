@@ -16,8 +16,8 @@ def training_batches(
     """The first ``count`` batches of an epoch, as many as there are, on the device of ``pl_module``.
 
     Each goes the way that Lightning's loop takes: precision, ``on_before_batch_transfer``, the device,
-    ``on_after_batch_transfer``; several loaders are combined as the loop combines them. Neither the generators of random
-    numbers nor an iterator that the loop is in the middle of notice.
+    ``on_after_batch_transfer``; several loaders are combined as the loop combines them. Neither the random number
+    generators nor an iterator that the loop is in the middle of notice.
 
     Args:
         trainer: the trainer; without training loaders there are no batches.

@@ -143,8 +143,9 @@ class SqueezeRelease(RewriteCallback):
         epochs = trainer.max_epochs or 0
         if stage == "fit" and 0 <= epochs < self.last_epoch and not trainer.fast_dev_run:
             raise ValueError(
-                f"SqueezeRelease: dense_epochs={self.dense_epochs} and cycles={self.cycles} of {self.cycle_epochs} "
-                f"epochs need Trainer(max_epochs) of at least {self.last_epoch}; found {epochs}."
+                f"SqueezeRelease(dense_epochs={self.dense_epochs}, cycles={self.cycles}, shrink_epochs="
+                f"{self.shrink_epochs}, masked_epochs={self.masked_epochs}): needs {self.last_epoch} epochs, found "
+                f"Trainer(max_epochs={epochs}). Set max_epochs={self.last_epoch} or more, or take fewer cycles."
             )
         network = network_of(pl_module)
         if not prunable_weights(network):

@@ -203,7 +203,7 @@ def with_squeeze(**arguments):
         (with_squeeze(sparsity=[1.5]), ["SqueezeRelease(sparsity=1.5)", "expected a share in [0, 1)"]),
         (with_squeeze(sparsty=[0.5]), ["'sparsty'", "did you mean 'sparsity'"]),
         (with_squeeze(criterion="luck"), ["criterion", "magnitude"]),
-        (with_squeeze(cycles=9), ["need Trainer(max_epochs) of at least 20; found 5"]),
+        (with_squeeze(cycles=9), ["needs 20 epochs, found Trainer(max_epochs=5)"]),
         (with_squeeze(module="net"), ["module='net'", "['network']"]),
     ],
 )

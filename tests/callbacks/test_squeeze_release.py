@@ -440,7 +440,7 @@ def test_values_out_of_range_are_refused(arguments, message):
 
 
 def test_too_few_epochs_are_refused(make_classifier, make_trainer, data):
-    with pytest.raises(ValueError, match=r"need Trainer\(max_epochs\) of at least 5; found 4"):
+    with pytest.raises(ValueError, match=r"needs 5 epochs, found Trainer\(max_epochs=4\)"):
         make_trainer(4, squeeze()).fit(make_classifier(), data)
     make_trainer(4, squeeze(), fast_dev_run=1).fit(make_classifier(), data)
 

@@ -11,7 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.rewrites.repair import estimate_statistics
-from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, join_inputs, on_device
+from lightning_fold.structure.inputs import (
+    Inputs,
+    batch_size,
+    call,
+    inputs_of_batch,
+    is_batched,
+    join_inputs,
+    on_device,
+)
 from lightning_fold.structure.trace import evaluation_mode
 
 _MOST_EXAMPLES = 256
@@ -59,14 +67,16 @@ def from_noise(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> Calib
     """Calibrate without data: noise in the shape of the inputs, and BatchNorm statistics to match.
 
     Behind a BatchNorm every channel then has the mean and variance that beta and gamma say; how channels go together
-    follows from the weights. Noise for images has the 1/f spectrum of natural ones. Integer inputs stay as they are.
+    follows from the weights. Noise for images has the 1/f spectrum of natural ones. Integer inputs stay as they are,
+    and so does what is not batched, as a mask.
     """
     generator = torch.Generator().manual_seed(seed)
-    given, leaves = example_inputs, tree_leaves(example_inputs)
-    if all(isinstance(value, Tensor) and value.is_floating_point() and value.dim() for value in leaves):
-        size = sum(value[:1].numel() for value in leaves)
-        examples = max(2, min(_MOST_EXAMPLES, _MOST_ELEMENTS // size))
-        given = tree_map(lambda value: _noise(value, examples, generator), example_inputs)
+    given, size = example_inputs, batch_size(example_inputs)
+    batched = [value for value in tree_leaves(example_inputs) if is_batched(value, size)]
+    if batched and all(value.is_floating_point() for value in batched):
+        examples = max(2, min(_MOST_EXAMPLES, _MOST_ELEMENTS // sum(value[:1].numel() for value in batched)))
+        make = lambda value: _noise(value, examples, generator) if is_batched(value, size) else value  # noqa: E731
+        given = tree_map(make, example_inputs)
     network = deepcopy(model).eval()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     if norms:
@@ -107,7 +117,7 @@ def _read(calibration: Calibration, paths: Iterable[str], measure: Callable[[Ten
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             value = inputs[0].detach()
             rows = value.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).reshape(-1, _channels(module, value))
-            found[path] = measure(rows)
+            found[path] = measure(precise(rows))
 
         return hook
 
@@ -129,6 +139,11 @@ def relative_squared_error(found: list[Tensor], expected: list[Tensor]) -> float
     spread = sum(float((right.double() - right.double().mean(0)).square().sum()) for right in expected)
     ratio = error / max(spread, torch.finfo(torch.float64).tiny)
     return ratio if ratio == ratio else float("inf")
+
+
+def precise(value: Tensor) -> Tensor:
+    """``value`` in at least single precision: sums of products leave the range of half precision."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _channels(module: nn.Module, value: Tensor) -> int:

@@ -130,5 +130,6 @@ def is_batched(value: Any, size: int) -> bool:
 
 
 def first_examples(example_inputs: Inputs, count: int) -> Inputs:
-    """``example_inputs`` with at most ``count`` examples in every tensor, batch first."""
-    return tree_map(lambda v: v[:count] if isinstance(v, Tensor) and v.dim() else v, example_inputs)
+    """``example_inputs`` with at most ``count`` examples; tensors without a batch dimension stay, as masks may."""
+    size = batch_size(example_inputs)
+    return tree_map(lambda value: value[:count] if is_batched(value, size) else value, example_inputs)

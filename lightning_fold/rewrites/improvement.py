@@ -117,12 +117,15 @@ class Improvement:
         return found
 
     def _norm_rows(self, model: nn.Module) -> dict[str, Tensor]:
-        """For each LayerNorm (channels left, channels) the mean over the clusters of its channels."""
-        axes = self.cut.structure.labels.axes
+        """For each LayerNorm that is called once (channels left, channels) the mean over the clusters of its channels.
+
+        One that is called more often has no one output to be tuned to: it stays.
+        """
+        axes, uses = self.cut.structure.labels.axes, self.cut.structure.uses
         return {
             path: self.cut.means(self.cut.structure.groups(axes[f"{path}.weight", 0]))
             for path, module in model.named_modules()
-            if is_layer_norm(module) and (f"{path}.weight", 0) in axes
+            if is_layer_norm(module) and (f"{path}.weight", 0) in axes and uses[f"{path}.weight"] == 1
         }
 
 

@@ -149,7 +149,8 @@ def _run(method: str, model: nn.Module, example_inputs: Inputs) -> tuple[list[Te
     except Exception as error:  # a network's own code may raise anything
         raise RewriteError(
             f"{method}: {type(model).__name__} does not run with its new shapes: {type(error).__name__}: {error}. The "
-            "network is as it was before. A module probably repeats a size in a Python attribute or in its forward code."
+            "network is as it was before. A module probably repeats a size in a Python attribute or in its forward "
+            "code."
         ) from error
 
 

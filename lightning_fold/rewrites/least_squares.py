@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fold.rewrites.calibration import Calibration, precise
 from lightning_fold.rewrites.consumers import Consumer
-from lightning_fold.structure.inputs import call
+from lightning_fold.structure.inputs import Inputs, call
 from lightning_fold.structure.trace import evaluation_mode
 
 _FEWEST_ROWS = 16384
@@ -80,18 +80,19 @@ def refit(
 
         return hook
 
-    _run(calibration.network, calibration, consumers, lambda m, c: m.register_forward_hook(remember(c)))
-    _run(compressed, calibration, consumers, lambda m, c: m.register_forward_pre_hook(solve(c)))
+    inputs = calibration.examples()
+    _run(calibration.network, inputs, consumers, lambda m, c: m.register_forward_hook(remember(c)))
+    _run(compressed, inputs, consumers, lambda m, c: m.register_forward_pre_hook(solve(c)))
     return corrections
 
 
 def _run(
-    network: nn.Module, calibration: Calibration, consumers: list[Consumer], hook: Callable[[nn.Module, Consumer], Any]
+    network: nn.Module, inputs: Inputs, consumers: list[Consumer], hook: Callable[[nn.Module, Consumer], Any]
 ) -> None:
     handles = [hook(network.get_submodule(consumer.path), consumer) for consumer in consumers]
     try:
         with evaluation_mode(network), torch.no_grad():
-            call(network, calibration.inputs)
+            call(network, inputs)
     finally:
         for handle in handles:
             handle.remove()

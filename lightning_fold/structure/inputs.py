@@ -119,6 +119,11 @@ def on_device(inputs: Inputs, device: torch.device | str) -> Inputs:
     return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, inputs)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where ``model`` is: the device of its first parameter or buffer; the CPU where it has none."""
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
 def batch_size(inputs: Inputs) -> int:
     """The number of examples, of the first tensor that has dimensions; -1 where none has."""
     return next((v.shape[0] for v in tree_leaves(inputs) if isinstance(v, Tensor) and v.dim()), -1)

@@ -138,3 +138,32 @@ def test_code_that_asks_for_its_width(method: str, kind: str) -> None:
     with pytest.raises(lf.RewriteError, match=r"does not run with its new shapes: (AssertionError: width|KeyError: 8)"):
         METHODS[method](model, x)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", ["prune", "fold"])
+def test_patterns_that_are_one_string(method: str) -> None:
+    """It would be read letter by letter."""
+    model, inputs = build("mlp"), ZOO["mlp"].inputs()
+    with refused(model, rf"{method}\(skip='10'\): expected a list of patterns, skip=\['10'\]"):
+        METHODS[method](model, inputs, ratio=0.5, skip="10")
+
+
+@pytest.mark.parametrize("method", ["prune", "fold"])
+def test_one_example_of_integers(method: str) -> None:
+    """No noise stands for words, and one example has no variance: BatchNorms keep their statistics."""
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.hidden, self.norm = nn.Embedding(50, 16), nn.Linear(16, 32), nn.BatchNorm1d(32)
+            self.out = nn.Linear(32, 4)
+
+        def forward(self, words: torch.Tensor) -> torch.Tensor:
+            return self.out(self.norm(self.hidden(self.words(words).mean(1))).relu())
+
+    torch.manual_seed(0)
+    model = Bag()
+    before = lf.count_parameters(model)
+    METHODS[method](model, torch.randint(50, (1, 6)), keep_parameters=0.7, compensate="least-squares")
+    assert lf.count_parameters(model) == pytest.approx(0.7 * before, abs=0.03 * before)
+    assert model(torch.randint(50, (3, 6))).isfinite().all()

@@ -1,5 +1,6 @@
 """What is known of the values inside a network: from batches, or without data from its own BatchNorms."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -7,14 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.rewrites.repair import estimate_statistics
-from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, join_inputs, on_device
+from lightning_fold.structure.inputs import (
+    Inputs,
+    batch_size,
+    call,
+    device_of,
+    first_examples,
+    inputs_of_batch,
+    is_batched,
+    join_inputs,
+    on_device,
+)
 from lightning_fold.structure.trace import evaluation_mode
 
 _MOST_EXAMPLES = 256
+_CHUNK = 128  # examples that small batches are joined to
 _MOST_ELEMENTS = 2_000_000  # of noise: 256 images of 3 x 32 x 32, 13 of 3 x 224 x 224
 
 
@@ -23,55 +34,80 @@ class Calibration:
     """A copy of the dense network and inputs to run it on.
 
     Attributes:
-        network: the dense network, in evaluation mode. Without data its BatchNorm statistics are those of ``inputs``,
+        network: the dense network, in evaluation mode. Without data its BatchNorm statistics are those of ``batches``,
             so that behind every BatchNorm mean and variance are the ones it promises, as they are on real data.
-        inputs: what it is called with, batch first.
-        held_out: inputs that nothing is estimated from; the same as ``inputs`` where there is one batch.
+        batches: what it is called with, one after the other, batch first.
+        held_out: inputs that nothing is estimated from; those of the batch where there is only one.
         real: whether the inputs are data.
         left_out: how many batches were left out, since their shapes do not go together with the first one's.
     """
 
     network: nn.Module
-    inputs: Inputs
+    batches: list[Inputs]
     held_out: Inputs
     real: bool
     left_out: int = 0
 
+    def examples(self, count: int | None = None) -> Inputs:
+        """The first ``count`` examples, or all of them, as one batch."""
+        if count is None:
+            return _joined(self.batches)
+        sizes = [batch_size(batch) for batch in self.batches]
+        needed = next((i for i in range(1, len(sizes)) if sum(sizes[:i]) >= count), len(sizes))
+        return first_examples(_joined(self.batches[:needed]), count)
+
 
 def from_batches(model: nn.Module, example_inputs: Inputs, batches: Iterable[Any]) -> Calibration:
-    """Calibrate on the batches that differ from the first in their size alone: the last is held out, the others joined.
+    """Calibrate on the batches that differ from the first in their size alone: the last held out, small ones joined.
 
     Raises:
         ValueError: there is no batch, or none with as many inputs as ``example_inputs``.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     parts = [on_device(inputs_of_batch(batch, example_inputs), device) for batch in batches]
     if not parts:
         raise ValueError("batches=[]: expected at least one batch of inputs, or of (inputs, ...).")
     fitting = [part for part in parts if join_inputs([parts[0], part]) is not None]
-    inputs = join_inputs(fitting[:-1] or fitting)
-    assert inputs is not None, "what goes together with the first goes together"
+    chunks = [_joined(chunk) for chunk in _chunks(fitting[:-1] or fitting)]
     left_out = len(parts) - len(fitting)
-    return Calibration(deepcopy(model).eval(), inputs, fitting[-1], real=True, left_out=left_out)
+    return Calibration(deepcopy(model).eval(), chunks, fitting[-1], real=True, left_out=left_out)
+
+
+def _chunks(batches: list[Inputs]) -> list[list[Inputs]]:
+    """Batches in order, so many together that each has _CHUNK examples at least: too few have no statistics."""
+    chunks, size = [[]], 0
+    for batch in batches:
+        if size >= _CHUNK:
+            chunks, size = [*chunks, []], 0
+        chunks[-1].append(batch)
+        size += batch_size(batch)
+    return chunks if size >= _CHUNK or len(chunks) == 1 else [*chunks[:-2], chunks[-2] + chunks[-1]]
+
+
+def _joined(batches: list[Inputs]) -> Inputs:
+    joined = join_inputs(batches)
+    assert joined is not None, "what goes together with the first goes together"
+    return joined
 
 
 def from_noise(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> Calibration:
     """Calibrate without data: noise in the shape of the inputs, and BatchNorm statistics to match.
 
     Behind a BatchNorm every channel then has the mean and variance that beta and gamma say; how channels go together
-    follows from the weights. Noise for images has the 1/f spectrum of natural ones. Integer inputs stay as they are.
+    follows from the weights. Noise for images has the 1/f spectrum of natural ones. Integer inputs stay as they are,
+    and so does what is not batched, as a mask.
     """
     generator = torch.Generator().manual_seed(seed)
-    given, leaves = example_inputs, tree_leaves(example_inputs)
-    if all(isinstance(value, Tensor) and value.is_floating_point() and value.dim() for value in leaves):
-        size = sum(value[:1].numel() for value in leaves)
-        examples = max(2, min(_MOST_EXAMPLES, _MOST_ELEMENTS // size))
-        given = tree_map(lambda value: _noise(value, examples, generator), example_inputs)
+    given, size = example_inputs, batch_size(example_inputs)
+    batched = [value for value in tree_leaves(example_inputs) if is_batched(value, size)]
+    if batched and all(value.is_floating_point() for value in batched):
+        examples = max(2, min(_MOST_EXAMPLES, _MOST_ELEMENTS // sum(value[:1].numel() for value in batched)))
+        make = lambda value: _noise(value, examples, generator) if is_batched(value, size) else value  # noqa: E731
+        given = tree_map(make, example_inputs)
     network = deepcopy(model).eval()
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    if norms:
+    if batch_size(given) > 1:  # one example has no variance: the statistics stay those of training
         estimate_statistics(network, [given])
-    return Calibration(network, given, given, real=False)
+    return Calibration(network, [given], given, real=False)
 
 
 def _noise(like: Tensor, examples: int, generator: torch.Generator) -> Tensor:
@@ -91,44 +127,56 @@ def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, 
         calibration: network and inputs.
         paths: dotted names of the layers; convolutions read channels in dimension 1, others in the last.
     """
-    return _read(calibration, paths, lambda rows: (rows.T @ rows).double().cpu() / len(rows))
+    return _mean(calibration, paths, lambda rows: rows.T @ rows)
 
 
 def mean_squares(calibration: Calibration, paths: Iterable[str]) -> dict[str, Tensor]:
     """(channels,) E[x^2] in the same places: the diagonal of :func:`second_moments`."""
-    return _read(calibration, paths, lambda rows: rows.square().mean(0).double().cpu())
+    return _mean(calibration, paths, lambda rows: rows.square().sum(0))
 
 
-def _read(calibration: Calibration, paths: Iterable[str], measure: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """What ``measure`` says of the inputs of each layer, (places, channels)."""
-    found: dict[str, Tensor] = {}
+def _mean(calibration: Calibration, paths: Iterable[str], total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The mean over all places, where ``total`` is the sum over those of the inputs of a layer, (places, channels)."""
+    sums: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
 
     def keep(path: str):
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             value = inputs[0].detach()
             rows = value.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).reshape(-1, _channels(module, value))
-            found[path] = measure(rows)
+            sums[path] = sums.get(path, 0) + total(precise(rows)).double().cpu()
+            counts[path] += len(rows)
 
         return hook
 
     handles = [calibration.network.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
     try:
         with evaluation_mode(calibration.network), torch.no_grad():
-            call(calibration.network, calibration.inputs)
+            for batch in calibration.batches:
+                call(calibration.network, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return {path: found / counts[path] for path, found in sums.items()}
 
 
 def relative_squared_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Squared error of outputs, relative to how much they vary over the examples; infinite where it is NaN."""
+    """Squared error of outputs, relative to how much they vary over the examples; infinite where it is NaN.
+
+    Of one example it is relative to their size.
+    """
     error = sum(
         float((left.double() - right.double()).square().sum()) for left, right in zip(found, expected, strict=True)
     )
-    spread = sum(float((right.double() - right.double().mean(0)).square().sum()) for right in expected)
+    centre = lambda right: right.mean(0) if right.dim() and len(right) > 1 else 0.0  # noqa: E731
+    spread = sum(float((right - centre(right)).square().sum()) for right in map(Tensor.double, expected))
     ratio = error / max(spread, torch.finfo(torch.float64).tiny)
     return ratio if ratio == ratio else float("inf")
+
+
+def precise(value: Tensor) -> Tensor:
+    """``value`` in at least single precision: sums of products leave the range of half precision."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _channels(module: nn.Module, value: Tensor) -> int:

@@ -34,7 +34,8 @@ class Clustering:
 
     With rows a, columns b and their means over the cluster a', b', merging changes what comes behind by no more than
     the sum of |a - a'| |b - b'|, at most half that of |a| |b| (|a - a'|^2 / |a|^2 + |b - b'|^2 / |b|^2). So a channel
-    weighs |a| |b| in k-means, and weak ones take no clusters from strong ones.
+    weighs |a| |b| in k-means, and weak ones take no clusters from strong ones. Where a = a' for all, merging is exact
+    whatever b: channels that are written alike are one before k-means begins.
 
     Args:
         surgery: the network.
@@ -70,7 +71,7 @@ class Clustering:
         """
 
         def k_means(points: _Points, wanted: int) -> np.ndarray:
-            wanted, weights = min(wanted, points.distinct), points.weights.numpy()
+            weights = points.weights.numpy()
             start: dict[str, Any] = {"n_init": _STARTS, "random_state": self.seed}
             if points.coordinates.size * wanted > _PRODUCTS:
                 centers = points.centers(wanted)
@@ -87,23 +88,22 @@ class Clustering:
     def _in_blocks(self, width: Width, clusters: int, find: Callable[["_Points", int], np.ndarray]) -> Tensor:
         key = int(width.group.ids[0])
         if key not in self._points:
-            features, weights = self._describe(width)
-            self._points[key] = [_Points(_few_elements(features[b], self.seed), weights[b]) for b in width.blocks]
+            written, read = self._describe(width)
+            self._points[key] = [_gather(written[block], read[block], self.seed) for block in width.blocks]
         assignment = torch.full((width.group.size,), -1)
         for block, points in zip(width.blocks, self._points[key], strict=True):
-            labels = find(points, width.kept_in(block, clusters))
+            wanted = width.kept_in(block, clusters)
+            labels = find(points, wanted)[points.place] if wanted < len(points.weights) else points.split(wanted)
             found = torch.from_numpy(np.unique(labels, return_inverse=True)[1]).long()
             assignment[block] = found + int(assignment.max()) + 1
         return assignment
 
     def _describe(self, width: Width) -> tuple[Tensor, Tensor]:
-        """(channels, elements) what each channel is compared by, and (channels,) how much it counts."""
+        """(channels, elements) what writes each channel, and what reads it."""
         lengths = self.lengths(width)[:, None]
-        written = _alike([part / lengths for part in self._written(width)], width.group.size)
-        read = _alike([self._rows(m) * lengths for m in width.group.members if m.reads], width.group.size)
-        strength = written.norm(dim=1) * read.norm(dim=1)
-        features = torch.cat([written, read / read.norm(dim=1, keepdim=True).clamp_min(_TINY)], dim=1)
-        return features, (strength / strength.mean().clamp_min(_TINY)).clamp_min(_LEAST)
+        unknown = torch.eye(width.group.size, dtype=torch.float64)  # nothing says that any two are written alike
+        written = _alike([part / lengths for part in self._written(width)] or [unknown], width.group.size)
+        return written, _alike([self._rows(m) * lengths for m in width.group.members if m.reads], width.group.size)
 
     def _written(self, width: Width) -> list[Tensor]:
         """What writes the channels: layers with their BatchNorm as one, everything else as it is."""
@@ -123,10 +123,19 @@ class Clustering:
 
 @dataclass(frozen=True)
 class _Points:
-    """The channels of a block as points, (channels, elements), and their weights, (channels,)."""
+    """The channels of a block as points; those that are written alike are one.
+
+    Attributes:
+        features: (points, elements) what they are compared by.
+        weights: (points,) how much each counts.
+        place: (channels,) the point that each channel is part of.
+        distinct: how many channels are not the same as another, with all that reads them.
+    """
 
     features: Tensor
     weights: Tensor
+    place: np.ndarray
+    distinct: int
 
     @cached_property
     def coordinates(self) -> np.ndarray:
@@ -137,17 +146,20 @@ class _Points:
         return (directions * energies.clamp_min(0).sqrt()).numpy()
 
     @cached_property
-    def distinct(self) -> int:
-        """How many are not the same, up to rounding."""
-        if len(self.features) == 1:
-            return 1
-        heights = _ward(self.features)[:, 2]
-        return 1 + int((heights > _SAME * heights.max()).sum())
-
-    @cached_property
     def tree(self) -> np.ndarray:
         """Which join first where a channel's length, not its weight, says how much it counts."""
         return _ward(self.features * self.weights.sqrt()[:, None])
+
+    def split(self, clusters: int) -> np.ndarray:
+        """(channels,) the point of each, some channels taken out again for so many ``clusters``; none that is a twin's.
+
+        Merging within a point is exact, so no more of it is done than is asked for.
+        """
+        others = np.setdiff1d(np.arange(len(self.place)), np.unique(self.place, return_index=True)[1])
+        alone = others[: max(min(clusters, self.distinct) - len(self.weights), 0)]
+        labels = self.place.copy()
+        labels[alone] = len(self.weights) + np.arange(len(alone))
+        return labels
 
     def cut(self, clusters: int) -> np.ndarray:
         """(channels,) the cluster of each, from 0."""
@@ -161,6 +173,33 @@ class _Points:
         total = np.zeros((labels.max() + 1, self.coordinates.shape[1]))
         np.add.at(total, labels, self.coordinates * weights[:, None])
         return total / np.bincount(labels, weights)[:, None]
+
+
+def _gather(written: Tensor, read: Tensor, seed: int) -> _Points:
+    """The points of channels, given what writes and what reads each, (channels, elements)."""
+    place = _twins(_few_elements(written, seed))
+    count, first = np.unique(place, return_index=True)
+    summed = torch.zeros(len(count), read.shape[1], dtype=read.dtype).index_add(0, torch.from_numpy(place).long(), read)
+    features, weights = _features(written[first], summed)
+    distinct = len(count)
+    if distinct < len(place):
+        distinct = len(np.unique(_twins(_few_elements(_features(written, read)[0], seed))))
+    return _Points(_few_elements(features, seed), weights, place, distinct)
+
+
+def _features(written: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """(channels, elements) what each channel is compared by, and (channels,) how much it counts."""
+    strength = written.norm(dim=1) * read.norm(dim=1)
+    features = torch.cat([written, read / read.norm(dim=1, keepdim=True).clamp_min(_TINY)], dim=1)
+    return features, (strength / strength.mean().clamp_min(_TINY)).clamp_min(_LEAST)
+
+
+def _twins(rows: Tensor) -> np.ndarray:
+    """(channels,) which of the different rows each is, from 0; the same up to rounding."""
+    if len(rows) == 1:
+        return np.zeros(1, dtype=np.int64)
+    tree = _ward(rows - rows.mean(0))
+    return np.unique(fcluster(tree, _SAME * tree[:, 2].max(), "distance"), return_inverse=True)[1]
 
 
 def _alike(parts: list[Tensor], size: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch.fx import Node
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.rewrites.widths import Width, find_bundles
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.inputs import Inputs, first_examples
+from lightning_fold.structure.inputs import Inputs, batch_size, first_examples
 from lightning_fold.structure.operators import operands, operator_name
 from lightning_fold.structure.values import Value
 
@@ -108,14 +108,14 @@ def _dims(structure: Structure, shapes: dict[str, torch.Size]) -> dict[str, list
 
 
 def _flops_per_weight(structure: Structure) -> dict[str, int]:
-    """2 FLOPs for each place in which a weight is multiplied."""
+    """2 FLOPs for each place in which a weight is multiplied: of the output, or of the input where it is transposed."""
     prices: Counter[str] = Counter()
     for contraction in structure.labels.contractions:
-        name, value = structure.trace.names.get(contraction.weight), contraction.node.meta["val"]
+        name = structure.trace.names.get(contraction.weight)
         if name is not None:
-            weight = contraction.weight.meta["val"]
-            rows = weight.shape[1 - contraction.column_dim] * (contraction.groups if contraction.column_dim == 0 else 1)
-            prices[name] += 2 * (value.numel() // rows)
+            places = contraction.value if contraction.column_dim == 0 else contraction.node
+            channels = contraction.weight.meta["val"].shape[0]  # those of the places, over all groups
+            prices[name] += 2 * (places.meta["val"].numel() // channels)
     return dict(prices)
 
 
@@ -152,9 +152,6 @@ def _channels(structure: Structure, node: Node) -> tuple[Tensor, ...]:
 
 def _traced(structure: Structure) -> int:
     """How many examples the graph was traced with."""
-    sizes = [
-        node.meta["val"].shape[0]
-        for node in structure.trace.graph.nodes
-        if node.op == "placeholder" and node not in structure.trace.tensors and isinstance(node.meta["val"], Tensor)
-    ]
-    return min(sizes, default=1)
+    nodes = structure.trace.graph.nodes
+    inputs = [node for node in nodes if node.op == "placeholder" and node not in structure.trace.tensors]
+    return max(batch_size(tuple(node.meta["val"] for node in inputs)), 1)

@@ -69,7 +69,7 @@ def fold(
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
     budget = Budget(ratio, keep_parameters, keep_flops)
-    options = Options(compensate, repair, None if batches is None else list(batches), seed, tuple(skip))
+    options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
     options.check("fold", ("data-free", "none", "data"))
     return reduce_widths("fold", model, example_inputs, budget, options, optimizers, lambda s: _Folding(s, seed))
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_fold.rewrites.calibration import Calibration, mean_squares, second_moments
+from lightning_fold.rewrites.calibration import Calibration, mean_squares, precise, second_moments
 from lightning_fold.rewrites.consumers import Consumer, find_consumers
 from lightning_fold.structure.groups import ChannelGroup, Member, Structure
 from lightning_fold.structure.trace import evaluation_mode
@@ -43,7 +43,7 @@ def norm_score(order: int) -> Score:
 
     def score(model: nn.Module, group: ChannelGroup) -> Tensor:
         joined = torch.cat([channel_rows(model, member) for member in writers(model, group)], dim=1)
-        return joined.norm(p=order, dim=1).cpu()
+        return precise(joined).norm(p=order, dim=1).cpu()
 
     return score
 
@@ -71,7 +71,7 @@ def taylor_score(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Score:
             gradient = gradients.get(member.tensor)
             if member.reads or gradient is None:
                 continue
-            product = channel_rows(model, member, lambda tensor, g=gradient: tensor.detach() * g)
+            product = channel_rows(model, member, lambda tensor, g=gradient: precise(tensor.detach()) * precise(g))
             total += product.sum(1).float().cpu()
         return total.abs()
 

@@ -16,6 +16,8 @@ from lightning_fold.rewrites.repair import estimate_statistics, is_layer_norm, t
 from lightning_fold.rewrites.transaction import outputs
 from lightning_fold.surgery import Surgery
 
+_TUNED_ON = 256  # examples, of all places in them: two numbers for each channel ask for no more
+
 
 @dataclass
 class Improvement:
@@ -68,12 +70,13 @@ class Improvement:
                 _add(surgery, consumer.shift.tensor, consumer.shift.sign * correction.shift)
 
     def repair(self, surgery: Surgery) -> None:
-        """BatchNorm statistics, then the scales and shifts of LayerNorms, on data."""
+        """BatchNorm statistics, batch by batch, then the scales and shifts of LayerNorms, on data."""
         dense = self.dense
         assert dense is not None
         rows = self._norm_rows(surgery.model)
-        self._if_better("BatchNorm re-estimation", surgery, lambda copy: estimate_statistics(copy, [dense.inputs]))
-        tune = lambda copy: tune_layer_norms(dense.network, copy, dense.inputs, rows)  # noqa: E731
+        self._if_better("BatchNorm re-estimation", surgery, lambda copy: estimate_statistics(copy, dense.batches))
+        few = dense.examples(_TUNED_ON)
+        tune = lambda copy: tune_layer_norms(dense.network, copy, few, rows)  # noqa: E731
         self._if_better("LayerNorm tuning", surgery, tune)
 
     def _if_better(self, name: str, surgery: Surgery, step: Callable[[nn.Module], None]) -> None:
@@ -117,12 +120,15 @@ class Improvement:
         return found
 
     def _norm_rows(self, model: nn.Module) -> dict[str, Tensor]:
-        """For each LayerNorm (channels left, channels) the mean over the clusters of its channels."""
-        axes = self.cut.structure.labels.axes
+        """For each LayerNorm that is called once (channels left, channels) the mean over the clusters of its channels.
+
+        One that is called more often has no one output to be tuned to: it stays.
+        """
+        axes, uses = self.cut.structure.labels.axes, self.cut.structure.uses
         return {
             path: self.cut.means(self.cut.structure.groups(axes[f"{path}.weight", 0]))
             for path, module in model.named_modules()
-            if is_layer_norm(module) and (f"{path}.weight", 0) in axes
+            if is_layer_norm(module) and (f"{path}.weight", 0) in axes and uses[f"{path}.weight"] == 1
         }
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_fold.rewrites.calibration import Calibration
+from lightning_fold.rewrites.calibration import Calibration, precise
 from lightning_fold.rewrites.consumers import Consumer
-from lightning_fold.structure.inputs import call
+from lightning_fold.structure.inputs import Inputs, call
 from lightning_fold.structure.trace import evaluation_mode
 
 _FEWEST_ROWS = 16384
@@ -60,7 +60,8 @@ def refit(
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             flat = _channels_last(module, output).flatten(0, -2)
             places = _places(len(flat), module.weight[0].numel())  # pyright: ignore[reportIndexIssue, reportCallIssue]
-            targets[consumer.path] = places, flat[places] @ rows[consumer.path].T.to(flat)
+            wanted = precise(flat[places])
+            targets[consumer.path] = places, wanted @ rows[consumer.path].T.to(wanted)
 
         return hook
 
@@ -68,7 +69,8 @@ def refit(
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             assert isinstance(module, (nn.Linear, nn.Conv2d))
             places, target = targets.pop(consumer.path)
-            found = _solve(module, _input_rows(module, inputs[0], places), target, consumer.shift is not None, weights)
+            given = precise(_input_rows(module, inputs[0], places))
+            found = _solve(module, given, target, consumer.shift is not None, weights)
             corrections[consumer.path] = found
             with torch.no_grad():
                 if found.weight is not None:
@@ -78,32 +80,33 @@ def refit(
 
         return hook
 
-    _run(calibration.network, calibration, consumers, lambda m, c: m.register_forward_hook(remember(c)))
-    _run(compressed, calibration, consumers, lambda m, c: m.register_forward_pre_hook(solve(c)))
+    inputs = calibration.examples()
+    _run(calibration.network, inputs, consumers, lambda m, c: m.register_forward_hook(remember(c)))
+    _run(compressed, inputs, consumers, lambda m, c: m.register_forward_pre_hook(solve(c)))
     return corrections
 
 
 def _run(
-    network: nn.Module, calibration: Calibration, consumers: list[Consumer], hook: Callable[[nn.Module, Consumer], Any]
+    network: nn.Module, inputs: Inputs, consumers: list[Consumer], hook: Callable[[nn.Module, Consumer], Any]
 ) -> None:
     handles = [hook(network.get_submodule(consumer.path), consumer) for consumer in consumers]
     try:
         with evaluation_mode(network), torch.no_grad():
-            call(network, calibration.inputs)
+            call(network, inputs)
     finally:
         for handle in handles:
             handle.remove()
 
 
 def _solve(module: nn.Linear | nn.Conv2d, inputs: Tensor, target: Tensor, centred: bool, weights: bool) -> Correction:
-    weight = module.weight.detach().flatten(1)
+    weight = module.weight.detach().flatten(1).to(inputs)
     missing = target - inputs @ weight.T
     if module.bias is not None:
         missing = missing - module.bias.detach()
     mean = inputs.mean(0) if centred else torch.zeros_like(inputs[0])
     offset = missing.mean(0) if centred else torch.zeros_like(missing[0])
     if not weights:
-        return Correction(None, offset.to(weight))
+        return Correction(None, offset)
     inputs, missing = inputs - mean, missing - offset
     change = _ridge_regression(inputs, missing)
     return Correction(change.reshape(module.weight.shape).to(weight), (offset - change.to(mean) @ mean).to(weight))

@@ -47,7 +47,9 @@ class Options:
     skip: Sequence[str] = ()
 
     def check(self, method: str, repairs: tuple[str, ...]) -> None:
-        """Raise ``ValueError`` where a value is unknown or batches are missing."""
+        """Raise ``ValueError`` where a value is unknown, batches are missing or ``skip`` is one string."""
+        if isinstance(self.skip, str):
+            raise ValueError(f"{method}(skip={self.skip!r}): expected a list of patterns, skip=[{self.skip!r}].")
         for name, value, known in (
             ("compensate", self.compensate, get_args(Compensate)),
             ("repair", self.repair, repairs),

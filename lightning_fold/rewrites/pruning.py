@@ -81,7 +81,7 @@ def prune(
             "loss=lambda model, batch: cross_entropy(model(batch[0]), batch[1])."
         )
     budget = Budget(ratio, keep_parameters, keep_flops)
-    options = Options(compensate, repair, None if batches is None else list(batches), seed, tuple(skip))
+    options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
     options.check("prune", ("none", "data"))
 
     def choose(setting: Setting) -> Chooser:

@@ -74,6 +74,7 @@ class _Reduction:
         self.structure, self.options = structure, options
         self.notes: list[str] = []
         self._calibration: Calibration | None = None
+        self._planned = 1.0
         self.chooser = choose(Setting(model, Surgery(model), structure, self.calibrate))
         check_patterns(method, widths, options.skip)
         reasons = [width.skipped(options.skip) or self.chooser.refused(width) for width in widths]
@@ -101,7 +102,9 @@ class _Reduction:
         costs = cost_model(self.model, self.example_inputs, self.structure, self.widths, flops=flops)
         refitted = self.options.compensate == "least-squares"
         curves = error_curves(self.calibrate(), self.structure, self.widths, self.chooser, refitted=refitted)
-        return allocate(self.method, costs, curves, budget.share, "keep_flops" if flops else "keep_parameters")
+        kept = allocate(self.method, costs, curves, budget.share, "keep_flops" if flops else "keep_parameters")
+        self._planned = costs.cost(kept) / costs.total
+        return kept
 
     def change(self, surgery: Surgery, kept: list[int]) -> list[Kept]:
         """Cut, and do what comes after."""
@@ -125,8 +128,15 @@ class _Reduction:
         before, after = report.parameters_before, report.parameters_after
         if budget.keep_flops is not None:
             before, after = report.flops_before or 1, report.flops_after or 0
-        if budget.share is not None and abs(after / before - budget.share) > 0.02:
+        share, left = budget.share, after / before
+        if share is not None and abs(left - share) > 0.02:
             what = "parameters" if budget.keep_flops is None else "FLOPs"
-            self.notes.append(
-                f"{after / before:.1%} of the {what} are left, the nearest to the {budget.share:.1%} asked for"
-            )
+            self.notes.append(f"{left:.1%} of the {what} are left, {_missed(left, self._planned, share)}")
+
+
+def _missed(left: float, planned: float, share: float) -> str:
+    """Whether no sizes come nearer to a budget, or the channels did not go as planned."""
+    if abs(left - planned) < 0.005:
+        return f"the nearest to the {share:.1%} asked for"
+    why = "channels that do the same became one" if left < planned else "fewer channels could go than was planned"
+    return f"not the {share:.1%} asked for: {why}"

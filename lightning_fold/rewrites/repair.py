@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, on_device
+from lightning_fold.structure.inputs import Inputs, call, device_of, inputs_of_batch, on_device
 from lightning_fold.structure.trace import evaluation_mode
 
 
@@ -19,14 +19,15 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
 
     Args:
         model: any network; without BatchNorm nothing changes.
-        dataloader: batches of inputs, or (inputs, ...) of which the first element is read.
+        dataloader: batches of inputs, or (inputs, ...) of which the first element is read. A BatchNorm that they do not
+            reach stays as it is.
 
     Raises:
         ValueError: ``dataloader`` yields no batch, or one that holds NaN or infinity.
 
     Whatever goes wrong, the statistics are as they were.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     estimate_statistics(model, (on_device(inputs_of_batch(batch), device) for batch in dataloader))
 
 
@@ -47,18 +48,18 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
+    complete = False
     try:
         with torch.no_grad():
             while batch is not None:
                 call(model, batch)
                 batch = next(batches, None)
-    except BaseException:
-        for norm, saved in zip(norms, statistics, strict=True):
-            norm.load_state_dict(saved, strict=False)
-        raise
+        complete = True
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, saved in zip(norms, momenta, statistics, strict=True):
             norm.momentum = momentum
+            if not complete or not norm.num_batches_tracked:  # no batch reached it
+                norm.load_state_dict(saved, strict=False)
         for module, training in modes:
             module.training = training
 

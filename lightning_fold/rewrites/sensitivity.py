@@ -14,7 +14,7 @@ from lightning_fold.rewrites.projection import least_squares_projector, membersh
 from lightning_fold.rewrites.transaction import float_tensors
 from lightning_fold.rewrites.widths import Width
 from lightning_fold.structure.groups import Member, Structure
-from lightning_fold.structure.inputs import call, first_examples
+from lightning_fold.structure.inputs import call
 from lightning_fold.structure.trace import evaluation_mode
 from lightning_fold.surgery import Surgery, Transform
 
@@ -38,7 +38,7 @@ class _Sensitivity:
 
     def __init__(self, calibration: Calibration, structure: Structure, chooser: Chooser, refitted: bool) -> None:
         self.network, self.structure, self.chooser = calibration.network, structure, chooser
-        self.inputs = first_examples(calibration.inputs, _EXAMPLES)
+        self.inputs = calibration.examples(_EXAMPLES)
         self.expected = self._outputs({})
         self.moments: dict[str, Tensor] = {}
         if refitted:

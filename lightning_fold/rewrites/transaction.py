@@ -146,10 +146,11 @@ def compare_shapes(before: dict[str, tuple], after: dict[str, tuple]) -> tuple[C
 def _run(method: str, model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:
     try:
         return counted_outputs(model, example_inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:  # a network's own code may raise anything
         raise RewriteError(
-            f"{method}: {type(model).__name__} does not run with its new shapes: {error}. The network is as it was "
-            "before. A module probably repeats a size in a Python attribute or in its forward code."
+            f"{method}: {type(model).__name__} does not run with its new shapes: {type(error).__name__}: {error}. The "
+            "network is as it was before. A module probably repeats a size in a Python attribute or in its forward "
+            "code."
         ) from error
 
 

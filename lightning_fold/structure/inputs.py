@@ -119,6 +119,11 @@ def on_device(inputs: Inputs, device: torch.device | str) -> Inputs:
     return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, inputs)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where ``model`` is: the device of its first parameter or buffer; the CPU where it has none."""
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
 def batch_size(inputs: Inputs) -> int:
     """The number of examples, of the first tensor that has dimensions; -1 where none has."""
     return next((v.shape[0] for v in tree_leaves(inputs) if isinstance(v, Tensor) and v.dim()), -1)
@@ -130,5 +135,6 @@ def is_batched(value: Any, size: int) -> bool:
 
 
 def first_examples(example_inputs: Inputs, count: int) -> Inputs:
-    """``example_inputs`` with at most ``count`` examples in every tensor, batch first."""
-    return tree_map(lambda v: v[:count] if isinstance(v, Tensor) and v.dim() else v, example_inputs)
+    """``example_inputs`` with at most ``count`` examples; tensors without a batch dimension stay, as masks may."""
+    size = batch_size(example_inputs)
+    return tree_map(lambda value: value[:count] if is_batched(value, size) else value, example_inputs)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.rewrites.clustering import Clustering
+from lightning_fold.rewrites.clustering import Clustering, _features
 from lightning_fold.rewrites.cut import merge
 from lightning_fold.rewrites.merging import fold_ar_scale
 from lightning_fold.rewrites.widths import Width, find_widths
@@ -27,9 +27,6 @@ def _duplicated() -> tuple[nn.Module, Tensor]:
             half = conv.out_channels // 2
             for tensor in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
                 tensor[half:] = tensor[:half]
-            if i:
-                conv.weight[:, conv.in_channels // 2 :] = conv.weight[:, : conv.in_channels // 2]
-        model[9].linear.weight[:, 4:] = model[9].linear.weight[:, :4]
     return model, ZOO["conv_norm"].inputs()[0]
 
 
@@ -42,6 +39,26 @@ def test_identical_channels_merge_exactly(repair) -> None:
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
     larger = torch.randn(2, 3, 13, 11, dtype=torch.float64)
     assert error_of(run(model, (larger,)), run(dense, (larger,))) <= 1e-12
+
+
+@pytest.mark.parametrize("wanted", [12, 8])
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_channels_written_alike_merge_before_all_others(seed: int, normed: bool, wanted: int) -> None:
+    """16 channels in 8 pairs with readers of their own: as many merge as asked for, all of them exactly."""
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm2d(16) if normed else nn.Identity()
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.ReLU(), nn.Conv2d(16, 5, 3)).double().eval()
+    with torch.no_grad():
+        tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
+        for name in set(tensors) - {"num_batches_tracked"}:
+            tensors[name].uniform_(0.5, 2)
+        for tensor in [model[0].weight, model[0].bias, *(t for t in tensors.values() if t.dim())]:
+            tensor[8:] = tensor[:8]
+    x, dense = torch.randn(4, 3, 8, 8, dtype=torch.float64), deepcopy(model)
+    lf.fold(model, x, ratio=1 - wanted / 16, repair="none")
+    assert model[0].out_channels == wanted
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-13
 
 
 def test_mean_and_sum_against_dense_projection() -> None:
@@ -186,7 +203,6 @@ def test_channels_that_differ_by_a_positive_factor_merge_exactly_through_relu() 
             norm.running_var[half:] = (norm.running_var[half:] + norm.eps) * a.square() - norm.eps
             norm.weight[half:] *= b
             norm.bias[half:] *= b
-            # the next layer reads each pair with columns of its own
     dense = deepcopy(model)
     for module in model.modules():
         assert not isinstance(module, (nn.GELU, nn.SiLU))
@@ -279,7 +295,7 @@ def test_many_channels_start_from_a_tree(monkeypatch) -> None:
 
     def spread(clustering: Clustering, width: Width, assignment: Tensor) -> float:
         """Weighted squared distances to the means of the clusters."""
-        points, weights = clustering._describe(width)
+        points, weights = _features(*clustering._describe(width))
         weighted = weights[:, None] * points
         means = [weighted[assignment == k].sum(0) / weights[assignment == k].sum() for k in range(24)]
         return float((weights[:, None] * (points - torch.stack(means)[assignment]).square()).sum())

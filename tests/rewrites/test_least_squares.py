@@ -1,6 +1,7 @@
 """Least squares behind a cut: against lstsq, exact where channels are linear in each other, undone where it harms."""
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -219,3 +220,43 @@ def test_ridge_regression_with_fewer_and_with_more_places_than_columns(places: i
     padded = torch.cat([missing, torch.zeros(20, 3, dtype=torch.float64)])
     expected = torch.linalg.lstsq(torch.cat([inputs, ridge]), padded).solution.T
     torch.testing.assert_close(_ridge_regression(inputs, missing), expected)
+
+
+@pytest.mark.parametrize("options", [{"importance": "reconstruction"}, {"compensate": "least-squares"}])
+def test_half_precision_does_what_single_does(options) -> None:
+    """Sums of the squares of these values are beyond the largest number of half precision."""
+    torch.manual_seed(0)
+    half = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).half()
+    batches = [40 * torch.randn(300, 6, dtype=torch.float16) for _ in range(2)]
+    single, dense = deepcopy(half).float(), deepcopy(half)
+    report = lf.prune(half, batches[0], batches=batches, **options)
+    lf.prune(single, batches[0].float(), batches=[batch.float() for batch in batches], **options)
+    assert report.notes == ()
+    torch.testing.assert_close(half[0].weight.float(), single[0].weight, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(half[2].weight.float(), single[2].weight, rtol=0.02, atol=2e-3)
+    assert ("compensate" in options) != bool(torch.isin(half[2].weight, dense[2].weight).all())
+
+
+def test_norm_that_is_called_twice_is_not_tuned() -> None:
+    """It has no one output to be tuned to; the others are."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up, self.down, self.head = (
+                nn.Linear(*sizes) for sizes in ((8, 16), (16, 32), (32, 16), (16, 4))
+            )
+            self.shared, self.last = nn.LayerNorm(16), nn.LayerNorm(16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.shared(self.embed(x))
+            return self.head(self.last(x + self.down(self.up(self.shared(x)).relu())))
+
+    torch.manual_seed(0)
+    model, batches = Twice().double(), [torch.randn(64, 8, dtype=torch.float64) for _ in range(3)]
+    plain = deepcopy(model)
+    options: dict[str, Any] = {"ratio": 0.25, "batches": batches}
+    assert lf.prune(model, batches[0], repair="data", **options).notes == ()
+    lf.prune(plain, batches[0], repair="none", **options)
+    assert torch.equal(model.shared.weight, plain.shared.weight)
+    assert not torch.equal(model.last.weight, plain.last.weight)

@@ -1,10 +1,13 @@
 """repair: BatchNorm statistics are those of the data."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import lightning_fold as lf
+from lightning_fold.rewrites.calibration import from_batches, mean_squares, second_moments
 from tests.zoo import ZOO, build
 
 
@@ -52,3 +55,65 @@ def test_without_norms_nothing_happens() -> None:
     before = [p.detach().clone() for p in model.parameters()]
     lf.repair(model, [])
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+class _Forked(nn.Module):
+    """Two BatchNorms, of which an argument chooses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.usual, self.other = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+
+    def forward(self, x: torch.Tensor, other: bool = False) -> torch.Tensor:
+        return self.last((self.other if other else self.usual)(self.first(x)).relu())
+
+
+def test_norms_that_no_batch_reaches_stay() -> None:
+    torch.manual_seed(0)
+    model, batch = _Forked().double(), torch.randn(32, 4, dtype=torch.float64)
+    model(batch, other=True)
+    before = {name: buffer.clone() for name, buffer in model.other.named_buffers()}
+    lf.repair(model, [batch])
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.other.named_buffers())
+    torch.testing.assert_close(model.usual.running_mean, model.first(batch).detach().mean(0))
+
+
+def test_norms_alone() -> None:
+    """Neither parameters nor, in the first, buffers."""
+    lf.repair(nn.Sequential(nn.ReLU()), [torch.randn(2, 3)])
+    norm, batch = nn.BatchNorm1d(3, affine=False), torch.randn(8, 3)
+    lf.repair(norm, [batch])
+    torch.testing.assert_close(norm.running_mean, batch.mean(0))
+
+
+class _Counting(nn.Sequential):
+    """It notes how many examples it meets at once, in all its copies."""
+
+    seen: list[int] = []
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(input))
+        return super().forward(input)
+
+
+def test_repair_on_many_batches_meets_them_a_few_at_a_time() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 3)]
+    model, batches = _Counting(*layers).double(), [torch.randn(48, 4, dtype=torch.float64) for _ in range(21)]
+    model.seen.clear()
+    options: dict[str, Any] = {"importance": "reconstruction", "keep_parameters": 0.7, "repair": "data"}
+    lf.prune(model, batches[0], batches=[*batches, torch.randn(1, 4, dtype=torch.float64)], **options)
+    assert max(model.seen) <= 256 < 20 * 48
+
+
+def test_moments_of_batches_are_those_of_all_examples() -> None:
+    """Batches of several sizes, and the last one held out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    batches = [torch.randn(size, 4, dtype=torch.float64) for size in (200, 7, 130, 90, 60)]
+    calibration = from_batches(model, batches[0], batches)
+    hidden = model[:2](torch.cat(batches[:-1])).detach()
+    torch.testing.assert_close(second_moments(calibration, ["2"])["2"], hidden.T @ hidden / 427)
+    torch.testing.assert_close(mean_squares(calibration, ["2"])["2"], hidden.square().mean(0))
+    torch.testing.assert_close(calibration.examples(205)[0], torch.cat(batches)[:205])

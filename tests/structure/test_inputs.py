@@ -106,3 +106,30 @@ def test_errors_name_the_inputs(pair, tmp_path):
     with pytest.raises(ValueError, match=r"found inputs by name \(image, context, scale\)"):
         lf.export(model, by_name, tmp_path / "small.onnx")
     assert as_inputs(by_name["image"]) == (by_name["image"],)
+
+
+class Masked(nn.Module):
+    """Tokens (examples, T, 8) and a mask (T, T) for all examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Linear(8, 24), nn.Linear(24, 4)
+
+    def forward(self, x, mask):
+        mixed = nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+        return self.out(self.embed(mixed).relu())
+
+
+@pytest.mark.parametrize("mask", [torch.randn(40, 40), torch.ones(40, 40).tril().bool()])
+@pytest.mark.parametrize("examples", [4, 64])
+@pytest.mark.parametrize("budget", ["keep_parameters", "keep_flops"])
+def test_tensors_without_a_batch_dimension_stay(mask, examples, budget):
+    torch.manual_seed(0)
+    model, x = Masked(), torch.randn(examples, 40, 8)
+    assert torch.equal(first_examples((x, mask), 3)[1], mask)
+    count = lf.count_parameters if budget == "keep_parameters" else lambda net: lf.count_flops(net, (x, mask))
+    dense, before = copy.deepcopy(model), count(model)
+    lf.prune(model, (x, mask), **{budget: 0.8}, compensate="least-squares")
+    assert abs(count(model) / before - 0.8) <= 0.03
+    lf.prune(dense, (x, mask), **{budget: 0.8}, batches=[(x, mask)] * 3)
+    assert abs(count(dense) / before - 0.8) <= 0.03

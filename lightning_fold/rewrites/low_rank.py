@@ -1,7 +1,7 @@
 """factorize: linear layers and convolutions become two of low rank, by singular value decomposition."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.budget import at_least
+from lightning_fold.rewrites.budget import at_least, missed
 from lightning_fold.rewrites.factors import KINDS, Shape, calls, output_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
@@ -75,7 +75,9 @@ def factorize(
         ranks = _allocate(layers, total, share, unit)
         return kept + _replace(surgery, layers, ranks)
 
-    return rewrite("factorize", model, example_inputs, optimizers, change)
+    report = rewrite("factorize", model, example_inputs, optimizers, change)
+    note = missed(report, share, unit)
+    return replace(report, notes=(note,) if note else ())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.rewrites.repair import estimate_statistics
-from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, join_inputs, on_device
+from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, join_inputs, on_device, only_input
 from lightning_fold.structure.trace import evaluation_mode
 
 _MOST_EXAMPLES = 256
@@ -104,14 +104,15 @@ def _read(calibration: Calibration, paths: Iterable[str], measure: Callable[[Ten
     found: dict[str, Tensor] = {}
 
     def keep(path: str):
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            value = inputs[0].detach()
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = only_input(args, kwargs).detach()
             rows = value.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).reshape(-1, _channels(module, value))
             found[path] = measure(rows)
 
         return hook
 
-    handles = [calibration.network.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
+    layers = {path: calibration.network.get_submodule(path) for path in paths}
+    handles = [layer.register_forward_pre_hook(keep(path), with_kwargs=True) for path, layer in layers.items()]
     try:
         with evaluation_mode(calibration.network), torch.no_grad():
             call(calibration.network, calibration.inputs)

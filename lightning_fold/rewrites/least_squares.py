@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fold.rewrites.calibration import Calibration
 from lightning_fold.rewrites.consumers import Consumer
-from lightning_fold.structure.inputs import call
+from lightning_fold.structure.inputs import call, only_input
 from lightning_fold.structure.trace import evaluation_mode
 
 _FEWEST_ROWS = 16384
@@ -65,10 +65,11 @@ def refit(
         return hook
 
     def solve(consumer: Consumer):
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             assert isinstance(module, (nn.Linear, nn.Conv2d))
             places, target = targets.pop(consumer.path)
-            found = _solve(module, _input_rows(module, inputs[0], places), target, consumer.shift is not None, weights)
+            inputs = _input_rows(module, only_input(args, kwargs), places)
+            found = _solve(module, inputs, target, consumer.shift is not None, weights)
             corrections[consumer.path] = found
             with torch.no_grad():
                 if found.weight is not None:
@@ -79,7 +80,7 @@ def refit(
         return hook
 
     _run(calibration.network, calibration, consumers, lambda m, c: m.register_forward_hook(remember(c)))
-    _run(compressed, calibration, consumers, lambda m, c: m.register_forward_pre_hook(solve(c)))
+    _run(compressed, calibration, consumers, lambda m, c: m.register_forward_pre_hook(solve(c), with_kwargs=True))
     return corrections
 
 

@@ -44,7 +44,7 @@ def check_regularization(
     """Refuse what ``smoothness`` cannot train with.
 
     Raises:
-        ValueError: the strategy splits the weights, or no layer of the module is selected.
+        ValueError: the strategy splits the weights, no layer of the module is selected, or a pattern matches none.
     """
     whole = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
     if not whole or trainer.strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
@@ -58,6 +58,7 @@ def check_regularization(
             f"ungrouped convolution of {type(pl_module).__name__} matches; expected patterns of dotted names such as "
             "'network.*', or of types such as 'Conv2d'."
         )
+    smoothness.check_patterns(pl_module)
 
 
 def regularize(

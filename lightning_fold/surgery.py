@@ -144,19 +144,19 @@ class Surgery:
         train_beside(self.optimizers, created, neighbour)
 
     def replace_module(self, path: str, new: nn.Module) -> None:
-        """Put ``new`` in the place of the submodule ``path``.
+        """Put ``new`` in the place of the submodule ``path``, under every name that it has in the network.
 
         Parameters that both hold go on with their state; the new ones are trained in the group of the first that goes.
         What stood there first is remembered without its values (:func:`replaced_by`), for a way back.
         """
-        parent, _, leaf = path.rpartition(".")
         old = self.model.get_submodule(path)
         for optimizer in self.optimizers:
             exchange(optimizer, list(old.parameters()), list(new.parameters()))
         first = replaced_by(old) or _emptied(old)
         if type(first) is not type(new):
             vars(new)[_REPLACED] = first
-        self.model.get_submodule(parent)._modules[leaf] = new
+        for parent in list(self.model.modules()):
+            parent._modules.update({leaf: new for leaf, child in parent._modules.items() if child is old})
 
     def bake(self) -> None:
         """Write out, as plain weights for good, what masks, parametrizations and weight hooks compute.

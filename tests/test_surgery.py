@@ -132,3 +132,19 @@ def test_nothing_done_changes_nothing(name: str) -> None:
         pass
     assert _equal(before, _snapshot(model, optimizer))
     assert model(*ZOO[name].inputs()).isfinite().all()
+
+
+def test_module_is_replaced_under_all_its_names() -> None:
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.ModuleDict({"a": shared, "b": nn.Linear(3, 3)}), shared)
+    optimizer = torch.optim.Adam(model.parameters())
+    with Surgery(model, [optimizer]) as surgery:
+        surgery.replace_module("1.a", nn.Sequential(nn.Identity(), shared))
+    assert model[0] is model[2] is model[1]["a"] and model[0][1] is shared
+    with pytest.raises(KeyError), Surgery(model, [optimizer]) as surgery:
+        surgery.replace_module("2", nn.Linear(3, 3, bias=False))
+        assert model[1]["a"].bias is None
+        raise KeyError("stop")
+    assert model[0] is model[2] is model[1]["a"] and model[0][1] is shared
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}

@@ -18,7 +18,8 @@ ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 def with_gradient(weight: Tensor, evaluate: ValueAndGradient) -> Tensor:
     """The value of a penalty as a scalar that autograd differentiates once, by the gradient ``evaluate`` gives.
 
-    Half precision is evaluated in float32, whatever autocast says.
+    Half precision is evaluated in float32, whatever autocast says, and the gradient is rounded after the last factor:
+    the number of weights, with which a mean becomes a sum, may be more than float16 holds.
     """
     return _WithGradient.apply(weight, evaluate)  # pyright: ignore[reportReturnType]
 
@@ -39,11 +40,12 @@ class _WithGradient(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, evaluate: ValueAndGradient) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             value, gradient = evaluate(weight.detach().to(torch.promote_types(weight.dtype, torch.float32)))
-        ctx.save_for_backward(gradient.to(weight.dtype))
+        ctx.save_for_backward(gradient)
+        ctx.dtype = weight.dtype
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None
+        return (gradient * upstream.to(gradient.dtype)).to(ctx.dtype), None

@@ -1,7 +1,9 @@
 """Smoothness: penalties on the layers of a network, added to its gradients while it trains."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +14,8 @@ from lightning_fold.regularizers.differences import first_difference, second_dif
 from lightning_fold.regularizers.group_sparsity import group_sparsity
 from lightning_fold.regularizers.nuclear import nuclear_norm
 from lightning_fold.regularizers.penalty import Axis, dimensions
+from lightning_fold.structure.trace import unwrapped
+from lightning_fold.surgery import replaced_by
 
 Penalty = Literal["nuclear_norm", "first_difference", "second_difference", "group_sparsity"]
 
@@ -31,7 +35,7 @@ class Smoothness:
         start_epoch: first epoch with penalties, at least 0.
         warmup_epochs: epochs, at least 0, over which the strength grows in equal steps until it is full.
         layers: patterns, as in file names, one of which a layer's dotted name or type must match ("*.conv?",
-            "Linear").
+            "Linear"). ``torch.compile`` does not change names.
         skip: patterns of layers that are left out.
 
     Raises:
@@ -63,11 +67,32 @@ class Smoothness:
     def weights(self, network: nn.Module) -> dict[str, nn.Parameter]:
         """The trained weights that are penalised, by dotted name; tied weights count once."""
         found: dict[nn.Parameter, str] = {}
-        for name, module in network.named_modules():
+        for name, module in _named_modules(network):
             weight = module._parameters.get("weight")
             if _is_matrix(module) and weight is not None and weight.requires_grad and self._is_selected(name, module):
                 found.setdefault(weight, f"{name}.weight".removeprefix("."))
         return {name: weight for weight, name in found.items()}
+
+    def check_patterns(self, network: nn.Module) -> None:
+        """Refuse patterns that match no layer of ``network``, neither as it is nor as it was before rewrites.
+
+        Raises:
+            ValueError: there is such a pattern in ``layers`` or ``skip``.
+        """
+        known = [
+            (name, module)
+            for name, module in _named_modules(network, replaced=True)
+            if isinstance(module, (nn.Linear, _ConvNd))
+        ]
+        for argument in ("layers", "skip"):
+            for pattern in getattr(self, argument):
+                if not any(_matches([pattern], name, module) for name, module in known):
+                    names = ", ".join(dict.fromkeys(name for name, _ in known[:3]))
+                    raise ValueError(
+                        f"{type(self).__name__}({argument}=[{pattern!r}]): matches no linear layer or convolution of "
+                        f"{type(unwrapped(network)).__name__}; expected a pattern of dotted names such as {names}, "
+                        "or of types such as Linear."
+                    )
 
     def strength(self, epoch: int) -> float:
         """Share of the full strength in ``epoch``, counted from 0."""
@@ -115,39 +140,55 @@ class Smoothness:
         return [name for name, strength in self.penalties.items() if strength > 0]
 
     def _is_selected(self, name: str, module: nn.Module) -> bool:
-        def matches(patterns: list[str]) -> bool:
-            return any(fnmatchcase(text, each) for each in patterns for text in (name, type(module).__name__))
-
-        return matches(self.layers) and not matches(self.skip)
+        return _matches(self.layers, name, module) and not _matches(self.skip, name, module)
 
     def _check(self) -> None:
         call = type(self).__name__
         known = get_args(Penalty)
-        if not self.penalties or set(self.penalties) - set(known) or not all(s >= 0 for s in self.penalties.values()):
+        strengths = self.penalties.values()
+        if not strengths or set(self.penalties) - set(known) or not all(0 <= s < math.inf for s in strengths):
             raise ValueError(
-                f"{call}(penalties={self.penalties}): expected strengths of at least 0 for names among "
+                f"{call}(penalties={self.penalties}): expected finite strengths of at least 0 for names among "
                 f"{', '.join(known)}, for example {{'nuclear_norm': 1e-3}}."
             )
         for name, lowest in (("every", 1), ("start_epoch", 0), ("warmup_epochs", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{call}({name}={getattr(self, name)}): expected at least {lowest}.")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < lowest:
+                raise ValueError(f"{call}({name}={value}): expected a whole number of at least {lowest}.")
         dimensions(torch.zeros(1, 1), self.axes)
 
 
 def spectrum_decay(weights: Mapping[str, Tensor]) -> float:
     """Share of the energy in the largest quarter of the singular values, averaged over ``weights``; in [0, 1].
 
-    The energy is the sum of squares, a weight (O, I, ...) the matrix O x (I ...). Where the singular values are all
-    equal it is a quarter; a matrix whose rank is a quarter of its smaller side, or less, has 1; NaN without weights.
+    The energy is the sum of squares, a weight (O, I, ...) the matrix O x (I ...) with n singular values, of which the
+    largest ceil(n / 4) are a quarter. Where all are equal it is ceil(n / 4) / n; a matrix of that rank, or less, has 1.
+    NaN without weights, and where the energy of one is not finite.
     """
     shares = []
     for weight in weights.values():
         matrix = weight.detach().flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
         matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-        energies = torch.linalg.eigvalsh(matrix @ matrix.mT).clamp_min(0).flip(0)
+        gram = matrix @ matrix.mT
+        if not bool(gram.isfinite().all()):  # which has no eigenvalues
+            return float("nan")
+        energies = torch.linalg.eigvalsh(gram).clamp_min(0).flip(0)
         total = energies.sum().clamp_min(torch.finfo(energies.dtype).tiny)
         shares.append(energies[: -(-len(energies) // 4)].sum() / total)
     return float(torch.stack(shares).mean()) if shares else float("nan")
+
+
+def _named_modules(network: nn.Module, prefix: str = "", *, replaced: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """The modules by dotted name, as without ``torch.compile``, and on demand those that a rewrite has replaced."""
+    for name, module in network.named_modules(prefix=prefix):
+        yield ".".join(part for part in name.split(".") if part != "_orig_mod"), module
+        before = replaced_by(module) if replaced else None
+        if before is not None:
+            yield from _named_modules(before, name, replaced=True)
+
+
+def _matches(patterns: list[str], name: str, module: nn.Module) -> bool:
+    return any(fnmatchcase(text, each) for each in patterns for text in (name, type(module).__name__))
 
 
 def _is_matrix(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.costs import CostModel
 from lightning_fold.rewrites.widths import Width
 
@@ -85,6 +86,27 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
 def at_least(share: float) -> str:
     """``share`` with three digits, rounded up: a budget that can be met."""
     return f"{math.ceil(1000 * share) / 1000:.3f}"
+
+
+def missed(report: RewriteReport, share: float, unit: str, planned: float | None = None) -> str | None:
+    """What to say of a result that is not within 2 % of the budget; ``None`` of one that is.
+
+    Args:
+        report: what was done.
+        share: of the network, that was asked for.
+        unit: "parameters" or "flops".
+        planned: the share that the chosen sizes were to leave; ``None`` where what was planned is what was done.
+    """
+    before, after = report.parameters_before, report.parameters_after
+    if unit == "flops":
+        before, after = report.flops_before or 1, report.flops_after or 0
+    left, what = after / before, "FLOPs" if unit == "flops" else unit
+    if abs(left - share) <= 0.02:
+        return None
+    if planned is None or abs(left - planned) < 0.005:
+        return f"{left:.1%} of the {what} are left, the nearest to the {share:.1%} asked for"
+    why = "channels that do the same became one" if left < planned else "fewer channels could go than was planned"
+    return f"{left:.1%} of the {what} are left, not the {share:.1%} asked for: {why}"
 
 
 def _last_step(costs: CostModel, kept: list[int], bundle: list[int], most: int, missing: float) -> int:

@@ -21,6 +21,7 @@ from lightning_fold.structure.inputs import (
     is_batched,
     join_inputs,
     on_device,
+    only_input,
 )
 from lightning_fold.structure.trace import evaluation_mode
 
@@ -141,15 +142,16 @@ def _mean(calibration: Calibration, paths: Iterable[str], total: Callable[[Tenso
     counts: Counter[str] = Counter()
 
     def keep(path: str):
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            value = inputs[0].detach()
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = only_input(args, kwargs).detach()
             rows = value.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).reshape(-1, _channels(module, value))
             sums[path] = sums.get(path, 0) + total(precise(rows)).double().cpu()
             counts[path] += len(rows)
 
         return hook
 
-    handles = [calibration.network.get_submodule(path).register_forward_pre_hook(keep(path)) for path in paths]
+    layers = {path: calibration.network.get_submodule(path) for path in paths}
+    handles = [layer.register_forward_pre_hook(keep(path), with_kwargs=True) for path, layer in layers.items()]
     try:
         with evaluation_mode(calibration.network), torch.no_grad():
             for batch in calibration.batches:

@@ -1,14 +1,15 @@
 """How a linear layer or convolution is read as a matrix, and how two layers compute a product of two matrices."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, on_device
+from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, on_device, only_input
 from lightning_fold.structure.trace import evaluation_mode
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -36,7 +37,7 @@ class Shape:
     def pair(self, outer: Tensor, inner: Tensor) -> nn.Sequential:
         """Two layers in the place of the layer whose matrix is ``outer @ inner``; the bias stays the same parameter."""
         weight = self.layer.weight
-        pair = nn.Sequential(self.first(inner), self.second(outer)).to(device=weight.device, dtype=weight.dtype)
+        pair = nn.Sequential(self.first(inner.to(weight)), self.second(outer.to(weight)))
         pair.train(self.layer.training).requires_grad_(weight.requires_grad)
         pair[1].register_parameter("bias", self.layer._parameters["bias"])
         return pair
@@ -55,7 +56,7 @@ def shapes(path: str, layer: Layer) -> list[Shape]:
 def output_moments(
     model: nn.Module, example_inputs: Inputs, batches: Iterable[Any], found: Sequence[Shape]
 ) -> dict[int, Tensor]:
-    """M C M^T by ``id`` of each shape, M its matrix and C the second moment of what its columns read.
+    """M C M^H by ``id`` of each shape, M its matrix and C the second moment of what its columns read.
 
     That is the second moment of the outputs of the first layer when it gets the whole matrix.
 
@@ -71,22 +72,25 @@ def output_moments(
     moments = {id(shape): torch.zeros((), dtype=torch.float64) for shape in found}
     device = next(model.parameters()).device
 
-    def observe(shape: Shape) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        first = shape.first(shape.matrix.detach()).to(shape.matrix)
+    def observe(shape: Shape) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        first = shape.first(shape.matrix.detach())
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            products = first(inputs[0])
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            products = first(only_input(args, kwargs))
             dim = -1 if isinstance(first, nn.Linear) else products.dim() - first.weight.dim() + 1
             rows = products.movedim(dim, 0).flatten(1)
             rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            moments[id(shape)] = moments[id(shape)].to(device) + (rows @ rows.mT).double()
+            product = rows @ rows.mH
+            moments[id(shape)] = moments[id(shape)].to(device) + product.to(
+                torch.promote_types(product.dtype, torch.float64)
+            )
 
         return hook
 
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(evaluation_mode(model))
         for shape in found:
-            handle = shape.layer.register_forward_pre_hook(observe(shape))
+            handle = shape.layer.register_forward_pre_hook(observe(shape), with_kwargs=True)
             stack.callback(handle.remove)
         empty = True
         for batch in batches:
@@ -97,33 +101,58 @@ def output_moments(
     return moments
 
 
-def calls(model: nn.Module, example_inputs: Inputs, layers: Iterable[nn.Module]) -> dict[nn.Module, list[Tensor]]:
-    """What each layer is called with in one forward pass in evaluation mode; none where its weight is only read.
+@dataclass
+class Use:
+    """What the network does with a layer in one forward pass in evaluation mode.
 
-    Observed without hooks: ``nn.TransformerEncoderLayer`` leaves its fast path where it finds some.
+    Attributes:
+        calls: what it is called with, each time.
+        read: attributes of it that other code reads, and that two layers in its place would not have.
     """
-    seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
 
-    def observe(layer: nn.Module) -> None:
-        forward = layer.forward
+    calls: list[Inputs] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
 
-        def observed(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            seen[layer].append(x)
-            return forward(x, *args, **kwargs)
 
-        layer.forward = observed
+def find_uses(model: nn.Module, example_inputs: Inputs, layers: Iterable[nn.Module]) -> dict[nn.Module, Use]:
+    """How each layer is used.
 
-    with evaluation_mode(model), torch.no_grad():
-        own = {layer: vars(layer).get("forward") for layer in seen}
+    Observed without hooks: with some ``nn.TransformerEncoderLayer`` leaves its fast path, which reads weights.
+    """
+    uses = {layer: Use() for layer in layers}
+    with evaluation_mode(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as stack:
+        for layer, use in uses.items():
+            stack.enter_context(_watched(layer, use))
+        call(model, example_inputs)
+    return uses
+
+
+@contextmanager
+def _watched(layer: nn.Module, use: Use) -> Iterator[None]:
+    """Note what is done with ``layer`` inside the block."""
+    kind, pair, inside = type(layer), nn.Sequential(), False
+
+    def observed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        use.calls.append(kwargs or args)
+        inside = True  # what it reads of itself is no other code's
         try:
-            for layer in seen:
-                observe(layer)
-            call(model, example_inputs)
+            return forward(*args, **kwargs)
         finally:
-            for layer, forward in own.items():
-                vars(layer).pop("forward")
-                vars(layer).update({} if forward is None else {"forward": forward})
-    return seen
+            inside = False
+
+    class Watched(kind):
+        def __getattribute__(self, name: str) -> Any:
+            if not inside and not hasattr(pair, name):
+                use.read.append(name)
+            found = super().__getattribute__(name)
+            return partial(observed, found) if name == "forward" else found
+
+    layer.__class__ = Watched
+    try:
+        yield
+    finally:
+        layer.__class__ = kind
 
 
 def _linear(path: str, layer: nn.Linear) -> Shape:
@@ -172,7 +201,6 @@ def _column_then_row(path: str, layer: nn.Conv2d) -> Shape:
 
 
 def _filled(layer: Layer, matrix: Tensor) -> Layer:
-    layer = layer.to(matrix)
-    with torch.no_grad():
-        layer.weight.copy_(matrix.reshape(layer.weight.shape))
+    values = matrix.reshape(layer.weight.shape).clone(memory_format=torch.contiguous_format)
+    layer.weight = nn.Parameter(values)
     return layer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fold.rewrites.calibration import Calibration, precise
 from lightning_fold.rewrites.consumers import Consumer
-from lightning_fold.structure.inputs import Inputs, call
+from lightning_fold.structure.inputs import Inputs, call, only_input
 from lightning_fold.structure.trace import evaluation_mode
 
 _FEWEST_ROWS = 16384
@@ -66,10 +66,10 @@ def refit(
         return hook
 
     def solve(consumer: Consumer):
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             assert isinstance(module, (nn.Linear, nn.Conv2d))
             places, target = targets.pop(consumer.path)
-            given = precise(_input_rows(module, inputs[0], places))
+            given = precise(_input_rows(module, only_input(args, kwargs), places))
             found = _solve(module, given, target, consumer.shift is not None, weights)
             corrections[consumer.path] = found
             with torch.no_grad():
@@ -82,7 +82,7 @@ def refit(
 
     inputs = calibration.examples()
     _run(calibration.network, inputs, consumers, lambda m, c: m.register_forward_hook(remember(c)))
-    _run(compressed, inputs, consumers, lambda m, c: m.register_forward_pre_hook(solve(c)))
+    _run(compressed, inputs, consumers, lambda m, c: m.register_forward_pre_hook(solve(c), with_kwargs=True))
     return corrections
 
 

@@ -1,7 +1,7 @@
 """factorize: linear layers and convolutions become two of low rank, by singular value decomposition."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.budget import at_least
-from lightning_fold.rewrites.factors import KINDS, Shape, calls, output_moments, shapes
+from lightning_fold.rewrites.budget import at_least, missed
+from lightning_fold.rewrites.factors import KINDS, Shape, Use, find_uses, output_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.inputs import Inputs
@@ -37,7 +37,8 @@ def factorize(
     whichever keeps more energy at a third of the cost. The ranks are allocated over the whole network: singular values
     with the most energy (as a share of their layer's) per parameter, or per FLOP, come first, until the budget is
     spent: what is left of it is less than one more rank anywhere would cost. A layer whose factors would not be
-    smaller is left alone.
+    smaller is left alone, and so is one whose weight other code reads. The fast path of ``nn.TransformerEncoderLayer``
+    does: to have its layers factorized, call ``torch.backends.mha.set_fastpath_enabled(False)``, always from then on.
 
     With ``batches`` the decomposition is that of the layer's outputs on data: of W C^(1/2), C the second moment of its
     inputs, so that the error of the outputs, not that of the weights, is the smallest of its rank (for k x 1 then
@@ -72,10 +73,12 @@ def factorize(
     def change(surgery: Surgery) -> list[Kept]:
         layers, kept = _layers(model, example_inputs, unit, batches)
         total = count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)
-        ranks = _allocate(layers, total, share, unit)
+        ranks = _allocate(layers, total, share, unit, kept)
         return kept + _replace(surgery, layers, ranks)
 
-    return rewrite("factorize", model, example_inputs, optimizers, change)
+    report = rewrite("factorize", model, example_inputs, optimizers, change)
+    note = missed(report, share, unit)
+    return replace(report, notes=(note,) if note else ())
 
 
 @dataclass(frozen=True)
@@ -110,20 +113,19 @@ def _layers(
 ) -> tuple[list[_Layer], list[Kept]]:
     """The layers that can be factorized, decomposed, and the other weights with the reason why they stay."""
     modules = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, _ConvNd))}
-    seen = calls(model, example_inputs, modules.values())
-    reasons = {name: reason for name, module in modules.items() if (reason := _reason(model, name, module, seen))}
+    uses = find_uses(model, example_inputs, modules.values())
+    reasons = {name: why for name, module in modules.items() if (why := _reason(model, name, module, uses[module]))}
     found = [shapes(name, module) for name, module in modules.items() if name not in reasons]  # pyright: ignore
     if not found:
-        why = "; ".join(f"{name} {reason}".strip() for name, reason in reasons.items())
         raise ValueError(
-            f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none"
-            f"{f' ({why})' if why else ''}."
+            f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none."
+            f"{_left_alone(reasons)}"
         )
     each = [shape for group in found for shape in group]
     moments = None if batches is None else output_moments(model, example_inputs, batches, each)
     layers = []
     for group in found:
-        candidates = [_decompose(shape, seen[shape.layer], unit, moments) for shape in group]
+        candidates = [_decompose(shape, uses[shape.layer].calls, unit, moments) for shape in group]
         smaller = [layer for layer in candidates if layer.cost < layer.size]
         if smaller:
             layers.append(max(smaller, key=lambda layer: float(layer.energies[: layer.size // (3 * layer.cost)].sum())))
@@ -133,14 +135,16 @@ def _layers(
     return layers, kept + _other_weights(model)
 
 
-def _reason(model: nn.Module, name: str, module: nn.Module, seen: dict[nn.Module, list[Tensor]]) -> str | None:
+def _reason(model: nn.Module, name: str, module: nn.Module, use: Use) -> str | None:
     """Why a layer cannot be replaced."""
     weight = module._parameters.get("weight")
     owners = [m for m in model.modules() if any(p is weight for p in m._parameters.values())]
     if not name:
         return "the network itself cannot be replaced in place: pass nn.Sequential(network)"
-    if not seen[module]:
-        return "is not called on the example inputs: another module reads its weight"
+    if use.read:
+        return f"cannot be two layers: another module reads its {use.read[0]}"
+    if not use.calls:
+        return "is not called on the example inputs"
     if type(module) not in KINDS or weight is None:
         return f"is a {type(module).__name__}, which may compute more than its weight says"
     if getattr(module, "groups", 1) > 1:
@@ -161,7 +165,16 @@ def _other_weights(model: nn.Module) -> list[Kept]:
     ]
 
 
-def _decompose(shape: Shape, inputs: Sequence[Tensor], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
+def _left_alone(reasons: Mapping[str, str]) -> str:
+    """What to say of the weights that stay: by reason, the first three names of each."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name or "the network")
+    found = [f"{', '.join(some[:3])}{', ...' * (len(some) > 3)}: {reason}" for reason, some in names.items()]
+    return f" Left alone: {'; '.join(found)}." if found else ""
+
+
+def _decompose(shape: Shape, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
     matrix = shape.matrix.to(torch.promote_types(shape.matrix.dtype, torch.float32))
     if moments is None:
         basis, values, _ = torch.linalg.svd(matrix, full_matrices=False)
@@ -173,12 +186,12 @@ def _decompose(shape: Shape, inputs: Sequence[Tensor], unit: str, moments: dict[
     size, cost = shape.layer.weight.numel(), sum(matrix.shape)
     if unit == "flops":
         one = shape.pair(matrix[:, :1], matrix[:1])
-        size = sum(count_flops(shape.layer, each) for each in inputs)
-        cost = sum(count_flops(one, each) for each in inputs)
+        size = sum(count_flops(shape.layer, each) for each in calls)
+        cost = sum(count_flops(one, each) for each in calls)
     return _Layer(shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
 
 
-def _allocate(layers: list[_Layer], whole: int, share: float, unit: str) -> list[int]:
+def _allocate(layers: list[_Layer], whole: int, share: float, unit: str, kept: list[Kept]) -> list[int]:
     """The rank of each layer, 0 where it stays as it is, so that at most ``share`` of the ``whole`` network is left."""
     rest, budget = whole - sum(layer.size for layer in layers), int(share * whole)
 
@@ -193,6 +206,7 @@ def _allocate(layers: list[_Layer], whole: int, share: float, unit: str) -> list
         raise ValueError(
             f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / whole)} of them; "
             f"expected keep_{unit} of at least that. Or fold or prune the network first."
+            f"{_left_alone({each.tensor: each.reason for each in kept})}"
         )
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
@@ -208,7 +222,7 @@ def _spend_rest(layers: list[_Layer], ranks: list[int], left: int) -> list[int]:
         prices = {
             index: layer.spent(layer.at(rank + 1)) - layer.spent(rank)
             for index, (layer, rank) in enumerate(zip(layers, ranks, strict=True))
-            if rank
+            if 0 < rank < len(layer.energies)
         }
         fitting = [index for index, price in prices.items() if price <= left]
         if not fitting:
@@ -226,7 +240,7 @@ def _replace(surgery: Surgery, layers: list[_Layer], ranks: list[int]) -> list[K
             kept.append(Kept(layer.shape.path, len(layer.energies), reason))
             continue
         basis = layer.basis[:, :rank]
-        inner = basis.mT @ layer.shape.matrix.to(basis.dtype)
+        inner = basis.mH @ layer.shape.matrix.to(basis.dtype)
         root = inner.norm(dim=1).clamp_min(torch.finfo(basis.dtype).tiny).sqrt()  # both factors of one size
         surgery.replace_module(layer.shape.path, layer.shape.pair(basis * root, inner / root[:, None]))
     return kept

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.budget import allocate, uniform
+from lightning_fold.rewrites.budget import allocate, missed, uniform
 from lightning_fold.rewrites.calibration import Calibration, from_batches, from_noise
 from lightning_fold.rewrites.choosing import Chooser, Setting
 from lightning_fold.rewrites.costs import cost_model
@@ -125,18 +125,6 @@ class _Reduction:
 
     def check_budget(self, budget: Budget, report: RewriteReport) -> None:
         """Say so where the result is not within 2 % of the budget."""
-        before, after = report.parameters_before, report.parameters_after
-        if budget.keep_flops is not None:
-            before, after = report.flops_before or 1, report.flops_after or 0
-        share, left = budget.share, after / before
-        if share is not None and abs(left - share) > 0.02:
-            what = "parameters" if budget.keep_flops is None else "FLOPs"
-            self.notes.append(f"{left:.1%} of the {what} are left, {_missed(left, self._planned, share)}")
-
-
-def _missed(left: float, planned: float, share: float) -> str:
-    """Whether no sizes come nearer to a budget, or the channels did not go as planned."""
-    if abs(left - planned) < 0.005:
-        return f"the nearest to the {share:.1%} asked for"
-    why = "channels that do the same became one" if left < planned else "fewer channels could go than was planned"
-    return f"not the {share:.1%} asked for: {why}"
+        unit = "parameters" if budget.keep_flops is None else "flops"
+        note = None if budget.share is None else missed(report, budget.share, unit, self._planned)
+        self.notes += [note] if note else []

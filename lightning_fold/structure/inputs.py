@@ -134,6 +134,11 @@ def is_batched(value: Any, size: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
 
 
+def only_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a linear layer or convolution is called with, in order or by name."""
+    return args[0] if args else kwargs["input"]
+
+
 def first_examples(example_inputs: Inputs, count: int) -> Inputs:
     """``example_inputs`` with at most ``count`` examples; tensors without a batch dimension stay, as masks may."""
     size = batch_size(example_inputs)

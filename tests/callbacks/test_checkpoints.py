@@ -115,7 +115,7 @@ def test_module_of_ones_own_from_a_checkpoint(make_trainer, tmp_path, name, weig
 
 def test_checkpoint_of_a_dense_network_is_an_ordinary_one(make_trainer, tmp_path):
     trainer = make_trainer(1, ChannelPruning(at_epoch=-1))
-    trainer.fit(with_accuracies(project(), [0.5]), loader(), loader())
+    trainer.fit(with_accuracies(project(), [0.5, 0.4]), loader(), loader())
     module = project()
     dense = make_trainer(1, CALLBACKS["monitor"]())
     dense.fit(module, loader(), loader())

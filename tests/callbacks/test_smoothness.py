@@ -172,6 +172,31 @@ def test_layers_that_match_nothing_are_refused(make_plain, make_trainer, data):
         make_trainer(1, SmoothnessRegularization(layers=["head"])).fit(make_plain(), data)
 
 
+def test_patterns_are_checked_at_the_start_alone(make_classifier, make_trainer, run_and_save, data):
+    """Not when a layer they name has become two, nor when such a run goes on."""
+
+    def callbacks():
+        return [
+            SmoothnessRegularization(PENALTIES, skip=["network.layers.2"]),
+            LowRankFactorization(keep_parameters=0.6, at_epoch=1),
+        ]
+
+    wrong = {"skip": ["network.stem"]}
+    for extra, regularizers in (([SmoothnessRegularization(**wrong)], []), ([], [Smoothness(**wrong)])):
+        with pytest.raises(ValueError, match=r"\(skip=\['network\.stem'\]\): matches no linear layer"):
+            make_trainer(1, *extra).fit(make_classifier(regularizers=regularizers), data)
+    module = make_classifier(regularizers=[Smoothness(PENALTIES, layers=["network.layers.2"])])
+    folder = run_and_save(module, 2, *callbacks())
+    assert isinstance(module.network.layers[2], nn.Sequential)
+    resumed = make_classifier(regularizers=[Smoothness(PENALTIES, skip=["network.layers.2"])])
+    trainer = make_trainer(3, *callbacks())
+    trainer.fit(resumed, data, ckpt_path=folder / "1.ckpt", weights_only=True)
+    assert trainer.current_epoch == 3 and isinstance(resumed.network.layers[2], nn.Sequential)
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(resumed, data)
+    assert trainer.current_epoch == 4
+
+
 def test_gradients_that_are_still_scaled_are_refused(make_plain):
     """float16 with an optimizer that unscales inside its step."""
     module = make_plain()

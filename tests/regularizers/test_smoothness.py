@@ -1,5 +1,9 @@
 """Smoothness: which weights, how strong, and what is added to their gradients."""
 
+import math
+import re
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -103,6 +107,60 @@ def test_spectrum_decay_of_known_spectra():
     low = torch.outer(torch.arange(8.0), torch.ones(12))
     assert spectrum_decay({"a": low}) == pytest.approx(1)
     assert spectrum_decay({"a": flat, "b": low.reshape(8, 3, 2, 2)}) == pytest.approx(0.625)
+    for size in (1, 5, 10):
+        assert spectrum_decay({"a": torch.eye(size)}) == pytest.approx(math.ceil(size / 4) / size)
+
+
+def test_spectrum_decay_of_weights_without_a_finite_energy():
+    for value in (float("nan"), float("inf"), 1e30):
+        assert math.isnan(spectrum_decay({"a": torch.eye(4), "b": torch.full((4, 4), value)}))
+    assert math.isnan(spectrum_decay({}))
+
+
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize("penalty", ["first_difference", "second_difference", "nuclear_norm", "group_sparsity"])
+def test_float16_follows_float32(penalty, squared):
+    """Of a layer with more weights than float16 can count."""
+    torch.manual_seed(0)
+    half = nn.Linear(300, 300, dtype=torch.float16)
+    single = deepcopy(half).float()
+    for layer in (half, single):
+        Smoothness({penalty: 1e-2}, squared=squared).add_gradients(nn.Sequential(layer), step=0, epoch=0)
+    torch.testing.assert_close(half.weight.grad.float(), single.weight.grad, rtol=2e-3, atol=1e-6)
+    assert half.weight.grad.dtype == torch.float16
+
+
+@pytest.mark.parametrize("arguments", [{"skip": ["stem"]}, {"layers": ["block.*"]}, {"layers": ["*.0"]}], ids=str)
+def test_names_are_those_without_compile(arguments):
+    network, smoothness = make(), Smoothness(**arguments)
+    expected = list(smoothness.weights(network))
+    network.block = torch.compile(network.block)
+    for compiled in (network, torch.compile(network)):
+        assert list(smoothness.weights(compiled)) == expected
+        smoothness.check_patterns(compiled)
+
+
+@pytest.mark.parametrize("argument", ["layers", "skip"])
+def test_pattern_that_matches_no_layer_is_refused(argument):
+    network = make()
+    for pattern in ("stem", "depthwise", "block.*", "Conv*", "*"):
+        Smoothness(**{argument: [pattern]}).check_patterns(network)
+    for pattern in ("block", "norm", "stem.weight", "conv2d", "_orig_mod.*"):
+        expected = (
+            f"Smoothness({argument}=['{pattern}']): matches no linear layer or convolution of Sequential; expected"
+        )
+        with pytest.raises(
+            ValueError, match=re.escape(f"{expected} a pattern of dotted names such as stem, depthwise")
+        ):
+            Smoothness(**{argument: ["stem", pattern]}).check_patterns(torch.compile(network))
+
+
+def test_patterns_of_layers_that_a_rewrite_replaced_are_known():
+    network, x = nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 20)), torch.randn(2, 30)
+    smoothness = Smoothness(layers=["*"], skip=["0"])
+    lf.factorize(network, x, keep_parameters=0.5)
+    assert isinstance(network[0], nn.Sequential)
+    smoothness.check_patterns(network)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +168,15 @@ def test_spectrum_decay_of_known_spectra():
     [
         (
             {"penalties": {}},
-            r"Smoothness\(penalties=\{\}\): expected strengths of at least 0 for names among nuclear_n",
+            r"Smoothness\(penalties=\{\}\): expected finite strengths of at least 0 for names among nuclear_n",
         ),
         ({"penalties": {"nuclear": 1.0}}, "nuclear_norm"),
         ({"penalties": {"nuclear_norm": -1.0}}, "at least 0"),
         ({"penalties": {"nuclear_norm": float("nan")}}, "at least 0"),
-        ({"every": 0}, r"Smoothness\(every=0\): expected at least 1"),
+        ({"penalties": {"nuclear_norm": float("inf")}}, "expected finite strengths"),
+        ({"every": 0}, r"Smoothness\(every=0\): expected a whole number of at least 1"),
+        ({"every": 2.5}, r"Smoothness\(every=2\.5\): expected a whole number of at least 1"),
+        ({"start_epoch": 0.5}, r"Smoothness\(start_epoch=0\.5\): expected a whole number of at least 0"),
         ({"warmup_epochs": -1}, r"warmup_epochs=-1"),
         ({"axes": ["outputs"]}, r"axes=\['outputs'\]"),
     ],

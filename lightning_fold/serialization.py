@@ -143,8 +143,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, KeyError) as error:
         raise ValueError(
             f"{str(path)!r} cannot be read: expected a complete file of tensors and plain values. It is truncated, "
-            f"another program wrote it, or it holds objects that run code ({type(error).__name__}). If you trust such a "
-            "Lightning checkpoint: lightning_fold.load_from_checkpoint(YourModule, path, weights_only=False)."
+            f"another program wrote it, or it holds objects that run code ({type(error).__name__}). If you trust such "
+            "a Lightning checkpoint: lightning_fold.load_from_checkpoint(YourModule, path, weights_only=False)."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}; expected a dict.")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fold.structure.inputs import Inputs, call, inputs_of_batch, on_device, only_input
+from lightning_fold.structure.inputs import Inputs, call, device_of, inputs_of_batch, on_device, only_input
 from lightning_fold.structure.trace import evaluation_mode
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -70,7 +70,7 @@ def output_moments(
         ValueError: there is no batch.
     """
     moments = {id(shape): torch.zeros((), dtype=torch.float64) for shape in found}
-    device = next(model.parameters()).device
+    device = device_of(model)
 
     def observe(shape: Shape) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         first = shape.first(shape.matrix.detach())

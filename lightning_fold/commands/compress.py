@@ -40,10 +40,8 @@ def compress(
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
     """
     path = Path(output)
-    if path.suffix not in (*SUFFIXES, ".pt2"):
-        raise ValueError(f"compress(output={output!r}): expected a file that ends in {', '.join(SUFFIXES)} or .pt2.")
-    if path.absolute() == Path(checkpoint).absolute():
-        raise ValueError(f"compress(output={output!r}): this is the checkpoint itself; expected another file.")
+    sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
+    _check(checkpoint, path, sizes)
     run = read_run(checkpoint, config)
     if run.name is None and path.suffix != ".pt2":
         raise ValueError(
@@ -51,13 +49,23 @@ def compress(
             f"is written as a torch.export program: --output {path.with_suffix('.pt2')}"
         )
     before, _ = _measure(run)
-    sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
     batches = run.training_batches(REPAIR_BATCHES) if repair == "data" else None
     report = apply(method, run.network, run.inputs, batches=batches, skip=skip, **sizes)
     after, latency = _measure(run)
     _write(run, path)
     table = side_by_side(before, after, latency_note(before, after, latency), "before", "after")
     Console().print(table, f"{report.method}: written to {output}", sep="\n")
+
+
+def _check(checkpoint: str, output: Path, sizes: dict[str, float | None]) -> None:
+    if output.suffix not in (*SUFFIXES, ".pt2"):
+        expected = f"a file that ends in {', '.join(SUFFIXES)} or .pt2"
+        raise ValueError(f"compress(output={str(output)!r}): expected {expected}.")
+    if Path(checkpoint).exists() and output.exists() and output.samefile(checkpoint):
+        raise ValueError(f"compress(output={str(output)!r}): this is the checkpoint itself; expected another file.")
+    given = [f"{name}={value}" for name, value in sizes.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"compress({', '.join(given)}): expected one size, found {len(given)}; leave the others out.")
 
 
 def _measure(run: Run) -> tuple[Measurement, Latency]:

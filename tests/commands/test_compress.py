@@ -1,3 +1,5 @@
+import shutil
+
 import lightning
 import pytest
 import torch
@@ -133,6 +135,10 @@ def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
             "the method 'factorize' takes no ratio=0.3; expected keep_parameters",
         ),
         (["--method", "minimize", "--ratio", "0.3"], "takes no ratio=0.3; expected no size, since the zeros"),
+        (
+            ["--ratio", "0.3", "--keep_parameters", "0.5"],
+            "compress(ratio=0.3, keep_parameters=0.5): expected one size, found 2",
+        ),
         (["--ratio", "1.5"], "expected a share of the channels in [0, 1)"),
         (["--method", "folds"], "expected one of 'prune', 'prune-l1', 'prune-least-squares', 'fold'"),
         (["--keep_parameters", "0.001"], "fold(keep_parameters=0.001): one channel in every width that can shrink"),
@@ -178,8 +184,12 @@ def test_weights_that_are_not_finite_are_refused(trained, mistake, tmp_path):
     assert (tmp_path / "bad.ckpt").read_bytes() == before and not (tmp_path / "small.pt").exists()
 
 
-def test_checkpoint_is_not_overwritten(trained, mistake):
-    checkpoint = trained / "checkpoints" / "last.ckpt"
-    before = checkpoint.read_bytes()
-    assert "the checkpoint itself" in mistake("compress", "--checkpoint", checkpoint, "--output", checkpoint)[0]
-    assert checkpoint.read_bytes() == before
+@pytest.mark.parametrize("name", ["last.ckpt", "../checkpoints/last.ckpt", "link.ckpt"])
+def test_checkpoint_is_not_overwritten(trained, mistake, tmp_path, name):
+    folder = shutil.copytree(trained, tmp_path / "run") / "checkpoints"
+    (folder / "link.ckpt").symlink_to("last.ckpt")
+    before = (folder / "last.ckpt").read_bytes()
+    for checkpoint, output in (("last.ckpt", name), (name, "last.ckpt")):
+        words = ["--checkpoint", folder / checkpoint, "--output", f"{folder}/{output}"]
+        assert "the checkpoint itself" in mistake("compress", *words)[0]
+    assert (folder / "last.ckpt").read_bytes() == before

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from lightning_fold.commands.methods import Method, apply
+from lightning_fold.commands.rows import Repair
 from lightning_fold.commands.runs import SUFFIXES, Run, read_run
-from lightning_fold.commands.trials import REPAIR_BATCHES, Repair
+from lightning_fold.commands.trials import REPAIR_BATCHES
 from lightning_fold.complexity import Latency, count_bytes
 from lightning_fold.deployment import export
 from lightning_fold.measurement import Measurement, latency_note, measure, side_by_side
@@ -36,7 +38,8 @@ def compress(
         keep_parameters: share of the parameters to keep, in (0, 1].
         keep_flops: share of the operations to keep, in (0, 1].
         skip: patterns of layers, for prune and fold; what they write and read stays as it is.
-        repair: data repairs the network with training batches, for example its BatchNorm statistics; none does not.
+        repair: data repairs the network with training batches, for example its BatchNorm statistics, and undoes what
+            makes its outputs on held-out ones worse; none does not.
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
     """
     path = Path(output)
@@ -54,7 +57,8 @@ def compress(
     after, latency = _measure(run)
     _write(run, path)
     table = side_by_side(before, after, latency_note(before, after, latency), "before", "after")
-    Console().print(table, f"{report.method}: written to {output}", sep="\n")
+    notes = [escape(f"note: {note}") for note in report.notes]
+    Console().print(table, *notes, escape(f"{report.method}: written to {output}"), sep="\n")
 
 
 def _check(checkpoint: str, output: Path, sizes: dict[str, float | None]) -> None:
@@ -69,7 +73,7 @@ def _check(checkpoint: str, output: Path, sizes: dict[str, float | None]) -> Non
 
 
 def _measure(run: Run) -> tuple[Measurement, Latency]:
-    return measure(run.network, run.inputs, count_bytes(run.network), run.module, run.datamodule)
+    return measure(run.network, run.inputs, count_bytes(run.network), run.module, run.datamodule, seed=run.seed)
 
 
 def _write(run: Run, path: Path) -> None:

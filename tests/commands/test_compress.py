@@ -1,4 +1,5 @@
 import shutil
+from copy import deepcopy
 
 import lightning
 import pytest
@@ -67,24 +68,38 @@ def test_a_written_file_is_read_without_its_run(run, trained, tmp_path):
     assert read_run(tmp_path / "twice.pt").inputs[0].shape[1:] == (1, 8, 8)
 
 
-def test_repair_estimates_statistics_on_training_batches(run, tmp_path):
-    network = {"network": "lightning_fold.models.CifarResNet"}
-    arguments = {"depth": 8, "in_channels": 1, "widths": [4, 5, 6], "num_classes": 10}
-    model = lf.models.CifarResNet(**arguments)
-    lf.save(model, tmp_path / "dense.pt", **network, network_args=arguments)
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"data": {"class_path": "lightning_fold.data.DigitsDataModule"}})
-    )
-    repaired = ["compress", "--checkpoint", "dense.pt", "--repair", "data", "--output", "x.pt"]
-    run(*repaired, "--method", "minimize")
-    lf.repair(model, DigitsDataModule().train_dataloader())
-    torch.testing.assert_close(lf.load("x.pt").bn1.running_mean, model.bn1.running_mean)
-    assert model.bn1.running_mean.abs().max() > 0
+def test_repair_is_that_of_the_function(run, resnet):
+    resnet(fitted=False)
+    words = ["--method", "prune-least-squares", "--ratio", "0.5", "--repair", "data", "--output", "x.pt"]
+    run("compress", "--checkpoint", "dense.pt", *words)
     dense = read_run("dense.pt")
-    run(*repaired, "--method", "prune-least-squares", "--ratio", "0.5")
     data = {"batches": list(dense.training_batches(50)), "repair": "data"}
     lf.prune(dense.network, dense.inputs, ratio=0.5, compensate="least-squares", **data)
     torch.testing.assert_close(lf.load("x.pt").state_dict(), dense.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "fitted", "helps"),
+    [
+        ("factorize", {"keep_parameters": 0.5}, True, True),
+        ("factorize", {"keep_parameters": 0.9}, False, False),
+        ("minimize", {}, True, False),
+    ],
+)
+def test_repair_that_makes_held_out_outputs_worse_is_undone(run, resnet, capsys, method, options, fitted, helps):
+    resnet(fitted)
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    run("compress", "--checkpoint", "dense.pt", "--method", method, *words, "--repair", "data", "--output", "x.pt")
+    assert ("note: BatchNorm re-estimation was undone" in capsys.readouterr().out) != helps
+    batches, dense, plain = list(DigitsDataModule().train_dataloader()), lf.load("dense.pt"), lf.load("dense.pt")
+    data = {"batches": batches} if method == "factorize" else {}
+    getattr(lf, method)(plain, batches[0][0][:32], **options, **data)
+    repaired, (held_out, _) = deepcopy(plain), batches[-1]
+    lf.repair(repaired, batches[:-1])
+    with torch.no_grad():
+        errors = [nn.functional.mse_loss(network(held_out), dense(held_out)) for network in (plain, repaired)]
+    assert (errors[1] < errors[0]) == helps
+    torch.testing.assert_close(lf.load("x.pt").state_dict(), (repaired if helps else plain).state_dict())
 
 
 class Foreign(lightning.LightningModule):

@@ -21,6 +21,8 @@ def evaluate(
     network: nn.Module,
     datamodule: lightning.LightningDataModule,
     split: Split,
+    *,
+    seed: int | None = None,
     **limits: Any,
 ) -> dict[str, float]:
     """What ``module`` logs when it validates or tests with ``network`` in the place of its own.
@@ -30,6 +32,7 @@ def evaluate(
         network: moved to the accelerator and back to the CPU.
         datamodule: the data.
         split: ``"val"`` runs validation, ``"test"`` the test.
+        seed: of the global generators, set before the data is set up; ``None`` goes on with them as they are.
         limits: arguments of ``lightning.Trainer``, for example ``limit_test_batches=2``.
 
     Returns:
@@ -46,6 +49,8 @@ def evaluate(
             enable_model_summary=False,
             **limits,
         )
+        if seed is not None:
+            lightning.seed_everything(seed, verbose=False)
         run = trainer.validate if split == "val" else trainer.test
         metrics = dict(*run(subject, datamodule=datamodule, verbose=False))
     network.cpu()

@@ -120,7 +120,9 @@ def comparison_figure(networks: Mapping[str, Sequence[tuple[str, int, float]]], 
         axes.set_xlabel("parameters")
         axes.set_ylabel(metric)
         axes.grid(alpha=0.3)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
+    known = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    labels = [label for label in (*methods, "dense") if label in known]
+    figure.legend([known[label] for label in labels], labels, loc="outside right upper")
     return figure
 
 

@@ -37,6 +37,8 @@ def measure(
     module: lightning.LightningModule,
     datamodule: lightning.LightningDataModule | None,
     device: str = "cpu",
+    *,
+    seed: int | None = None,
     **limits: Any,
 ) -> tuple[Measurement, Latency]:
     """Measure ``network`` and say how its latency was measured.
@@ -48,12 +50,13 @@ def measure(
         module: the LightningModule that knows its metrics.
         datamodule: the data; ``None`` leaves the accuracies out.
         device: where it is timed and evaluated, for example "cpu" or "cuda".
+        seed: as in :func:`lightning_fold.evaluation.evaluate`.
         limits: arguments of ``lightning.Trainer``, for example ``limit_test_batches=2``.
     """
     metrics: dict[str, float] = {}
     if datamodule is not None:
         for split in ("val", "test"):
-            metrics |= evaluate(module, network, datamodule, split, accelerator=device, **limits)
+            metrics |= evaluate(module, network, datamodule, split, accelerator=device, seed=seed, **limits)
     example = tuple(value[:1] for value in as_inputs(inputs))
     flops = count_flops(network, example)
     latency = measure_latency(network.to(device), tuple(value.to(device) for value in example), runs=_RUNS)

@@ -48,3 +48,10 @@ def test_comparison_has_a_line_for_each_method_in_order_of_size():
     assert lines["fold"].get_color() == lines["fold + data"].get_color() != lines["prune"].get_color()
     np.testing.assert_array_equal(lines["dense"].get_xydata(), [[100, 0.9]])
     assert (first.get_title(), second.get_title(), first.get_ylabel()) == ("a", "b", "accuracy/test")
+
+
+def test_legend_names_what_any_panel_shows():
+    networks = {"a": [("dense", 50, 0.7)], "b": [("fold", 70, 0.8)], "c": [("prune", 30, 0.4), ("fold", 30, 0.5)]}
+    (legend,) = comparison_figure(networks, "accuracy/test").legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert sorted(shown) == sorted({method for points in networks.values() for method, *_ in points})

@@ -10,8 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightning_fold.commands.comparison_table import Mode, draw, tables_of
 from lightning_fold.commands.methods import Method
+from lightning_fold.commands.rows import Of, Repair
 from lightning_fold.commands.runs import SUFFIXES
-from lightning_fold.commands.trials import Of, Repair, plan, run_trials
+from lightning_fold.commands.trials import plan, run_trials
 from lightning_fold.evaluation import Split
 
 COMPARED: list[Method] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
@@ -34,7 +35,8 @@ def compare(
 ) -> None:
     """Measure every method at several sizes on trained networks, without training: a table, a CSV file and a plot.
 
-    What stands in the CSV file is not measured again, so a comparison that was interrupted goes on.
+    What stands in the CSV file is not measured again, so a comparison that was interrupted goes on. What failed is a
+    row with the reason, and is tried again.
 
     Args:
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
@@ -44,7 +46,8 @@ def compare(
         of: what they are shares of: parameters or flops of the network, or channels, the same share in every width that
             prune and fold can shrink.
         skip: patterns of layers, for prune and fold; what they write and read stays as it is.
-        repair: data repairs each network with training batches, none does not; "[none,data]" measures both.
+        repair: data repairs each network with training batches and undoes what makes its outputs on held-out ones
+            worse, none does not; "[none,data]" measures both.
         split: the data that is measured: test or val.
         monitor: the metric, as the LightningModule logs it; by default accuracy/test or accuracy/val.
         mode: max where the best value of the metric is the highest, min where it is the lowest.

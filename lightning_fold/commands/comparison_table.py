@@ -1,5 +1,6 @@
 """What a comparison found, as a table for the terminal and as a plot."""
 
+import re
 from collections.abc import Sequence
 from os.path import commonpath
 from pathlib import Path
@@ -10,32 +11,36 @@ from rich.markup import escape
 from rich.table import Column, Table
 from torch.utils.tensorboard import SummaryWriter
 
-from lightning_fold.commands.trials import DENSE, Row
+from lightning_fold.commands.rows import DENSE, Row
 from lightning_fold.figures import comparison_figure
 
 Mode = Literal["max", "min"]
 
 _BEST = {"max": max, "min": min}
+_SHARES = re.compile(r"acc(?![a-z])|accuracy|auroc|precision|recall|f1|iou(?![a-z])|top_?\d", re.IGNORECASE)
 
 
 def tables_of(rows: Sequence[Row], mode: Mode = "max") -> list[RenderableType]:
     """One table for each network: methods in rows, sizes in columns, the best method at each size in bold.
 
-    What a method could not do stands below, with the reason.
+    What a method could not do stands below, with the reason, and in a few words what it notes.
     """
     found: list[RenderableType] = []
     for name, own in _by_network(rows).items():
         dense = next(row for row in own if row.trial.method == DENSE)
+        if dense.failed:
+            found.append(escape(f"{name}: {dense.note}"))
+            continue
         others = [row for row in own if row is not dense]
         sizes = sorted({row.trial.keep for row in others}, reverse=True)
-        found.append(escape(f"{name}: {dense.parameters:,} parameters, {dense.trial.monitor} {_shown(dense.accuracy)}"))
-        headings = [f"{size:.0%} of the {dense.trial.of}" for size in sizes]
+        found.append(escape(f"{name}: {dense.parameters:,} parameters, {dense.trial.monitor} {_shown(dense)}"))
+        headings = [f"{_percent(size)} of the {dense.trial.of}" for size in sizes]
         table = Table(Column("method", no_wrap=True), *headings)
         for method in dict.fromkeys(map(_method, others)):
             cells = {row.trial.keep: _cell(row, others, mode) for row in others if _method(row) == method}
             table.add_row(method, *(cells.get(size, "") for size in sizes))
         found.append(table)
-        found += [f"{_method(row)} at {row.trial.keep:.0%}: {row.note}" for row in others if row.note]
+        found += map(escape, _notes(others))
     return found
 
 
@@ -46,8 +51,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         OSError: the files cannot be written.
     """
     figure = comparison_figure(
-        {name: [_point(row) for row in own if row.accuracy is not None] for name, own in _by_network(rows).items()},
-        rows[0].trial.monitor,
+        {name: points for name, own in _by_network(rows).items() if (points := _points(own))}, rows[0].trial.monitor
     )
     figure.savefig(folder / "comparison.png", dpi=150)
     with SummaryWriter(str(folder)) as writer:
@@ -69,14 +73,31 @@ def _cell(row: Row, rows: Sequence[Row], mode: Mode) -> str:
     if row.accuracy is None:
         return "-"
     best = _BEST[mode](r.accuracy for r in rows if r.trial.keep == row.trial.keep and r.accuracy is not None)
-    text = _shown(row.accuracy)
+    text = _shown(row)
     return f"{f'[bold]{text}[/bold]' if row.accuracy == best else text}  [dim]{row.parameters:,}[/dim]"
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}" if 0 <= value <= 1 else f"{value:.4g}"
+def _shown(row: Row) -> str:
+    """The metric, in per cent where its name says that it is a share."""
+    value = row.accuracy
+    if value is None:
+        return "-"
+    return f"{value:.2%}" if 0 <= value <= 1 and _SHARES.search(row.trial.monitor) else f"{value:.4g}"
 
 
-def _point(row: Row) -> tuple[str, int, float]:
-    assert row.accuracy is not None
-    return _method(row), row.parameters, row.accuracy
+def _percent(share: float) -> str:
+    return f"{100 * share:g}%"
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """Each note once, behind the rows that have it; numbers behind a colon are for the CSV file, reasons are whole."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        notes = [row.note] if row.failed else [note.partition(": ")[0] for note in row.note.split("; ") if note]
+        for note in notes:
+            found.setdefault(note, []).append(f"{_method(row)} at {_percent(row.trial.keep)}")
+    return [f"{', '.join(places)}: {note}" for note, places in found.items()]
+
+
+def _points(rows: Sequence[Row]) -> list[tuple[str, int, float]]:
+    return [(_method(row), row.parameters, row.accuracy) for row in rows if row.accuracy is not None]

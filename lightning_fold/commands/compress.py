@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from lightning_fold.commands.methods import Method, apply
+from lightning_fold.commands.rows import Repair
 from lightning_fold.commands.runs import SUFFIXES, Run, read_run
-from lightning_fold.commands.trials import REPAIR_BATCHES, Repair
+from lightning_fold.commands.trials import REPAIR_BATCHES
 from lightning_fold.complexity import Latency, count_bytes
 from lightning_fold.deployment import export
 from lightning_fold.measurement import Measurement, latency_note, measure, side_by_side
@@ -36,14 +38,13 @@ def compress(
         keep_parameters: share of the parameters to keep, in (0, 1].
         keep_flops: share of the operations to keep, in (0, 1].
         skip: patterns of layers, for prune and fold; what they write and read stays as it is.
-        repair: data repairs the network with training batches, for example its BatchNorm statistics; none does not.
+        repair: data repairs the network with training batches, for example its BatchNorm statistics, and undoes what
+            makes its outputs on held-out ones worse; none does not.
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
     """
     path = Path(output)
-    if path.suffix not in (*SUFFIXES, ".pt2"):
-        raise ValueError(f"compress(output={output!r}): expected a file that ends in {', '.join(SUFFIXES)} or .pt2.")
-    if path.absolute() == Path(checkpoint).absolute():
-        raise ValueError(f"compress(output={output!r}): this is the checkpoint itself; expected another file.")
+    sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
+    _check(checkpoint, path, sizes)
     run = read_run(checkpoint, config)
     if run.name is None and path.suffix != ".pt2":
         raise ValueError(
@@ -51,17 +52,28 @@ def compress(
             f"is written as a torch.export program: --output {path.with_suffix('.pt2')}"
         )
     before, _ = _measure(run)
-    sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
     batches = run.training_batches(REPAIR_BATCHES) if repair == "data" else None
     report = apply(method, run.network, run.inputs, batches=batches, skip=skip, **sizes)
     after, latency = _measure(run)
     _write(run, path)
     table = side_by_side(before, after, latency_note(before, after, latency), "before", "after")
-    Console().print(table, f"{report.method}: written to {output}", sep="\n")
+    notes = [escape(f"note: {note}") for note in report.notes]
+    Console().print(table, *notes, escape(f"{report.method}: written to {output}"), sep="\n")
+
+
+def _check(checkpoint: str, output: Path, sizes: dict[str, float | None]) -> None:
+    if output.suffix not in (*SUFFIXES, ".pt2"):
+        expected = f"a file that ends in {', '.join(SUFFIXES)} or .pt2"
+        raise ValueError(f"compress(output={str(output)!r}): expected {expected}.")
+    if Path(checkpoint).exists() and output.exists() and output.samefile(checkpoint):
+        raise ValueError(f"compress(output={str(output)!r}): this is the checkpoint itself; expected another file.")
+    given = [f"{name}={value}" for name, value in sizes.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"compress({', '.join(given)}): expected one size, found {len(given)}; leave the others out.")
 
 
 def _measure(run: Run) -> tuple[Measurement, Latency]:
-    return measure(run.network, run.inputs, count_bytes(run.network), run.module, run.datamodule)
+    return measure(run.network, run.inputs, count_bytes(run.network), run.module, run.datamodule, seed=run.seed)
 
 
 def _write(run: Run, path: Path) -> None:

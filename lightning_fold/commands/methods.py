@@ -2,13 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 from torch import nn
 
 from lightning_fold.report import RewriteReport
+from lightning_fold.rewrites.calibration import from_batches
 from lightning_fold.rewrites.folding import fold
+from lightning_fold.rewrites.improvement import improved
 from lightning_fold.rewrites.low_rank import factorize
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.pruning import prune
@@ -43,7 +46,8 @@ def apply(
         method: a key of ``METHODS``.
         network: the network.
         inputs: example inputs, batch first.
-        batches: training batches, for the rewrite where it takes them, and for the statistics of the BatchNorms.
+        batches: training batches, for the rewrite where it takes them, and to repair the network. A repair that makes
+            the outputs on the last one worse is undone and noted in the report.
         skip: patterns of layers whose widths stay, for prune and fold.
         sizes: ``ratio``, ``keep_parameters`` and ``keep_flops``; those that are ``None`` keep the rewrite's default.
 
@@ -59,11 +63,22 @@ def apply(
             f"the method {method!r} takes no {unknown[0]}={given[unknown[0]]}; expected "
             f"{expected or 'no size, since the zeros of the network say what goes'}."
         )
-    data: dict[str, Any] = {}
-    if batches is not None and "batches" in accepted:
-        batches = list(batches)
-        data = {"batches": batches} | ({"repair": "data"} if "repair" in accepted else {})
-    report = METHODS[method](network, inputs, **given, **data)
-    if batches is not None and "repair" not in data:
-        repair(network, batches)
-    return report
+    rewrite = partial(METHODS[method], network, inputs, **given)
+    if batches is None:
+        return rewrite()
+    batches = list(batches)
+    if "repair" in accepted:
+        return rewrite(batches=batches, repair="data")
+    return _repaired(network, inputs, batches, partial(rewrite, batches=batches) if "batches" in accepted else rewrite)
+
+
+def _repaired(
+    network: nn.Module, inputs: Inputs, batches: list[Any], rewrite: Callable[[], RewriteReport]
+) -> RewriteReport:
+    """Rewrite, then estimate BatchNorm statistics on all batches but the last, if the outputs on that get no worse."""
+    dense = from_batches(network, inputs, batches[-1:])
+    report = rewrite()
+    fitted = batches[:-1] or batches
+    better, notes = improved("BatchNorm re-estimation", network, dense, lambda copy: repair(copy, fitted))
+    network.load_state_dict(better.state_dict())
+    return replace(report, notes=(*report.notes, *notes))

@@ -21,6 +21,7 @@ from lightning_fold.structure.inputs import Inputs
 SUFFIXES = (".ckpt", ".pt", ".safetensors")  # of the files that hold a network
 
 _EXAMPLES = 32
+_SEED = 42  # where the configuration says none: that of the commands
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Run:
         datamodule: the data of the configuration; ``None`` where there is no configuration.
         inputs: example inputs, batch first.
         name, arguments: what the network is built by; ``name`` is ``None`` where only its LightningModule knows.
+        seed: of the global generators whenever the data is set up, so that what it draws then stays the same.
     """
 
     path: Path
@@ -41,24 +43,34 @@ class Run:
     inputs: Inputs
     name: str | None
     arguments: dict[str, Any]
+    seed: int = _SEED
 
     @property
     def network(self) -> nn.Module:
         """The network."""
         return network_of(self.module)
 
-    def training_batches(self, count: int) -> Iterable[Any]:
-        """At most ``count`` batches of the training data.
+    @property
+    def data(self) -> lightning.LightningDataModule:
+        """The data.
 
         Raises:
-            ValueError: there is no data.
+            ValueError: there is none.
         """
         if self.datamodule is None:
             raise ValueError(
                 f"{str(self.path)!r}: data is needed, and there is no configuration beside the file that says which. "
                 "Give that of the run with --config."
             )
-        return islice(self.datamodule.train_dataloader(), count)
+        return self.datamodule
+
+    def training_batches(self, count: int) -> list[Any]:
+        """At most ``count`` batches of the training data, the same ones at every call.
+
+        Raises:
+            ValueError: there is no data.
+        """
+        return list(islice(_training_data(self.data, self.seed), count))
 
 
 def read_run(path: str | Path, config: str | Path | None = None) -> Run:
@@ -79,8 +91,11 @@ def read_run(path: str | Path, config: str | Path | None = None) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"{str(path)!r}: there is no such file; expected a Lightning checkpoint or a network.")
     sections = read_config(path, config)
+    given = sections.get("seed_everything")
+    seed = given if type(given) is int else _SEED  # true and false are no seeds
+    lightning.seed_everything(seed, verbose=False)
     datamodule = _build(lightning.LightningDataModule, "data", sections["data"]) if "data" in sections else None
-    batch = _first_inputs(datamodule) if datamodule is not None else None
+    batch = _first_inputs(datamodule, seed) if datamodule is not None else None
     if path.suffix == ".safetensors" or "network" in (content := read_checkpoint(path)):
         network, content = load_file(path)
         inputs = batch if batch is not None else example_of(content)
@@ -91,7 +106,7 @@ def read_run(path: str | Path, config: str | Path | None = None) -> Run:
         module = _restore(path, content, sections)
         inputs = _needed(batch, path)
         name, arguments = network_source(module)
-    return Run(path, module.eval(), datamodule, inputs, name, arguments)
+    return Run(path, module.eval(), datamodule, inputs, name, arguments, seed)
 
 
 def read_config(path: Path, config: str | Path | None = None) -> dict[str, Any]:
@@ -155,10 +170,16 @@ def _build(base: type, key: Literal["model", "data"], section: dict[str, Any]) -
         raise ValueError(f"section {key!r} of the configuration: {summarise(str(error))}") from error
 
 
-def _first_inputs(datamodule: lightning.LightningDataModule) -> Tensor:
+def _training_data(datamodule: lightning.LightningDataModule, seed: int) -> Iterable[Any]:
+    """Set up anew: what was set up for a test may hold no training data, or another part of it."""
+    lightning.seed_everything(seed, verbose=False)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    batch = next(iter(datamodule.train_dataloader()))
+    return datamodule.train_dataloader()
+
+
+def _first_inputs(datamodule: lightning.LightningDataModule, seed: int) -> Tensor:
+    batch = next(iter(_training_data(datamodule, seed)))
     first = batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(first, Tensor):
         raise ValueError(

@@ -60,7 +60,7 @@ class Improvement:
         found = refit(replace(dense, network=reference), small, consumers, self._rows(), weights=weights)
         after = relative_squared_error(outputs(small, dense.held_out), expected)
         if not after <= before:
-            self._undone(f"compensate={'least-squares' if weights else 'bias'!r}", before, after)
+            self.notes.append(_undone(f"compensate={'least-squares' if weights else 'bias'!r}", before, after))
             return
         for consumer in consumers:
             correction = found[consumer.path]
@@ -82,19 +82,11 @@ class Improvement:
     def _if_better(self, name: str, surgery: Surgery, step: Callable[[nn.Module], None]) -> None:
         """Take over what ``step`` does to a copy, unless the error on held-out data is larger then."""
         assert self.dense is not None
-        expected, copy = outputs(self.dense.network, self.dense.held_out), deepcopy(surgery.model)
-        before = relative_squared_error(outputs(copy, self.dense.held_out), expected)
-        step(copy)
-        after = relative_squared_error(outputs(copy, self.dense.held_out), expected)
-        if after > before:
-            self._undone(name, before, after)
-            return
-        for key, value in {**dict(copy.named_parameters()), **dict(copy.named_buffers())}.items():
+        better, notes = improved(name, surgery.model, self.dense, step)
+        self.notes += notes
+        for key, value in {**dict(better.named_parameters()), **dict(better.named_buffers())}.items():
             if not torch.equal(value, surgery.tensor(key)):
                 surgery.transform(key, lambda _, v=value: v.detach(), moments=lambda moment: moment)
-
-    def _undone(self, name: str, before: float, after: float) -> None:
-        self.notes.append(f"{name} was undone: the error on held-out inputs would go from {before:.3g} to {after:.3g}")
 
     def _cut_like(self, done: Surgery, surgery: Surgery) -> None:
         """Cut a rescaled copy, with the BatchNorm scales that the network itself has got."""
@@ -130,6 +122,28 @@ class Improvement:
             for path, module in model.named_modules()
             if is_layer_norm(module) and (f"{path}.weight", 0) in axes and uses[f"{path}.weight"] == 1
         }
+
+
+def improved(
+    name: str, model: nn.Module, dense: Calibration, step: Callable[[nn.Module], None]
+) -> tuple[nn.Module, list[str]]:
+    """A copy of ``model`` after ``step``; ``model`` and a note where that makes the error on held-out data larger.
+
+    Args:
+        name: what the note calls the step.
+        model: the network after its rewrite, not changed.
+        dense: the network before, and the inputs that are held out.
+        step: changes the values of a network, in place.
+    """
+    expected, copy = outputs(dense.network, dense.held_out), deepcopy(model)
+    before = relative_squared_error(outputs(copy, dense.held_out), expected)
+    step(copy)
+    after = relative_squared_error(outputs(copy, dense.held_out), expected)
+    return (model, [_undone(name, before, after)]) if after > before else (copy, [])
+
+
+def _undone(name: str, before: float, after: float) -> str:
+    return f"{name} was undone: the error on held-out inputs would go from {before:.3g} to {after:.3g}"
 
 
 def _add(surgery: Surgery, name: str, value: Tensor) -> None:

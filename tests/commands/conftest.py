@@ -7,7 +7,9 @@ import pytest
 import torch
 import yaml
 
+import lightning_fold as lf
 from lightning_fold.cli import main
+from lightning_fold.commands import trials
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.modules import Classifier
 
@@ -41,6 +43,7 @@ def run(tmp_path, monkeypatch):
     """Run a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lightning-fold"])
+    trials._cached_run.cache_clear()  # what it holds is of another folder
     return lambda *words: main([str(word) for word in words])
 
 
@@ -69,3 +72,20 @@ def accuracy():
             return (network.eval()(inputs).argmax(1) == targets).float().mean().item()
 
     return compute
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    """Writes a small ResNet, with BatchNorm statistics of the data or with those it begins with, and its data."""
+
+    def write(fitted):
+        torch.manual_seed(0)
+        arguments = {"depth": 8, "in_channels": 1, "widths": [4, 5, 6], "num_classes": 10}
+        model = lf.models.CifarResNet(**arguments)
+        if fitted:
+            lf.repair(model, DigitsDataModule().train_dataloader())
+        lf.save(model, tmp_path / "dense.pt", network="lightning_fold.models.CifarResNet", network_args=arguments)
+        data = {"class_path": "lightning_fold.data.DigitsDataModule"}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+
+    return write

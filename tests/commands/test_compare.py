@@ -1,16 +1,22 @@
 import csv
 import inspect
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
+import lightning
 import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import lightning_fold as lf
 from lightning_fold.commands import trials
-from lightning_fold.commands.methods import METHODS
+from lightning_fold.commands.methods import METHODS, apply
+from lightning_fold.commands.runs import read_run
+from lightning_fold.data import DigitsDataModule
 from lightning_fold.modules import Classifier
+from tests.commands.conftest import NETWORK_ARGS
 
 
 @pytest.fixture
@@ -141,6 +147,110 @@ def test_network_that_is_not_finite_has_rows_that_say_so(run, checkpoint, rows, 
     dense, *others = rows("out/comparison.csv")
     assert dense["note"] == "" and [row["method"] for row in others] == ["prune", "fold", "factorize"]
     assert all(row["accuracy"] == "" and "expected finite weights" in row["note"] for row in others)
+
+
+def test_files_that_are_no_networks_leave_the_others_alone(run, trained, rows, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "many" / "a") / "checkpoints"
+    torch.save({"x": torch.zeros(2)}, folder / "aaa.pt")
+    (folder / "broken.ckpt").write_bytes(b"nothing")
+    (tmp_path / "many" / "b").mkdir()
+    shutil.copy(folder / "last.ckpt", tmp_path / "many" / "b")
+    words = ["compare", "--checkpoint", "many", "--methods", "[factorize]", "--output", "out"]
+    for sizes, printed in (("[0.5]", "factorize"), ("[0.5,0.4]", "40% of the parameters")):
+        run(*words, "--sizes", sizes)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert printed in shown and "a/checkpoints/aaa.pt: 'many/a/checkpoints/aaa.pt': expected a Lightning" in shown
+    notes = {row["checkpoint"]: row["note"] for row in rows("out/comparison.csv") if row["accuracy"] == ""}
+    assert sorted(notes) == [
+        f"many/{name}" for name in ("a/checkpoints/aaa.pt", "a/checkpoints/broken.ckpt", "b/last.ckpt")
+    ]
+    assert "cannot be read" in notes["many/a/checkpoints/broken.ckpt"] and "--config" in notes["many/b/last.ckpt"]
+
+
+def test_what_anyone_raises_is_a_row_that_says_so(run, checkpoint, rows, monkeypatch):
+    real, raised = trials.evaluate, iter([None, RuntimeError("out of\nmemory"), AssertionError("odd"), None])
+
+    def evaluate(*args, **options):
+        if error := next(raised):
+            raise error
+        return real(*args, **options)
+
+    monkeypatch.setattr(trials, "evaluate", evaluate)
+    words = ["--methods", "[factorize]", "--sizes", "[0.7,0.5,0.4]", "--output", "out"]
+    run("compare", "--checkpoint", checkpoint, *words)
+    found = rows("out/comparison.csv")
+    assert [row["note"] for row in found] == ["", "RuntimeError: out of memory", "AssertionError: odd", ""]
+    assert [bool(row["accuracy"]) for row in found] == [True, False, False, True]
+
+
+def test_rows_that_came_before_a_process_ended_are_kept(checkpoint, mistake, rows, monkeypatch):
+    measure = trials.measure
+
+    def ended(trial, config=None):
+        if trial.keep == 0.5:
+            raise SystemError("the process\nwas killed")
+        return measure(trial, config)
+
+    monkeypatch.setattr(trials, "measure", ended)
+    monkeypatch.setattr(trials, "ProcessPoolExecutor", lambda workers, *rest: ThreadPoolExecutor(1))
+    words = ["--methods", "[factorize]", "--sizes", "[0.5,0.4]", "--output", "out", "--workers", "2"]
+    error, _ = mistake("compare", "--checkpoint", checkpoint, *words)
+    assert "1 of 2 rows were lost" in error and "(SystemError: the process was killed)" in error
+    assert [float(row["keep"]) for row in rows("out/comparison.csv")] == [1.0, 0.4]
+
+
+def test_what_a_method_notes_is_shown_and_not_measured_again(run, resnet, rows, capsys, monkeypatch):
+    resnet(fitted=False)
+    words = ["--methods", "[factorize]", "--sizes", "[0.9,0.8]", "--repair", "[data]", "--output", "out"]
+    run("compare", "--checkpoint", "dense.pt", *words)
+    first = rows("out/comparison.csv")
+    for row in first[1:]:
+        found = read_run("dense.pt")
+        share, batches = float(row["keep"]), found.training_batches(50)
+        (note,) = apply("factorize", found.network, found.inputs, batches=batches, keep_parameters=share).notes
+        assert row["note"] == note and row["accuracy"]
+    short = note.partition(":")[0]
+    expected = f"factorize + data at 90%, factorize + data at 80%: {short}"
+    assert expected in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(trials, "measure", None)
+    run("compare", "--checkpoint", "dense.pt", *words)
+    assert rows("out/comparison.csv") == first
+
+
+class DrawnAnew(lightning.LightningDataModule):
+    """Draws its splits whenever it is set up, from the global generator."""
+
+    drawn = []
+
+    def setup(self, stage):
+        inputs, targets = DigitsDataModule().splits.test.__getitems__(range(360))
+        self.train, self.test = random_split(TensorDataset(inputs, targets), [300, 60])
+        self.drawn.append(self.test.indices)
+
+    def train_dataloader(self):
+        return DataLoader(self.train, batch_size=50, shuffle=True)
+
+    def test_dataloader(self):
+        return DataLoader(self.test, batch_size=60)
+
+
+@pytest.mark.parametrize("seed", [42, 3])
+def test_every_network_meets_the_same_images(run, rows, tmp_path, seed):
+    example = {"example_inputs": torch.rand(1, 1, 8, 8)}
+    network, name = lf.models.MLP(**NETWORK_ARGS), "lightning_fold.models.MLP"
+    lf.save(network, tmp_path / "x.pt", network=name, network_args=NETWORK_ARGS, **example)
+    data = {"data": {"class_path": f"{DrawnAnew.__module__}.DrawnAnew"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data | ({} if seed == 42 else {"seed_everything": seed})))
+    DrawnAnew.drawn.clear()
+    words = ["--methods", "[factorize]", "--sizes", "[0.5,0.4]", "--repair", "[none,data]", "--output", "out"]
+    run("compare", "--checkpoint", "x.pt", *words)
+    run("compress", "--checkpoint", "x.pt", "--output", "small.pt")
+    first, second = (read_run("x.pt").training_batches(2) for _ in range(2))
+    for left, right in zip(first, second, strict=True):
+        assert torch.equal(left[0], right[0])
+    torch.manual_seed(seed)
+    expected = random_split(range(360), [300, 60])[1].indices
+    assert len(DrawnAnew.drawn) > 10 and all(indices == expected for indices in DrawnAnew.drawn)
 
 
 def test_names_are_whole_in_a_narrow_terminal(run, checkpoint, capsys, monkeypatch):

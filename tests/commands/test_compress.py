@@ -1,3 +1,6 @@
+import shutil
+from copy import deepcopy
+
 import lightning
 import pytest
 import torch
@@ -65,24 +68,38 @@ def test_a_written_file_is_read_without_its_run(run, trained, tmp_path):
     assert read_run(tmp_path / "twice.pt").inputs[0].shape[1:] == (1, 8, 8)
 
 
-def test_repair_estimates_statistics_on_training_batches(run, tmp_path):
-    network = {"network": "lightning_fold.models.CifarResNet"}
-    arguments = {"depth": 8, "in_channels": 1, "widths": [4, 5, 6], "num_classes": 10}
-    model = lf.models.CifarResNet(**arguments)
-    lf.save(model, tmp_path / "dense.pt", **network, network_args=arguments)
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"data": {"class_path": "lightning_fold.data.DigitsDataModule"}})
-    )
-    repaired = ["compress", "--checkpoint", "dense.pt", "--repair", "data", "--output", "x.pt"]
-    run(*repaired, "--method", "minimize")
-    lf.repair(model, DigitsDataModule().train_dataloader())
-    torch.testing.assert_close(lf.load("x.pt").bn1.running_mean, model.bn1.running_mean)
-    assert model.bn1.running_mean.abs().max() > 0
+def test_repair_is_that_of_the_function(run, resnet):
+    resnet(fitted=False)
+    words = ["--method", "prune-least-squares", "--ratio", "0.5", "--repair", "data", "--output", "x.pt"]
+    run("compress", "--checkpoint", "dense.pt", *words)
     dense = read_run("dense.pt")
-    run(*repaired, "--method", "prune-least-squares", "--ratio", "0.5")
     data = {"batches": list(dense.training_batches(50)), "repair": "data"}
     lf.prune(dense.network, dense.inputs, ratio=0.5, compensate="least-squares", **data)
     torch.testing.assert_close(lf.load("x.pt").state_dict(), dense.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "fitted", "helps"),
+    [
+        ("factorize", {"keep_parameters": 0.5}, True, True),
+        ("factorize", {"keep_parameters": 0.9}, False, False),
+        ("minimize", {}, True, False),
+    ],
+)
+def test_repair_that_makes_held_out_outputs_worse_is_undone(run, resnet, capsys, method, options, fitted, helps):
+    resnet(fitted)
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    run("compress", "--checkpoint", "dense.pt", "--method", method, *words, "--repair", "data", "--output", "x.pt")
+    assert ("note: BatchNorm re-estimation was undone" in capsys.readouterr().out) != helps
+    batches, dense, plain = list(DigitsDataModule().train_dataloader()), lf.load("dense.pt"), lf.load("dense.pt")
+    data = {"batches": batches} if method == "factorize" else {}
+    getattr(lf, method)(plain, batches[0][0][:32], **options, **data)
+    repaired, (held_out, _) = deepcopy(plain), batches[-1]
+    lf.repair(repaired, batches[:-1])
+    with torch.no_grad():
+        errors = [nn.functional.mse_loss(network(held_out), dense(held_out)) for network in (plain, repaired)]
+    assert (errors[1] < errors[0]) == helps
+    torch.testing.assert_close(lf.load("x.pt").state_dict(), (repaired if helps else plain).state_dict())
 
 
 class Foreign(lightning.LightningModule):
@@ -133,6 +150,10 @@ def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
             "the method 'factorize' takes no ratio=0.3; expected keep_parameters",
         ),
         (["--method", "minimize", "--ratio", "0.3"], "takes no ratio=0.3; expected no size, since the zeros"),
+        (
+            ["--ratio", "0.3", "--keep_parameters", "0.5"],
+            "compress(ratio=0.3, keep_parameters=0.5): expected one size, found 2",
+        ),
         (["--ratio", "1.5"], "expected a share of the channels in [0, 1)"),
         (["--method", "folds"], "expected one of 'prune', 'prune-l1', 'prune-least-squares', 'fold'"),
         (["--keep_parameters", "0.001"], "fold(keep_parameters=0.001): one channel in every width that can shrink"),
@@ -178,8 +199,12 @@ def test_weights_that_are_not_finite_are_refused(trained, mistake, tmp_path):
     assert (tmp_path / "bad.ckpt").read_bytes() == before and not (tmp_path / "small.pt").exists()
 
 
-def test_checkpoint_is_not_overwritten(trained, mistake):
-    checkpoint = trained / "checkpoints" / "last.ckpt"
-    before = checkpoint.read_bytes()
-    assert "the checkpoint itself" in mistake("compress", "--checkpoint", checkpoint, "--output", checkpoint)[0]
-    assert checkpoint.read_bytes() == before
+@pytest.mark.parametrize("name", ["last.ckpt", "../checkpoints/last.ckpt", "link.ckpt"])
+def test_checkpoint_is_not_overwritten(trained, mistake, tmp_path, name):
+    folder = shutil.copytree(trained, tmp_path / "run") / "checkpoints"
+    (folder / "link.ckpt").symlink_to("last.ckpt")
+    before = (folder / "last.ckpt").read_bytes()
+    for checkpoint, output in (("last.ckpt", name), (name, "last.ckpt")):
+        words = ["--checkpoint", folder / checkpoint, "--output", f"{folder}/{output}"]
+        assert "the checkpoint itself" in mistake("compress", *words)[0]
+    assert (folder / "last.ckpt").read_bytes() == before

@@ -1,0 +1,127 @@
+"""What is compared and what came of it: trials and rows, and the CSV file that they stand in."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from lightning_fold.serialization import write_atomically
+
+Repair = Literal["none", "data"]
+Of = Literal["parameters", "flops", "channels"]
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is measured: one network, one method, one size. Equal trials give equal rows.
+
+    Attributes:
+        checkpoint: the file of the network.
+        digest: of the file's content and of the configuration of its data, not of its seed: a run has but one.
+        method: a key of ``METHODS``, or ``"dense"``.
+        keep: share to keep, in (0, 1].
+        of: what it is a share of: the network's parameters or FLOPs, or the channels of every width.
+        skip: patterns of layers whose widths stay, with spaces in between.
+        repair: ``"data"`` gives the method ``REPAIR_BATCHES`` training batches to repair the network with.
+        split: ``"val"`` or ``"test"``.
+        monitor: the metric.
+        limit: batches that are measured; 0 for all.
+    """
+
+    checkpoint: str
+    digest: str
+    method: str
+    keep: float
+    of: str
+    skip: str
+    repair: str
+    split: str
+    monitor: str
+    limit: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells trials apart: everything but the name of the file."""
+        return tuple(vars(self).values())[1:]
+
+    @property
+    def dense(self) -> "Trial":
+        """The one that measures the network as it is."""
+        return replace(self, method=DENSE, keep=1.0, repair="none")
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The size as an argument of :func:`lightning_fold.commands.methods.apply`."""
+        return {"ratio": round(1 - self.keep, 12)} if self.of == "channels" else {f"keep_{self.of}": self.keep}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial and what came of it.
+
+    Attributes:
+        trial: what was measured.
+        parameters, share, flops: size of the network, and the share of the parameters that are left.
+        accuracy: the metric; ``None`` where it failed.
+        seconds: how long the method took.
+        note: why it failed, or what the method reports.
+    """
+
+    trial: Trial
+    parameters: int = 0
+    share: float = 0.0
+    flops: int = 0
+    accuracy: float | None = None
+    seconds: float = 0.0
+    note: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is nothing but the reason."""
+        return self.accuracy is None
+
+
+def read_rows(table: Path) -> list[Row]:
+    """The rows of a CSV file; none where there is no file.
+
+    Raises:
+        ValueError: it is no table of this kind.
+    """
+    if not table.is_file():
+        return []
+    with table.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames is None or set(reader.fieldnames) != set(_COLUMNS):
+            raise ValueError(f"{str(table)!r} is no table of compare. Give another folder with --output.")
+        return [_row(line) for line in reader]
+
+
+def write_rows(rows: Iterable[Row], table: Path) -> None:
+    """Write the CSV file; it is replaced only once the new one is complete."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    lines = [asdict(row) for row in rows]
+
+    def write(partial: Path) -> None:
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(line["trial"] | {name: line[name] for name in line if name != "trial"} for line in lines)
+
+    write_atomically(table, write)
+
+
+_TYPES = {field.name: field.type for kind in (Trial, Row) for field in fields(kind) if field.name != "trial"}
+_COLUMNS = list(_TYPES)
+
+
+def _row(line: dict[str, str]) -> Row:
+    values: dict[str, Any] = {
+        name: (float(text) if text else None) if kind == float | None else cast(Any, kind)(text)
+        for name, kind in _TYPES.items()
+        for text in [line[name]]
+    }
+    trial = Trial(**{field.name: values.pop(field.name) for field in fields(Trial)})
+    return Row(trial, **values)

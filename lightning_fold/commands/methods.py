@@ -59,10 +59,9 @@ def apply(
     accepted = inspect.signature(METHODS[method]).parameters
     if unknown := [name for name in given if name not in accepted]:
         expected = " or ".join(name for name in sizes if name in accepted)
-        raise ValueError(
-            f"the method {method!r} takes no {unknown[0]}={given[unknown[0]]}; expected "
-            f"{expected or 'no size, since the zeros of the network say what goes'}."
-        )
+        without_size = "no size, since the zeros of the network say what goes"
+        advice = "it with prune and fold alone" if unknown[0] == "skip" else expected or without_size
+        raise ValueError(f"the method {method!r} takes no {unknown[0]}={given[unknown[0]]}; expected {advice}.")
     rewrite = partial(METHODS[method], network, inputs, **given)
     if batches is None:
         return rewrite()

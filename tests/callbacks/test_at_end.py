@@ -176,7 +176,7 @@ def test_reduces_on_training_batches_as_the_function_does(make_classifier, make_
     assert_same_network(by_callback.network, by_hand.network)
     if "keep_parameters" in arguments:
         left = report.parameters_after / report.parameters_before
-        assert abs(left - 0.6) <= 0.02 or "asked for" in report.notes[-1]
+        assert abs(left - 0.6) <= 0.02 or "nearest" in report.notes[-1]
 
 
 @every_way

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.rewrites.calibration import precise
 from lightning_fold.structure.inputs import Inputs, call, device_of, inputs_of_batch, on_device, only_input
 from lightning_fold.structure.trace import evaluation_mode
 
@@ -78,8 +79,7 @@ def output_moments(
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             products = first(only_input(args, kwargs))
             dim = -1 if isinstance(first, nn.Linear) else products.dim() - first.weight.dim() + 1
-            rows = products.movedim(dim, 0).flatten(1)
-            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            rows = precise(products.movedim(dim, 0).flatten(1))
             product = rows @ rows.mH
             moments[id(shape)] = moments[id(shape)].to(device) + product.to(
                 torch.promote_types(product.dtype, torch.float64)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.budget import at_least, missed
+from lightning_fold.rewrites.calibration import precise
 from lightning_fold.rewrites.factors import KINDS, Shape, Use, find_uses, output_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
@@ -175,7 +176,7 @@ def _left_alone(reasons: Mapping[str, str]) -> str:
 
 
 def _decompose(shape: Shape, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
-    matrix = shape.matrix.to(torch.promote_types(shape.matrix.dtype, torch.float32))
+    matrix = precise(shape.matrix)
     if moments is None:
         basis, values, _ = torch.linalg.svd(matrix, full_matrices=False)
         energies = values.square()

@@ -1,6 +1,7 @@
 """What a run ends with: dense against compressed, as files, a table and ``compression.json``."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def summarise_run(
     networks = {"dense": record.dense.network_like(network) if record.dense else network, "compressed": network}
     example = next(iter(datamodule.val_dataloader()))[0][:1]
     limits = {name: getattr(trainer, name) for name in ("limit_val_batches", "limit_test_batches")}
+    seed = os.environ.get("PL_GLOBAL_SEED")  # both see the same, whatever the data draws
     files, measured, latency = {}, {}, {}
     for kind, each in networks.items():
         files[kind] = folder / f"{kind}.pt"
@@ -76,7 +78,14 @@ def summarise_run(
         trainer.strategy.barrier()
         size = files[kind].stat().st_size
         measured[kind], latency[kind] = measure(
-            load(files[kind]), example, size, module, datamodule, trainer.strategy.root_device.type, **limits
+            load(files[kind]),
+            example,
+            size,
+            module,
+            datamodule,
+            trainer.strategy.root_device.type,
+            seed=None if seed is None else int(seed),
+            **limits,
         )
     checkpoint = folder / "checkpoints" / "compressed.ckpt"
     trainer.save_checkpoint(checkpoint, weights_only=False)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -15,6 +16,8 @@ import lightning_fold as lf
 from lightning_fold.cli import main
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.models import MLP
+from lightning_fold.modules import Classifier
+from lightning_fold.summary import summarise_run
 
 NETWORK = {"in_features": 64, "hidden": [24, 16], "out_features": 10}
 SQUEEZE = {"dense_epochs": 2, "cycles": 1, "shrink_epochs": 1, "masked_epochs": 1, "sparsity": [0.5]}
@@ -136,6 +139,28 @@ def test_numbers_are_those_of_the_files(finished):
         assert measured["val_accuracy"] == pytest.approx(correct)
     assert summary["dense"]["parameters"] == lf.count_parameters(MLP(**NETWORK))
     assert summary["dense"]["parameters"] > 1.2 * summary["compressed"]["parameters"]
+
+
+class DrawnDigits(DigitsDataModule):
+    """A test on 40 images drawn anew at every setup, without a generator of its own."""
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.drawn = torch.randperm(360)[:40].tolist()
+
+    def test_dataloader(self):
+        return torch.utils.data.DataLoader([self.splits.test[i] for i in self.drawn], batch_size=40)
+
+
+def test_both_networks_meet_the_same_data(in_folder):
+    lightning.seed_everything(3)
+    module = Classifier(network="lightning_fold.models.MLP", network_args=NETWORK)
+    data = DrawnDigits()
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(module, datamodule=data)
+    summary = summarise_run(trainer, module, data)
+    assert summary is not None and not summary.methods  # nothing was rewritten: they are the same network
+    assert summary.dense.metrics == summary.compressed.metrics
 
 
 def test_compressed_file_gives_the_logged_accuracy_in_a_new_process(finished):

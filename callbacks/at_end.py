@@ -11,7 +11,7 @@ from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice
 from lightning_fold.callbacks.batches import training_batches
 from lightning_fold.callbacks.inputs import network_inputs
 from lightning_fold.rewrites.options import Compensate
-from lightning_fold.structure.inputs import Inputs
+from lightning_fold.structure.inputs import Inputs, few_examples
 
 
 class RewriteOnce(RewriteCallback):
@@ -80,11 +80,13 @@ class RewriteOnce(RewriteCallback):
             self._rewrite_once(trainer, pl_module)
 
     def rehearse(self, network: nn.Module, inputs: Inputs) -> None:
-        """Rewrite a copy: what fails there would fail at the end of training."""
+        """Rewrite a copy, on few examples: what fails there would fail at the end of training."""
+        if self.done:
+            return
+        few = few_examples(inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again
-            if not self.done:
-                self.change([inputs] if self._count else None)(deepcopy(network), inputs, ())
+            self.change([few] if self._count else None)(deepcopy(network), few, ())
 
     def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite at the end of training."""

@@ -12,10 +12,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils._pytree import tree_map
 
 from lightning_fold.checkpointing import follow, network_of
-from lightning_fold.structure.inputs import Inputs, batch_size, is_batched, join_inputs, on_device
+from lightning_fold.structure.inputs import Inputs, join_inputs, on_device
 from lightning_fold.structure.trace import evaluation_mode
 
 
@@ -61,12 +60,6 @@ def global_inputs(trainer: lightning.Trainer, inputs: Inputs) -> Inputs:
     torch.distributed.all_gather_object(everyones, on_device(inputs, "cpu"))
     joined = join_inputs(everyones)
     return on_device(everyones[0] if joined is None else joined, trainer.lightning_module.device)
-
-
-def first_example(inputs: Inputs) -> Inputs:
-    """The inputs for the first example of a batch alone."""
-    size = batch_size(inputs)
-    return tree_map(lambda leaf: leaf[:1] if is_batched(leaf, size) else leaf, inputs)
 
 
 def _stop(*_: Any, **__: Any) -> None:

@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_fold.callbacks.base import RewriteCallback, is_compressed
-from lightning_fold.callbacks.inputs import first_example, network_inputs
+from lightning_fold.callbacks.inputs import network_inputs
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figure
 from lightning_fold.regularizers import Smoothness
 from lightning_fold.rewrites.sparsification import sparsity_of
-from lightning_fold.structure.inputs import Inputs
+from lightning_fold.structure.inputs import Inputs, first_examples
 
 _FINAL_TAGS = (
     *("compressed/accuracy", "dense/accuracy", "accuracy/test", "compression/factor", "compression/parameters"),
@@ -59,7 +59,7 @@ class CompressionMonitor(lightning.Callback):
     ) -> None:
         """Remember one example, for counting operations."""
         if self._example is None:
-            self._example = first_example(network_inputs(pl_module, batch, batch_idx))
+            self._example = first_examples(network_inputs(pl_module, batch, batch_idx), 1)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

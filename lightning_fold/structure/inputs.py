@@ -143,3 +143,9 @@ def first_examples(example_inputs: Inputs, count: int) -> Inputs:
     """``example_inputs`` with at most ``count`` examples; tensors without a batch dimension stay, as masks may."""
     size = batch_size(example_inputs)
     return tree_map(lambda value: value[:count] if is_batched(value, size) else value, example_inputs)
+
+
+def few_examples(example_inputs: Inputs) -> Inputs:
+    """Two examples of ``example_inputs``; all of them where not every tensor has as many."""
+    sizes = {value.shape[0] for value in tree_leaves(example_inputs) if isinstance(value, Tensor) and value.dim()}
+    return first_examples(example_inputs, 2) if len(sizes) == 1 else example_inputs

@@ -14,17 +14,13 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.nn.modules import transformer
-from torch.utils._pytree import tree_leaves
 
 from lightning_fold.structure.canonical import put_weights_second, write_out_einsum
-from lightning_fold.structure.inputs import Inputs, as_arguments, first_examples
+from lightning_fold.structure.inputs import Inputs, as_arguments, few_examples
 from lightning_fold.structure.operators import is_in_place, is_view
 from lightning_fold.structure.shares import join_channel_shares
 from lightning_fold.structure.union import join
 from lightning_fold.structure.written_norms import join_written_norms
-
-# Two examples say as much about structure as two hundred, and cost less to interpret.
-_EXAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     Raises:
         ValueError: the model cannot be traced with these inputs; the message names what failed.
     """
-    inputs = _few_examples(example_inputs)
+    inputs = few_examples(example_inputs)  # as much is read from them as from two hundred
     programs = [_export(model, inputs, evaluation_mode)]
     if unread := _unread_parameters(model, programs[0]):
         try:
@@ -252,11 +248,6 @@ def _writes_views(graph: Graph) -> bool:
             if is_view(changed) or any(is_view(user) for user in changed.users):
                 return True
     return False
-
-
-def _few_examples(inputs: Inputs) -> Inputs:
-    sizes = {value.shape[0] for value in tree_leaves(inputs) if isinstance(value, Tensor) and value.dim()}
-    return first_examples(inputs, _EXAMPLES) if len(sizes) == 1 else inputs
 
 
 def _shapes(inputs: Inputs) -> str:

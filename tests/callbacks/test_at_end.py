@@ -180,6 +180,16 @@ def test_reduces_on_training_batches_as_the_function_does(make_classifier, make_
 
 
 @every_way
+def test_rehearses_on_two_examples(make_classifier, way):
+    """A network that takes hours is not measured twice."""
+    kind, arguments = WITH_DATA[way]
+    network, seen = make_classifier("conv").network, []
+    network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    kind(**arguments).rehearse(network, torch.rand(64, 1, 6, 6))
+    assert set(seen) <= {1, 2}
+
+
+@every_way
 @pytest.mark.parametrize("at_epoch", [-1, 1])
 def test_resumed_on_training_batches_as_the_unbroken_run(
     make_classifier, make_trainer, run_and_save, data, way, at_epoch

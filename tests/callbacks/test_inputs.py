@@ -16,9 +16,9 @@ from lightning_fold.callbacks import (
     LowRankFactorization,
     SqueezeRelease,
 )
-from lightning_fold.callbacks.inputs import first_example, network_inputs
+from lightning_fold.callbacks.inputs import network_inputs
 from lightning_fold.checkpointing import follow
-from lightning_fold.structure.inputs import join_inputs
+from lightning_fold.structure.inputs import first_examples, join_inputs
 
 EXAMPLES = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
 
@@ -143,7 +143,7 @@ def test_inputs_without_a_position_are_given_by_name():
     follow(module)
     found = network_inputs(module, EXAMPLES, 0)
     torch.testing.assert_close(found, {"pixels": EXAMPLES, "shift": EXAMPLES[:, :1]}, rtol=0, atol=0)
-    torch.testing.assert_close(first_example(found), {"pixels": EXAMPLES[:1], "shift": EXAMPLES[:1, :1]})
+    torch.testing.assert_close(first_examples(found, 1), {"pixels": EXAMPLES[:1], "shift": EXAMPLES[:1, :1]})
 
 
 def test_inputs_of_which_some_have_no_position_and_others_no_name_are_refused():
@@ -203,7 +203,7 @@ def test_dict_batches_through_a_training(make_trainer):
     module = Module(keyed)
     make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1)).fit(module, DataLoader(data, batch_size=4))
     assert module.net.one.out_features == module.net.two.out_features == module.net.out.in_features == 4
-    assert lf.count_flops(module.net, first_example((EXAMPLES, 1.0, EXAMPLES))) == 2 * (2 * 6 * 4 + 4 * 3)
+    assert lf.count_flops(module.net, first_examples((EXAMPLES, 1.0, EXAMPLES), 1)) == 2 * (2 * 6 * 4 + 4 * 3)
 
 
 def test_inputs_of_several_processes_are_one_batch():

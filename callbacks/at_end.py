@@ -7,7 +7,8 @@ from typing import Any, get_args
 import lightning
 from torch import nn
 
-from lightning_fold.callbacks.base import Rewrite, RewriteCallback, check_choice, check_share
+from lightning_fold.arguments import as_list, check_choice, check_share
+from lightning_fold.callbacks.base import Rewrite, RewriteCallback
 from lightning_fold.callbacks.batches import training_batches
 from lightning_fold.callbacks.inputs import network_inputs
 from lightning_fold.rewrites.options import Compensate
@@ -88,10 +89,17 @@ class RewriteOnce(RewriteCallback):
             warnings.simplefilter("ignore")  # they come again
             self.change([few] if self._count else None)(deepcopy(network), few, ())
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
         """Rewrite at the end of training."""
-        if self.at_epoch == -1 and not trainer.interrupted:
-            self._rewrite_once(trainer, pl_module)
+        due = self.at_epoch == -1 and not trainer.interrupted
+        return due and self._rewrite_once(trainer, pl_module)
+
+    def unfinished(self, epochs: int) -> str:
+        """The epoch that was not reached."""
+        return (
+            f"{type(self).__name__}(at_epoch={self.at_epoch}): training ended after {epochs} epochs, and the network "
+            "stays as it is. Set an earlier epoch, or at_epoch=-1 for the end of training, whenever that comes."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Whether the rewrite was done."""
@@ -102,10 +110,12 @@ class RewriteOnce(RewriteCallback):
         super().load_state_dict(state_dict)
         self.done = state_dict["done"]
 
-    def _rewrite_once(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if not self.done:
-            self.rewrite(trainer, pl_module, self.method, self.change(self._batches(trainer, pl_module)))
-            self.done = True
+    def _rewrite_once(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
+        if self.done:
+            return False
+        self.rewrite(trainer, pl_module, self.method, self.change(self._batches(trainer, pl_module)))
+        self.done = True
+        return True
 
     def _batches(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Inputs] | None:
         """The network's inputs for the first training batches, the same ones on every process."""
@@ -155,7 +165,7 @@ class ReduceOnce(RewriteOnce):
             raise ValueError(f"{call}(batches={batches}, repair={repair!r}): expected at least {least} batches.")
         self.ratio, self.keep_parameters, self.keep_flops = size["ratio"], size["keep_parameters"], size["keep_flops"]
         self.batches = batches
-        self.compensate, self.repair, self.skip = compensate, repair, list(skip)
+        self.compensate, self.repair, self.skip = compensate, repair, as_list(call, "skip", skip)
 
     def common(self, batches: list[Inputs] | None) -> dict[str, Any]:
         """The arguments of the rewrite."""

@@ -32,7 +32,8 @@ class RewriteCallback(lightning.Callback):
         monitor: name of a logged validation metric, higher is better.
 
     Attributes:
-        report: what the last rewrite of this process did; ``None`` before it.
+        report: what the last rewrite of this process did; ``None`` before it, and once it was taken back.
+        ended: whether training has ended, so that nothing more is to come.
     """
 
     def __init__(self, module: str = "", monitor: str = "accuracy/val") -> None:
@@ -40,9 +41,10 @@ class RewriteCallback(lightning.Callback):
         self.monitor = monitor
         self.metric: float | None = None
         self.report: RewriteReport | None = None
+        self.ended = False
         self._example: Inputs | None = None
         self._epoch = self._start = -1
-        self._missed = False
+        self._missed = self._unseen = False  # of a metric; of a change by a validation
         self._copies = Copies(type(self).__name__)
 
     @property
@@ -69,7 +71,7 @@ class RewriteCallback(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse what else cannot follow a change of shapes."""
-        self._copies, self._start = Copies(type(self).__name__), trainer.global_step
+        self._copies, self._start, self.ended = Copies(type(self).__name__), trainer.global_step, False
         if not self.finished:
             self._copies.check(trainer, pl_module)
         refuse_training(type(self).__name__, trainer, pl_module)
@@ -123,8 +125,13 @@ class RewriteCallback(lightning.Callback):
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """What happens before the first batch of each epoch."""
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """What happens once, after the last epoch."""
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
+        """What happens once, after the last epoch; whether it changed the network."""
+        return False
+
+    def unfinished(self, epochs: int) -> str:
+        """What to say where training ended, after so many epochs, before this callback had done its work."""
+        raise NotImplementedError
 
     def rehearse(self, network: nn.Module, inputs: Inputs) -> None:
         """See, before anything is trained, that what is to come can be done; ``network`` stays as it is."""
@@ -173,10 +180,15 @@ class RewriteCallback(lightning.Callback):
             rank_zero_warn(f"{type(self).__name__}, {epoch}: {note}")
 
     def _finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        before = len(follow(pl_module).methods)
-        self.finish(trainer, pl_module)
-        if len(follow(pl_module).methods) > before and is_compressed(trainer, pl_module):
+        changed = self.finish(trainer, pl_module)
+        self.ended = not trainer.interrupted
+        if self.ended and not self.finished and not trainer.fast_dev_run:
+            rank_zero_warn(self.unfinished(trainer.current_epoch))
+        self._unseen = self._unseen or changed
+        if is_compressed(trainer, pl_module) and any(callback._unseen for callback in rewriting(trainer)):
             validate(trainer)
+            for callback in rewriting(trainer):
+                callback._unseen = False
 
     def _look(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -198,8 +210,14 @@ def remember_dense(pl_module: lightning.LightningModule, metric: float | None, m
 
 def is_compressed(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
     """Whether the network was rewritten and every callback that rewrites it has done so for the last time."""
-    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, RewriteCallback)]
-    return bool(follow(pl_module).methods) and all(callback.finished for callback in callbacks)
+    ended = (callback.finished or callback.ended for callback in rewriting(trainer))
+    return bool(follow(pl_module).methods) and all(ended)
+
+
+def rewriting(trainer: lightning.Trainer) -> list[RewriteCallback]:
+    """The callbacks that rewrite networks."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return [callback for callback in callbacks if isinstance(callback, RewriteCallback)]
 
 
 def renew(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -215,9 +233,15 @@ def validate(trainer: lightning.Trainer) -> None:
     """Validate within ``fit``, as after an epoch: metrics, loggers and callbacks get what the network is worth now."""
     if not trainer.enable_validation:
         return
-    stage, trainer.validating = trainer.state.stage, True
-    trainer.fit_loop.epoch_loop.val_loop.run()
-    trainer.state.stage = stage
+    module, stage = trainer.lightning_module, trainer.state.stage
+    device = module.device
+    trainer.validating = True
+    try:
+        module.to(trainer.strategy.root_device)  # it has left it where a run was resumed after its last epoch
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    finally:
+        module.to(device)
+        trainer.state.stage = stage
 
 
 def learning_rate(trainer: lightning.Trainer, network: nn.Module) -> float:
@@ -225,15 +249,3 @@ def learning_rate(trainer: lightning.Trainer, network: nn.Module) -> float:
     own = {id(parameter) for parameter in network.parameters()}
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return next((float(g["lr"]) for g in groups if any(id(parameter) in own for parameter in g["params"])), 0.0)
-
-
-def check_choice(call: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{call}({name}={value!r}): expected one of {', '.join(map(repr, choices))}.")
-
-
-def check_share(call: str, name: str, value: float, *, one: bool = False) -> None:
-    """Raise ``ValueError`` unless ``value`` is a share in [0, 1), or in (0, 1] where ``one``."""
-    if not (0 < value <= 1 if one else 0 <= value < 1):
-        raise ValueError(f"{call}({name}={value}): expected a share in {'(0, 1]' if one else '[0, 1)'}.")

@@ -17,7 +17,7 @@ from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figure
 from lightning_fold.regularizers import Smoothness
 from lightning_fold.rewrites.sparsification import sparsity_of
-from lightning_fold.structure.inputs import Inputs, first_examples
+from lightning_fold.structure.inputs import Inputs, device_of, first_examples, on_device
 
 _FINAL_TAGS = (
     *("compressed/accuracy", "dense/accuracy", "accuracy/test", "compression/factor", "compression/parameters"),
@@ -95,7 +95,7 @@ class CompressionMonitor(lightning.Callback):
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the size that the network ends with, draw the figures, fill the hyper-parameter page."""
-        if not self.history:
+        if not self.history or not trainer.is_global_zero:  # the loggers of other processes take nothing
             return
         sizes, step = self._all_sizes(pl_module), trainer.global_step
         for logger in trainer.loggers:
@@ -145,7 +145,7 @@ class CompressionMonitor(lightning.Callback):
         assert self._example is not None
         parameters = count_parameters(network)
         if self._flops[0] != parameters:
-            self._flops = (parameters, count_flops(network, self._example))
+            self._flops = (parameters, count_flops(network, on_device(self._example, device_of(network))))
         return self._flops[1]
 
 

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
+from lightning_fold.arguments import check_choice
 from lightning_fold.callbacks.at_end import ReduceOnce
-from lightning_fold.callbacks.base import Rewrite, check_choice
+from lightning_fold.callbacks.base import Rewrite
 from lightning_fold.rewrites.pruning import prune
 from lightning_fold.structure.inputs import Inputs
 

@@ -23,7 +23,7 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
     Source: "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469).
     """
 
-    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse strategies that split the weights; say so if no layer matches."""
         check_regularization(self, trainer, pl_module)
 

@@ -5,13 +5,13 @@ from typing import Any, Literal, get_args
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_fold.arguments import as_list, check_choice, check_share
 from lightning_fold.callbacks.base import (
     RewriteCallback,
-    check_choice,
-    check_share,
     learning_rate,
     remember_dense,
     renew,
@@ -93,13 +93,16 @@ class SqueezeRelease(RewriteCallback):
         super().__init__(module, monitor)
         self.dense_epochs, self.cycles = dense_epochs, cycles
         self.shrink_epochs, self.masked_epochs = shrink_epochs, masked_epochs
-        self.sparsity, self.criterion, self.group_penalty = list(sparsity), criterion, list(group_penalty)
+        self.sparsity = as_list("SqueezeRelease", "sparsity", sparsity)
+        self.group_penalty = as_list("SqueezeRelease", "group_penalty", group_penalty)
+        self.criterion: Criterion = criterion
         self.release_amplitude, self.select_inputs = release_amplitude, select_inputs
         self.target_factor = target_factor
         self.max_accuracy_drop, self.seed = max_accuracy_drop, seed
         self._check()
         self.masks: dict[str, torch.Tensor] = {}
         self.good: Snapshot | None = None
+        self.good_methods = 0
         self.stopped = False
         self.minimized = 0
         self._penalty: GroupSparsity | None = None
@@ -147,11 +150,24 @@ class SqueezeRelease(RewriteCallback):
                 f"{self.shrink_epochs}, masked_epochs={self.masked_epochs}): needs {self.last_epoch} epochs, found "
                 f"Trainer(max_epochs={epochs}). Set max_epochs={self.last_epoch} or more, or take fewer cycles."
             )
+        if self.max_accuracy_drop < 1 and stage == "fit" and not trainer.fast_dev_run:
+            self._check_validation(trainer)
         network = network_of(pl_module)
         if not prunable_weights(network):
             raise ValueError(
                 f"SqueezeRelease: {type(network).__name__} has no Linear or convolution weight; expected a network "
                 "with layers that can be pruned."
+            )
+
+    def _check_validation(self, trainer: lightning.Trainer) -> None:
+        """The limit is on what a validation after the last epoch of each cycle finds."""
+        settings = {name: getattr(trainer, name) for name in ("check_val_every_n_epoch", "limit_val_batches")}
+        if settings["check_val_every_n_epoch"] != 1 or settings["limit_val_batches"] == 0:
+            written = ", ".join(f"{name}={value}" for name, value in settings.items())
+            raise ValueError(
+                f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}): expected a validation after every epoch, "
+                f"found Trainer({written}). Set check_val_every_n_epoch=1 and limit_val_batches above 0, or "
+                "max_accuracy_drop=1 for no limit."
             )
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -190,18 +206,28 @@ class SqueezeRelease(RewriteCallback):
                 for name, mask in self.masks.items():
                     parameters[name].mul_(mask)
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
         """Minimize what is still masked; if the final network is worse than allowed, bring the last good one back."""
         if self.masks:
             self._end_cycle(trainer, pl_module, last=True)
-        elif self._too_bad(pl_module):
+            return True
+        if worse := self._too_bad(pl_module):
             self._revert(trainer, pl_module)
+        return worse
+
+    def unfinished(self, epochs: int) -> str:
+        """How many cycles were left."""
+        return (
+            f"SqueezeRelease(cycles={self.cycles}): training ended after {epochs} epochs, when {self.minimized} cycles "
+            f"were done. All of them take {self.last_epoch} epochs."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, the last good network and how far the cycles have come."""
         return super().state_dict() | {
             "masks": self.masks,
             "good": vars(self.good) if self.good is not None else None,
+            "good_methods": self.good_methods,
             "stopped": self.stopped,
             "minimized": self.minimized,
         }
@@ -212,6 +238,7 @@ class SqueezeRelease(RewriteCallback):
         self.masks, self.stopped = state_dict["masks"], state_dict["stopped"]
         self.good = Snapshot(**state_dict["good"]) if state_dict["good"] is not None else None
         self.minimized = state_dict["minimized"]
+        self.good_methods = state_dict.get("good_methods", 0)
 
     def _prune(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, cycle: int) -> None:
         network = network_of(pl_module)
@@ -239,6 +266,7 @@ class SqueezeRelease(RewriteCallback):
         report = self.rewrite(trainer, pl_module, "squeeze-release", self._minimize)
         self.minimized += 1
         self.good = Snapshot.take(network_of(pl_module), self._metrics())
+        self.good_methods = len(follow(pl_module).methods)
         dense = follow(pl_module).dense
         self.stopped = dense is not None and dense.parameters / report.parameters_after >= self.target_factor
         if self.minimized < self.cycles and not self.stopped and not last:
@@ -273,10 +301,16 @@ class SqueezeRelease(RewriteCallback):
         """Bring the last network back that was good enough: that of the last good cycle, or else the dense one."""
         good = self.good or follow(pl_module).dense
         assert good is not None, "only a cycle makes a network worse than the dense one"
-        network = network_of(pl_module)
+        network, record = network_of(pl_module), follow(pl_module)
         rebuild(network, good.structure, optimizers=trainer.optimizers)
         network.load_state_dict(good.state_dict)
-        self.metric = good.metrics.get(self.monitor)
+        rank_zero_warn(
+            f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}), epoch {trainer.current_epoch} of "
+            f"{trainer.max_epochs}: {self.monitor} fell to {self.metric:.4g}, so the last good network is back: "
+            f"{good.parameters:,} parameters, {self.monitor} {good.metrics.get(self.monitor, torch.nan):.4g}"
+        )
+        self.metric, self.report = good.metrics.get(self.monitor), None
+        del record.methods[self.good_methods :]
         renew(trainer, pl_module)
 
     def _metrics(self) -> dict[str, float]:

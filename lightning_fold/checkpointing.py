@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import lightning
 import torch
+from lightning.pytorch.trainer.call import _call_configure_model
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
@@ -94,10 +96,14 @@ def follow(module: lightning.LightningModule, network: str = "") -> CompressionR
         network: dotted path of its network; empty finds it: an attribute ``network``, ``model``, ``net`` or
             ``backbone``, or the only submodule with parameters, or else the whole module.
 
+    A network that ``configure_model`` builds is built by it here, as Lightning will ask for it once more.
+
     Raises:
         ValueError: there is no such submodule, or it has no parameters.
     """
     record = vars(module).get(_ATTRIBUTE)
+    if record is None and module._trainer is not None:
+        _build(module, module._trainer)
     path = _inside_compiled(module, _find_network(module, network))
     if record is None:
         record = CompressionRecord(path)
@@ -197,6 +203,17 @@ class _Extended:
     def __call__(self, checkpoint: dict[str, Any]) -> None:
         self.original(checkpoint)
         self.then(self.module, checkpoint)
+
+
+def _build(module: lightning.LightningModule, trainer: lightning.Trainer) -> None:
+    """Callbacks are set up before ``configure_model`` is called, which Lightning says may be called often."""
+    if is_overridden("configure_model", module):
+        _call_configure_model(trainer)
+    if not any(True for _ in module.parameters()):
+        raise ValueError(
+            f"{type(module).__name__}: has no parameters when callbacks are set up; expected its network to be built "
+            "in __init__ or configure_model. setup() comes too late."
+        )
 
 
 def _inside_compiled(module: lightning.LightningModule, path: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_fold.arguments import as_list
 from lightning_fold.regularizers.differences import first_difference, second_difference
 from lightning_fold.regularizers.group_sparsity import group_sparsity
 from lightning_fold.regularizers.nuclear import nuclear_norm
@@ -53,9 +54,10 @@ class Smoothness:
         layers: list[str] = ["*"],  # noqa: B006  read only
         skip: list[str] = [],  # noqa: B006  read only
     ) -> None:
-        self.penalties, self.axes, self.squared = dict(penalties), list(axes), squared
+        call = type(self).__name__
+        self.penalties, self.axes, self.squared = dict(penalties), as_list(call, "axes", axes), squared
         self.every, self.start_epoch, self.warmup_epochs = every, start_epoch, warmup_epochs
-        self.layers, self.skip = list(layers), list(skip)
+        self.layers, self.skip = as_list(call, "layers", layers), as_list(call, "skip", skip)
         self._check()
         self._functions: dict[str, Callable[[Tensor], Tensor]] = {
             "nuclear_norm": nuclear_norm,

@@ -19,6 +19,7 @@ from lightning_fold.callbacks import (
     SqueezeRelease,
 )
 from lightning_fold.checkpointing import follow
+from tests.callbacks.conftest import ConvNet, Plain
 from tests.callbacks.projects import loader, project
 
 METHODS = {
@@ -359,3 +360,54 @@ def test_what_cannot_be_done_at_the_end_fails_at_the_start(make_trainer, kind):
         trainer.fit(module, loader())
     assert trainer.global_step == 0
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+
+
+def test_epoch_that_is_not_reached_is_said(make_classifier, make_trainer, data):
+    folding = ChannelFolding(ratio=0.4, at_epoch=3)
+    trainer = make_trainer(5, folding, LowRankFactorization(keep_parameters=0.6), max_steps=3)
+    module = make_classifier("conv")
+    with pytest.warns(match=r"ChannelFolding\(at_epoch=3\): training ended after 1 epochs"):
+        trainer.fit(module, data)
+    assert [each["method"] for each in follow(module).methods] == ["factorize"]
+    assert "compressed/accuracy" in trainer.callback_metrics  # nothing more is to come: the network is what it ends as
+
+
+class Configured(Plain):
+    """Builds its network where Lightning asks for it."""
+
+    def __init__(self):
+        super().__init__(nn.Identity())
+        self.backbone = None
+
+    def configure_model(self):
+        if self.backbone is None:
+            torch.manual_seed(3)
+            self.backbone = ConvNet()
+
+
+def test_network_that_configure_model_builds(make_trainer, data, every_epoch):
+    module, resumed = Configured(), Configured()
+    trainer = make_trainer(2, ChannelFolding(ratio=0.4, module="backbone"), every_epoch)
+    trainer.fit(module, data)
+    assert follow(module).methods[0]["parameters"] < follow(module).dense.parameters
+    again = make_trainer(2, ChannelFolding(ratio=0.4, module="backbone"))
+    again.fit(resumed, data, ckpt_path=Path(every_epoch.dirpath) / "1.ckpt")
+    assert_same_network(resumed.backbone, module.backbone)
+
+
+def test_network_that_setup_builds_comes_too_late(make_trainer, data):
+    class Late(Plain):
+        def __init__(self):
+            super().__init__(nn.Identity())
+            self.scale = None
+
+        def setup(self, stage):
+            self.backbone = ConvNet()
+
+    with pytest.raises(ValueError, match=r"Late: has no parameters when callbacks are set up; expected .* in __init__"):
+        make_trainer(1, ChannelFolding(ratio=0.4)).fit(Late(), data)
+
+
+def test_one_pattern_is_no_list():
+    with pytest.raises(ValueError, match=r"ChannelFolding\(skip='\*attn\*'\): expected a list, skip=\['\*attn\*'\]"):
+        ChannelFolding(skip="*attn*")

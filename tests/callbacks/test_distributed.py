@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SCRIPT = """
 import sys
@@ -49,7 +50,8 @@ CONFIG = """
 trainer:
   {max_epochs: 4, accelerator: cpu, devices: 2, strategy: ddp, enable_progress_bar: false, enable_model_summary: false,
    callbacks: [{class_path: lightning_fold.callbacks.SqueezeRelease,
-                init_args: {dense_epochs: 1, cycles: 1, shrink_epochs: 1, masked_epochs: 1, sparsity: [0.5]}}]}
+                init_args: {dense_epochs: 1, cycles: 1, shrink_epochs: 1, masked_epochs: 1, sparsity: [0.5]}},
+               {class_path: lightning_fold.callbacks.CompressionMonitor}]}
 model:
   {class_path: lightning_fold.modules.Classifier,
    init_args: {network_args: {in_features: 64, hidden: [20, 16], out_features: 10}}}
@@ -68,3 +70,5 @@ def test_command_ends_with_one_summary(tmp_path):
     assert summary["dense"]["parameters"] == 64 * 20 + 20 + 20 * 16 + 16 + 16 * 10 + 10
     assert f"{summary['dense']['parameters'] / summary['compressed']['parameters']:.1f}x smaller" in done.stdout
     assert done.stdout.count("x smaller") == 1
+    events = EventAccumulator(str(tmp_path / "runs" / "version_0"), {"images": 0}).Reload()
+    assert {f"compression/{name}" for name in ("widths", "spectra", "accuracy")} <= set(events.Tags()["images"])

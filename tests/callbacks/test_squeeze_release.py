@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.callbacks import CompressionMonitor, SqueezeRelease
+from lightning_fold.callbacks import CompressionMonitor, LowRankFactorization, SqueezeRelease
 from lightning_fold.checkpointing import follow
 from lightning_fold.layers import SelectFeatures
 from lightning_fold.modules import Classifier
@@ -318,11 +319,39 @@ def test_first_cycle_that_costs_too_much_brings_the_dense_network_back(make_plai
 
 @pytest.mark.parametrize(("last", "restored"), [(0.9, False), (0.5, True)])
 def test_limit_holds_at_the_end_of_training(make_plain, make_trainer, data, last, restored):
-    module = with_accuracies(make_plain(), [0.9, 0.9, 0.9, 0.9, last])
+    module = with_accuracies(make_plain(), [0.9, 0.9, 0.9, 0.9, last, 0.93])
     callback = squeeze(cycles=1, max_accuracy_drop=0.05)
-    make_trainer(5, callback).fit(module, data)
+    trainer = make_trainer(5, callback)
+    with pytest.warns(match="last good network is back") if restored else nullcontext():
+        trainer.fit(module, data)
     state = module.backbone.state_dict()
     assert all(torch.equal(state[name], value) for name, value in callback.good.state_dict.items()) == restored
+    assert (callback.report is None) == restored
+    shown = float(trainer.callback_metrics["compressed/accuracy"])  # what came back is validated
+    assert shown == pytest.approx(0.93 if restored else last)
+
+
+@pytest.mark.parametrize(("at_epoch", "methods"), [(4, ["squeeze-release"]), (1, ["factorize", "squeeze-release"])])
+def test_rewrite_that_is_taken_back_is_no_longer_listed(make_plain, make_trainer, data, at_epoch, methods):
+    """The low rank that came after the last good cycle goes with its network."""
+    module = with_accuracies(make_plain(), [0.9, 0.9, 0.9, 0.9, 0.5, 0.9])
+    low_rank = LowRankFactorization(keep_parameters=0.7, at_epoch=at_epoch)
+    callbacks = [squeeze(cycles=1, max_accuracy_drop=0.05), low_rank]
+    make_trainer(5, *(callbacks if at_epoch == 4 else callbacks[::-1])).fit(module, data)
+    assert [each["method"] for each in follow(module).methods] == methods
+
+
+@pytest.mark.parametrize("settings", [{"check_val_every_n_epoch": 2}, {"limit_val_batches": 0}])
+def test_limit_needs_a_validation_after_every_epoch(make_classifier, make_trainer, data, settings):
+    (found,) = (f"{name}={value}" for name, value in settings.items())
+    with pytest.raises(ValueError, match=rf"max_accuracy_drop=0\.1\): expected a validation.*{found}"):
+        make_trainer(5, squeeze(max_accuracy_drop=0.1), **settings).fit(make_classifier(), data)
+
+
+def test_training_that_ends_before_its_cycles_is_said(make_classifier, make_trainer, data):
+    trainer = make_trainer(5, squeeze(cycles=2), max_steps=3)
+    with pytest.warns(match=r"SqueezeRelease\(cycles=2\): training ended after 1 epochs, when 0 cycles were done"):
+        trainer.fit(make_classifier(), data)
 
 
 def test_limit_reads_validation_and_never_the_test_set(make_plain, make_trainer, data):
@@ -430,6 +459,7 @@ def test_module_that_knows_nothing_of_the_package(make_plain, make_trainer, data
         ({"criterion": "luck"}, r"criterion='luck'\): expected one of 'magnitude', 'connected'"),
         ({"release_amplitude": 1.0}, r"release_amplitude=1\.0\): expected a share in \[0, 1\)"),
         ({"target_factor": 0.9}, r"target_factor=0\.9\): expected at least 1"),
+        ({"sparsity": 0.5}, r"SqueezeRelease\(sparsity=0\.5\): expected a list, sparsity=\[0\.5\]"),
         ({"max_accuracy_drop": 1.1}, r"max_accuracy_drop=1\.1\): expected a share in \[0, 1\]"),
         ({"max_accuracy_drop": -0.1}, r"max_accuracy_drop=-0\.1\)"),
     ],

@@ -1,0 +1,25 @@
+"""Checks of arguments that several constructors share; each error shows the call as it was written."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def as_list(call: str, name: str, value: Iterable[T]) -> list[T]:
+    """``value`` as a list; raise ``ValueError`` where it is one string or number, of which a list cannot be made."""
+    if isinstance(value, (str, int, float)):
+        raise ValueError(f"{call}({name}={value!r}): expected a list, {name}=[{value!r}].")
+    return list(value)
+
+
+def check_choice(call: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{call}({name}={value!r}): expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_share(call: str, name: str, value: float, *, one: bool = False) -> None:
+    """Raise ``ValueError`` unless ``value`` is a share in [0, 1), or in (0, 1] where ``one``."""
+    if not (0 < value <= 1 if one else 0 <= value < 1):
+        raise ValueError(f"{call}({name}={value}): expected a share in {'(0, 1]' if one else '[0, 1)'}.")

@@ -110,6 +110,16 @@ class NetworkModule(StructureCheckpoint):
             kept = without_pretraining(name, arguments.get("network_args") or {})
             checkpoint["hyper_parameters"] = arguments | {"network_args": kept}
 
+    def setup(self, stage: str) -> None:
+        """Refuse data with more classes than the network has: the errors of torch name neither."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        found = getattr(data, "num_classes", self.classes)
+        if found > self.classes:
+            raise ValueError(
+                f"{type(self).__name__}({self.size}={self.classes}): {type(data).__name__} has {found} different "
+                f"targets. Set {self.size}={found} or more."
+            )
+
     def on_fit_start(self) -> None:
         """Refuse what the penalties cannot train with."""
         for regularizer in self.regularizers:

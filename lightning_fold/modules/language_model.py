@@ -64,16 +64,6 @@ class LanguageModel(NetworkModule):
         self.accuracy = nn.ModuleDict({f"accuracy_{split}": accuracy_of(vocab_size) for split in splits})
         self.perplexity = nn.ModuleDict({f"perplexity_{split}": Perplexity() for split in splits})
 
-    def setup(self, stage: str) -> None:
-        """Refuse data with tokens that the network does not know: an embedding's own error names neither."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        tokens = getattr(data, "num_classes", self.vocab_size)
-        if tokens > self.vocab_size:
-            raise ValueError(
-                f"LanguageModel(vocab_size={self.vocab_size}): {type(data).__name__} has {tokens} different tokens. "
-                f"Set vocab_size={tokens} or more."
-            )
-
     def measure(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
         """Update the metrics of a split with logits ``(B, T, vocab_size)`` and targets ``(B, T)``."""
         accuracy = cast(Metric, self.accuracy[f"accuracy_{split}"])

@@ -16,7 +16,8 @@ def group_sparsity(weight: Tensor, axes: Sequence[Axis] = ("output",)) -> Tensor
 
     Args:
         weight: (O, I, ...), floating point; a slice that is zero has gradient zero.
-        axes: "output" for dimension 0, "input" for dimension 1, "space" for all that follow.
+        axes: "output" for dimension 0, "input" for dimension 1, "space" for all that follow; of a weight without such a
+            dimension there is nothing to add.
 
     Raises:
         ValueError: an axis has another name.
@@ -25,7 +26,7 @@ def group_sparsity(weight: Tensor, axes: Sequence[Axis] = ("output",)) -> Tensor
     norms = [
         torch.linalg.vector_norm(each.to(torch.promote_types(each.dtype, torch.float32)), dim=1) for each in slices
     ]
-    return torch.cat(norms or [weight.new_zeros(1)]).sum()
+    return torch.cat(norms or [weight.flatten()[:0]]).sum()
 
 
 class GroupSparsity:
@@ -53,7 +54,7 @@ class GroupSparsity:
         return [self._norms(size, members) for size, members in self._groups]
 
     def value(self) -> Tensor:
-        """The penalty, a scalar that can be differentiated."""
+        """The penalty, a scalar that can be differentiated; a channel that is zero has gradient zero."""
         return torch.stack([norms.sum() for norms in self.norms()]).sum() if self._groups else torch.zeros(())
 
     @torch.no_grad()
@@ -79,4 +80,8 @@ class GroupSparsity:
             others = [d for d in range(parameter.dim()) if d != dim]
             squares = parameter.square().sum(others) if others else parameter.square()
             parts.append(squares[indices.to(parameter.device)].sum(1))
-        return torch.stack(parts).sum(0).clamp_min(0).sqrt() if parts else torch.zeros(size)
+        if not parts:
+            return torch.zeros(size)
+        squares = torch.stack(parts).sum(0)
+        empty = squares == 0  # where a root has no gradient
+        return torch.where(empty, 1, squares).sqrt() * ~empty

@@ -39,6 +39,17 @@ def test_value_can_be_differentiated():
     torch.testing.assert_close(second.weight.grad, (second.weight / norms).detach())
 
 
+def test_channel_that_is_empty_has_gradient_zero():
+    network, penalty = make([5])
+    first, second = (layer for layer in network.layers if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        first.weight[1], first.bias[1], second.weight[:, 1] = 0, 0, 0
+    penalty.value().backward()
+    rows = torch.cat([first.weight.grad, first.bias.grad[:, None], second.weight.grad.T], dim=1)
+    lengths = torch.tensor([1, 0, 1, 1, 1], dtype=torch.float64)  # the gradient of a norm is w / |w|
+    torch.testing.assert_close(rows.norm(dim=1), lengths)
+
+
 def test_shrink_is_the_proximal_step():
     """w <- w max(0, 1 - t / ||w||), which also minimizes ||v - w||^2 / 2 + t ||v||."""
     network, penalty = make([5])

@@ -184,3 +184,21 @@ def test_patterns_of_layers_that_a_rewrite_replaced_are_known():
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Smoothness(**arguments)
+
+
+def test_group_sparsity_along_an_axis_that_a_layer_has_not():
+    """Only convolutions have space; a linear layer beside one is left as it is."""
+    network = make()
+    Smoothness({"group_sparsity": 0.1}, axes=["space"], every=1).add_gradients(network, step=0, epoch=0)
+    assert not network.block[0].weight.grad.any()
+    weight = network.stem.weight.detach()
+    rows, columns = (weight.square().sum(dims, keepdim=True).sqrt() for dims in ((0, 1, 3), (0, 1, 2)))
+    torch.testing.assert_close(network.stem.weight.grad, 0.1 * (weight / rows + weight / columns))
+
+
+@pytest.mark.parametrize("argument", ["layers", "skip", "axes"])
+def test_one_name_is_no_list(argument):
+    with pytest.raises(
+        ValueError, match=rf"Smoothness\({argument}='output'\): expected a list, {argument}=\['output'\]"
+    ):
+        Smoothness(**{argument: "output"})

@@ -36,7 +36,8 @@ def evaluate(
         limits: arguments of ``lightning.Trainer``, for example ``limit_test_batches=2``.
 
     Returns:
-        The metrics by name; none where the module has no such step or the data no such loader.
+        The metrics by name, as Lightning names those of several loaders; none where the module has no such step or the
+        data no such loader.
     """
     if not is_overridden(f"{_STEPS[split]}_step", module) or not is_overridden(f"{split}_dataloader", datamodule):
         return {}
@@ -52,9 +53,9 @@ def evaluate(
         if seed is not None:
             lightning.seed_everything(seed, verbose=False)
         run = trainer.validate if split == "val" else trainer.test
-        metrics = dict(*run(subject, datamodule=datamodule, verbose=False))
+        found = run(subject, datamodule=datamodule, verbose=False)
     network.cpu()
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for metrics in found for name, value in metrics.items()}
 
 
 @contextmanager

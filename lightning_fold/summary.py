@@ -8,11 +8,15 @@ from typing import Any
 
 import lightning
 from rich.table import Table
+from torch import nn
 
+from lightning_fold.callbacks.batches import training_batches
+from lightning_fold.callbacks.inputs import network_inputs
 from lightning_fold.checkpointing import follow, network_of
 from lightning_fold.measurement import Measurement, latency_note, measure, side_by_side
 from lightning_fold.modules.base import network_source
 from lightning_fold.serialization import load, save, write_atomically
+from lightning_fold.structure.inputs import first_examples
 
 
 @dataclass(frozen=True)
@@ -53,42 +57,35 @@ def summarise_run(
     Args:
         trainer: the trainer after ``fit``.
         module: the LightningModule that was trained; its hyper-parameters must name the network.
-        datamodule: the data, with a validation and a test loader.
+        datamodule: the data; what it has no loader for is not measured.
 
     Returns:
-        The summary, also written as ``compression.json``; ``None`` where the network has no name to load it by.
+        The summary, also written as ``compression.json``; ``None`` where nothing was trained or the network has no name
+        to load it by.
 
     Raises:
         OSError: a file cannot be written.
     """
     name, arguments = network_source(module)
-    if name is None or datamodule is None:
+    batches = training_batches(trainer, module, 1)
+    if name is None or datamodule is None or not batches:
         return None
     folder = Path(trainer.log_dir or trainer.default_root_dir)
-    record, network = follow(module), network_of(module)
-    networks = {"dense": record.dense.network_like(network) if record.dense else network, "compressed": network}
-    example = next(iter(datamodule.val_dataloader()))[0][:1]
-    limits = {name: getattr(trainer, name) for name in ("limit_val_batches", "limit_test_batches")}
-    seed = os.environ.get("PL_GLOBAL_SEED")  # both see the same, whatever the data draws
-    files, measured, latency = {}, {}, {}
-    for kind, each in networks.items():
-        files[kind] = folder / f"{kind}.pt"
-        if trainer.is_global_zero:
-            save(each, files[kind], network=name, network_args=arguments, example_inputs=example)
-        trainer.strategy.barrier()
-        size = files[kind].stat().st_size
-        measured[kind], latency[kind] = measure(
-            load(files[kind]),
-            example,
-            size,
-            module,
-            datamodule,
-            trainer.strategy.root_device.type,
-            seed=None if seed is None else int(seed),
-            **limits,
-        )
+    example = first_examples(network_inputs(module, batches[0], 0), 1)
+    networks = _dense_and_compressed(module)
+    files = {kind: folder / f"{kind}.pt" for kind in networks}
+    for kind, network in networks.items() if trainer.is_global_zero else ():
+        save(network, files[kind], network=name, network_args=arguments, example_inputs=example)
     checkpoint = folder / "checkpoints" / "compressed.ckpt"
     trainer.save_checkpoint(checkpoint, weights_only=False)
+    trainer.strategy.barrier()  # whatever the measurement meets, the files are there
+    limits: dict[str, Any] = {name: getattr(trainer, name) for name in ("limit_val_batches", "limit_test_batches")}
+    if seed := os.environ.get("PL_GLOBAL_SEED"):
+        limits["seed"] = int(seed)  # both see the same, whatever the data draws
+    measured, latency = {}, {}
+    for kind, file in files.items():
+        size, device = file.stat().st_size, trainer.strategy.root_device.type
+        measured[kind], latency[kind] = measure(load(file), example, size, module, datamodule, device, **limits)
     places = {
         "compressed network": files["compressed"],
         "dense network": files["dense"],
@@ -99,16 +96,22 @@ def summarise_run(
     summary = Summary(
         **measured,
         latency=latency_note(measured["dense"], measured["compressed"], latency["compressed"]),
-        methods=record.methods,
+        methods=follow(module).methods,
         files={key: str(place) for key, place in places.items()},
     )
     if trainer.is_global_zero:
         content = asdict(summary)
-        content["metrics"] = {kind: content[kind].pop("metrics") for kind in networks}
+        content["metrics"] = {kind: content[kind].pop("metrics") for kind in files}
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(folder / "compression.json", lambda partial: partial.write_text(text))
         _log(trainer, summary)
     return summary
+
+
+def _dense_and_compressed(module: lightning.LightningModule) -> dict[str, nn.Module]:
+    """The network as it was before the first rewrite, and as it is."""
+    dense, network = follow(module).dense, network_of(module)
+    return {"dense": dense.network_like(network) if dense is not None else network, "compressed": network}
 
 
 def _log(trainer: lightning.Trainer, summary: Summary) -> None:

@@ -18,6 +18,6 @@ def export_network(checkpoint: str, output: str, format: Format | None = None, c
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder. A
             network written by lightning-fold needs none.
     """
-    run = read_run(checkpoint, config)
+    run = read_run(checkpoint, config, data=False)
     report = export(run.network, run.inputs, output, format=format, network=run.name, network_args=run.arguments)
     Console().print(str(report), soft_wrap=True)

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from filelock import FileLock
+
 from lightning_fold.serialization import write_atomically
 
 Repair = Literal["none", "data"]
@@ -100,17 +102,23 @@ def read_rows(table: Path) -> list[Row]:
 
 
 def write_rows(rows: Iterable[Row], table: Path) -> None:
-    """Write the CSV file; it is replaced only once the new one is complete."""
+    """Write the CSV file; it is replaced only once the new one is complete.
+
+    Rows that another process has put there stay, unless they are of the same trials.
+    """
     table.parent.mkdir(parents=True, exist_ok=True)
-    lines = [asdict(row) for row in rows]
+    with FileLock(table.with_name(f".{table.name}.lock")):
+        merged = {row.trial: row for row in read_rows(table)}
+        merged |= {row.trial: row for row in rows if not row.failed or row.trial not in merged}
+        lines = [asdict(row) for row in merged.values()]
+        write_atomically(table, lambda partial: _write_lines(lines, partial))
 
-    def write(partial: Path) -> None:
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(line["trial"] | {name: line[name] for name in line if name != "trial"} for line in lines)
 
-    write_atomically(table, write)
+def _write_lines(lines: list[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(line["trial"] | {name: line[name] for name in line if name != "trial"} for line in lines)
 
 
 _TYPES = {field.name: field.type for kind in (Trial, Row) for field in fields(kind) if field.name != "trial"}

@@ -136,7 +136,7 @@ def _measure(trial: Trial, config: str | None) -> Row:
 
 def _digest(path: Path, config: str | None) -> str:
     try:
-        data = read_config(path, config).get("data")
+        data = read_config(path, config).sections.get("data")
     except ValueError:  # reported when the file is measured, and the other files go on
         data = None
     return hashlib.sha256(path.read_bytes() + repr(data).encode()).hexdigest()[:16]

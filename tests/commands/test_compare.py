@@ -2,6 +2,7 @@ import csv
 import inspect
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import lightning
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 import lightning_fold as lf
 from lightning_fold.commands import trials
 from lightning_fold.commands.methods import METHODS, apply
+from lightning_fold.commands.rows import Row, Trial, read_rows, write_rows
 from lightning_fold.commands.runs import read_run
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.modules import Classifier
@@ -86,6 +88,16 @@ def test_rows_that_are_there_are_not_measured_again(run, checkpoint, rows, monke
         ("factorize", 0.5, "none"),
     ]
     assert rows("out/comparison.csv")[:2] == first
+
+
+def test_two_that_write_one_table_keep_each_others_rows(tmp_path):
+    """Each knows the rows that were there when it began, and its own."""
+    table = tmp_path / "comparison.csv"
+    trial = Trial("x.pt", "0", "", 0.5, "parameters", "", "none", "test", "accuracy/test", 0)
+    first, second, third = (Row(replace(trial, method=method)) for method in ("fold", "prune", "factorize"))
+    write_rows([replace(first, accuracy=0.5), third], table)
+    write_rows([replace(second, accuracy=0.6), first, replace(third, accuracy=0.7)], table)
+    assert {row.trial.method: row.accuracy for row in read_rows(table)} == {"fold": 0.5, "prune": 0.6, "factorize": 0.7}
 
 
 def test_another_network_of_the_same_name_is_measured_again(run, checkpoint, rows, tmp_path):

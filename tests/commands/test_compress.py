@@ -68,6 +68,22 @@ def test_a_written_file_is_read_without_its_run(run, trained, tmp_path):
     assert read_run(tmp_path / "twice.pt").inputs[0].shape[1:] == (1, 8, 8)
 
 
+def test_mistake_in_the_configuration_names_its_file(mistake, trained, tmp_path):
+    (tmp_path / "other.yaml").write_text("data: {class_path: lightning_fold.data.DigitDataModule}")
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    error, _ = mistake("compress", "--checkpoint", checkpoint, "--output", "small.pt", "--config", "other.yaml")
+    assert "section 'data' of 'other.yaml'" in error
+
+
+def test_network_of_one_output_is_compressed_without_data(run, tmp_path):
+    """What is not measured needs no classes."""
+    arguments = {"in_features": 6, "hidden": [8], "out_features": 1}
+    path, name = tmp_path / "one.pt", "lightning_fold.models.MLP"
+    lf.save(lf.models.MLP(**arguments), path, network=name, network_args=arguments, example_inputs=torch.zeros(2, 6))
+    run("compress", "--checkpoint", "one.pt", "--ratio", "0.5", "--output", "small.pt")
+    assert lf.load("small.pt").layers[-1].in_features == 4
+
+
 def test_repair_is_that_of_the_function(run, resnet):
     resnet(fitted=False)
     words = ["--method", "prune-least-squares", "--ratio", "0.5", "--repair", "data", "--output", "x.pt"]

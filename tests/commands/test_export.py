@@ -162,6 +162,18 @@ def test_command_exports_a_compressed_file_without_its_run(run, trained, tmp_pat
     torch.testing.assert_close(lf.load("small.safetensors").state_dict(), small.state_dict())
 
 
+def test_network_that_says_everything_needs_no_configuration(run, mistake, network, tmp_path):
+    """What stands beside it may be of something else; a program that was exported is read by no command."""
+    example = torch.zeros(1, 3, 8, 8)
+    lf.save(network, tmp_path / "small.pt", network=NAME, network_args=ARGUMENTS, example_inputs=example)
+    (tmp_path / "config.yaml").write_text("data: {class_path: lightning_fold.data.CIFAR10DataModule, init_args: {}}")
+    run("export", "--checkpoint", "small.pt", "--output", "small.pt2")
+    batch = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(torch.export.load("small.pt2").module()(batch), network(batch))
+    error, _ = mistake("export", "--checkpoint", "small.pt2", "--output", "again.onnx")
+    assert "'small.pt2': a .pt2 program is final; expected .ckpt, .pt, .safetensors" in error
+
+
 def test_mistakes_of_the_command(mistake, trained, monkeypatch):
     checkpoint = trained / "checkpoints" / "last.ckpt"
     assert "ends in .onnx" in mistake("export", "--checkpoint", checkpoint, "--output", "small.tflite")[0]

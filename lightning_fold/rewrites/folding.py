@@ -65,7 +65,7 @@ def fold(
         optimizers: optimizers of the network; moments are averaged over each cluster.
 
     Raises:
-        ValueError: a value is out of range, the budget cannot be met, or no channel of the network can be merged.
+        ValueError: a value is out of range, the budget cannot be met, or the network has no hidden width.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
     budget = Budget(ratio, keep_parameters, keep_flops)

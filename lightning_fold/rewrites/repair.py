@@ -1,6 +1,6 @@
 """repair: the statistics of a network after a lossy rewrite."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.structure.inputs import Inputs, call, device_of, inputs_of_batch, on_device
+from lightning_fold.structure.inputs import Inputs, batch_size, call, device_of, inputs_of_batch, join_inputs, on_device
 from lightning_fold.structure.trace import evaluation_mode
 
 
@@ -19,8 +19,8 @@ def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
 
     Args:
         model: any network; without BatchNorm nothing changes.
-        dataloader: batches of inputs, or (inputs, ...) of which the first element is read. A BatchNorm that they do not
-            reach stays as it is.
+        dataloader: batches of inputs, or (inputs, ...) of which the first element is read; one of a single example goes
+            with its neighbour. A BatchNorm that they do not reach stays as it is.
 
     Raises:
         ValueError: ``dataloader`` yields no batch, or one that holds NaN or infinity.
@@ -39,7 +39,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     statistics = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    batches = iter(batches)
+    batches = _joined_where_single(batches)
     batch = next(batches, None)
     if batch is None:
         raise ValueError("repair(model, dataloader): the dataloader is empty; expected at least one batch.")
@@ -62,6 +62,24 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
                 norm.load_state_dict(saved, strict=False)
         for module, training in modes:
             module.training = training
+
+
+def _joined_where_single(batches: Iterable[Inputs]) -> Iterator[Inputs]:
+    """The batches in order; a single example, which may have no variance, together with its neighbours if it can be."""
+    held: list[Inputs] = []
+    for batch in batches:
+        if held and batch_size(held[-1]) == 1:
+            held[-1:] = _together(held[-1], batch)
+        else:
+            held.append(batch)
+        while len(held) > (2 if batch_size(held[-1]) == 1 else 1):
+            yield held.pop(0)
+    yield from _together(*held) if len(held) == 2 else held
+
+
+def _together(first: Inputs, second: Inputs) -> list[Inputs]:
+    joined = join_inputs([first, second])
+    return [first, second] if joined is None else [joined]
 
 
 def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: Mapping[str, Tensor]) -> None:

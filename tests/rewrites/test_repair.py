@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.rewrites.calibration import from_batches, mean_squares, second_moments
@@ -22,6 +22,20 @@ def test_statistics_of_one_norm_against_numpy() -> None:
     torch.testing.assert_close(model[1].running_mean, torch.from_numpy(mean))
     torch.testing.assert_close(model[1].running_var, torch.from_numpy(variance))
     assert model[1].momentum == 0.1 and model.training and model[1].training
+
+
+@pytest.mark.parametrize("sizes", [[8, 8, 1], [1, 8, 8], [8, 1, 8], [1, 1, 15], [1] * 17, [8, 8, 1, 1]])
+def test_single_examples_go_with_their_neighbours(sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).double()
+    batches = torch.randn(sum(sizes), 4, dtype=torch.float64).split(sizes)
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    lf.repair(model, [(batch, 0) for batch in batches])
+    assert torch.equal(torch.cat(seen), torch.cat(batches)) and min(map(len, seen)) > 1
+    assert max(map(len, seen)) <= max(sizes) + 2 or len(seen) == 1
+    mean = sum(model[0](batch).mean(0) for batch in seen) / len(seen)
+    torch.testing.assert_close(model[1].running_mean, mean.detach())
 
 
 def test_repair_undoes_wrong_statistics() -> None:

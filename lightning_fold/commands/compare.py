@@ -73,13 +73,14 @@ def compare(
 
 
 def find_checkpoints(pattern: str) -> list[Path]:
-    """The files that a path, a folder or a glob pattern stands for, in order.
+    """The files that a path, a folder or a glob pattern of either stands for, in order.
 
     Raises:
         FileNotFoundError: there is none.
     """
     path = Path(pattern)
-    names = [path] if path.is_file() else path.rglob("*") if path.is_dir() else map(Path, glob(pattern, recursive=True))
+    named = [path] if path.exists() else [Path(name) for name in glob(pattern, recursive=True)]
+    names = {file for each in named for file in (each.rglob("*") if each.is_dir() else [each])}
     found = sorted(file for file in names if file.is_file() and (file.suffix in SUFFIXES or file == path))
     if not found:
         raise FileNotFoundError(

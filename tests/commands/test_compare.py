@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import lightning_fold as lf
 from lightning_fold.commands import trials
+from lightning_fold.commands.compare import find_checkpoints
 from lightning_fold.commands.methods import METHODS, apply
 from lightning_fold.commands.rows import Row, Trial, read_rows, write_rows
 from lightning_fold.commands.runs import read_run
@@ -285,6 +286,16 @@ def test_a_folder_in_processes_gives_the_same_rows(run, trained, rows, tmp_path)
         for out in ("one", "two")
     )
     assert one == two and len(one) == 2 + 2 * len(SIZED)
+
+
+@pytest.mark.parametrize("pattern", ["runs", "runs/version_*", "runs/**/*.pt", "runs/**"])
+def test_patterns_of_files_and_of_folders(tmp_path, pattern):
+    files = [tmp_path / "runs" / f"version_{i}" / "dense.pt" for i in range(2)]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+        file.with_name("log.txt").touch()
+    assert find_checkpoints(str(tmp_path / pattern)) == files
 
 
 @pytest.mark.parametrize(

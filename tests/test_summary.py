@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import lightning_fold as lf
+from lightning_fold.callbacks import ChannelFolding
 from lightning_fold.cli import main
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.models import MLP
@@ -161,6 +162,25 @@ def test_both_networks_meet_the_same_data(in_folder):
     summary = summarise_run(trainer, module, data)
     assert summary is not None and not summary.methods  # nothing was rewritten: they are the same network
     assert summary.dense.metrics == summary.compressed.metrics
+
+
+class OnlyTraining(lightning.LightningDataModule):
+    """Digits to train on, and nothing else."""
+
+    def train_dataloader(self):
+        return DigitsDataModule().train_dataloader()
+
+
+def test_data_without_validation_is_written_and_not_measured(in_folder):
+    module = Classifier(network="lightning_fold.models.MLP", network_args=NETWORK)
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_epochs=1, callbacks=[ChannelFolding(ratio=0.5)], **silent)
+    trainer.fit(module, datamodule=(data := OnlyTraining()))
+    summary = summarise_run(trainer, module, data)
+    assert summary is not None and summary.compressed.val_accuracy is summary.compressed.test_accuracy is None
+    small = lf.load(summary.files["compressed network"])
+    torch.testing.assert_close(small.state_dict(), module.network.state_dict())
+    assert lf.count_parameters(small) == summary.compressed.parameters < summary.dense.parameters
 
 
 def test_compressed_file_gives_the_logged_accuracy_in_a_new_process(finished):

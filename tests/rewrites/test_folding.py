@@ -4,10 +4,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.rewrites.batch_norms import homogeneous
 from lightning_fold.rewrites.clustering import Clustering, _features
 from lightning_fold.rewrites.cut import merge
 from lightning_fold.rewrites.merging import fold_ar_scale
@@ -338,3 +340,99 @@ def test_batch_norm_expects_the_spread_of_merged_channels() -> None:
     x = torch.randn(40_000, 8, dtype=torch.float64)
     lf.fold(model, x[:2], ratio=0.5, repair="none")
     torch.testing.assert_close(model[1].running_var, model[0](x).var(dim=0), rtol=0.05, atol=0)
+
+
+class _Meets(nn.Module):
+    """Channels that differ by a positive factor meet something else before they are read."""
+
+    def __init__(self, meet) -> None:
+        super().__init__()
+        self.meet, self.write, self.read = meet, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3)
+        self.shift = nn.Parameter(torch.tensor([0.5]))
+        self.map, self.position = nn.Conv2d(3, 1, 1), nn.Parameter(torch.randn(1, 1, 6, 6))
+        self.mix, self.mix_only = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(F.relu(self.meet(self, self.write(x), x)))
+
+
+_NOT_SCALED = {
+    "parameter": lambda m, h, x: h + m.shift,
+    "constant": lambda m, h, x: h - torch.tensor(0.5),
+    "subtracted from": lambda m, h, x: torch.tensor(0.5) - h,
+    "map": lambda m, h, x: h + m.map(x),
+    "position": lambda m, h, x: m.position + h,
+    "pad": lambda m, h, x: F.pad(h, (1, 1, 1, 1), value=0.5),
+    "constant pad": lambda m, h, x: torch.constant_pad_nd(h, (1, 1), 0.5),
+    "bias of another dimension": lambda m, h, x: m.mix(h),
+    "rounded": lambda m, h, x: h.to(torch.int64).to(h.dtype),
+}
+_SCALED = {
+    "itself": lambda m, h, x: h + h - h.neg(),
+    "pad": lambda m, h, x: F.pad(h, (1, 1, 1, 1)),
+    "constant pad": lambda m, h, x: torch.constant_pad_nd(h, (1, 1)),
+    "other dimension": lambda m, h, x: m.mix_only(h),
+}
+
+
+@pytest.mark.parametrize("meet", _NOT_SCALED)
+def test_what_is_not_scaled_with_the_channels_it_meets(meet: str) -> None:
+    """Channels written alike still merge exactly; those that differ by a factor are not taken for alike."""
+    for factor in (1.0, 3.0):
+        model, x = _alike_but_for(factor, _NOT_SCALED[meet])
+        dense = deepcopy(model)
+        lf.fold(model, x, ratio=0.5 if factor == 1 else 0)
+        assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+        structure, (width,) = find_widths("fold", dense, x)
+        assert not homogeneous(structure)[width.group.ids].any()
+
+
+@pytest.mark.parametrize("meet", _SCALED)
+def test_what_is_scaled_with_the_channels_it_meets(meet: str) -> None:
+    model, x = _alike_but_for(3.0, _SCALED[meet])
+    dense = deepcopy(model)
+    lf.fold(model, x, ratio=0.5)
+    assert model.write.out_channels == 4 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+def _alike_but_for(factor: float, meet) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = _Meets(meet).double().eval()
+    with torch.no_grad():
+        for tensor in (model.write.weight, model.write.bias):
+            tensor[4:] = factor * tensor[:4]
+    return model, 3 * torch.randn(5, 3, 6, 6, dtype=torch.float64)
+
+
+def test_weight_called_twice_has_no_rows_to_divide() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.head = nn.Linear(4, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.shared(F.relu(self.shared(F.relu(self.first(x)))))))
+
+    torch.manual_seed(0)
+    model, x = Twice().double(), torch.randn(16, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in (model.first.weight, model.first.bias, model.shared.weight):
+            tensor[4:] = tensor[:4].clone()
+    dense = deepcopy(model)
+    lf.fold(model, x, ratio=0.5)
+    assert model.first.out_features == 4 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+def test_weight_read_forwards_and_backwards_is_not_scaled() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.down, self.head = nn.Linear(4, 8), nn.Linear(8, 5, bias=False), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            code = F.relu(self.down(F.relu(self.first(x))))
+            return self.head(F.relu(F.linear(code, self.down.weight.t())))
+
+    structure, widths = find_widths("fold", Tied().double(), torch.randn(16, 4, dtype=torch.float64))
+    tied = next(width for width in widths if width.group.name == "first.weight")
+    assert not homogeneous(structure)[tied.group.ids].any()

@@ -37,7 +37,7 @@ class Consumer:
 
 
 def find_consumers(structure: Structure) -> list[Consumer]:
-    """Every layer of the network that least squares can solve for, in the order in which they run."""
+    """Every layer that evaluation runs and least squares can solve for, in the order in which they run."""
     names, modules = structure.trace.names, structure.trace.modules
     calls = Counter(layer_of(contraction.node) for contraction in structure.labels.contractions)
     found = []
@@ -48,6 +48,6 @@ def find_consumers(structure: Structure) -> list[Consumer]:
             type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
         )
         known = weight == f"{path}.weight".removeprefix(".") and structure.uses[weight] == 1 and calls[path] == 1
-        if plain and known:
+        if plain and known and contraction.node in structure.trace.evaluated:
             found.append(Consumer(path, contraction, find_shift(structure, contraction)))
     return found

@@ -51,19 +51,24 @@ def norm_score(order: int) -> Score:
 def taylor_score(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Score:
     """|sum of weight times gradient| over all that writes a channel: what the loss moves without it, to first order.
 
+    Frozen parameters have gradients, too, while this runs: what they write matters as much.
+
     Source: "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771), with the sum inside the modulus.
     """
     parameters = dict(model.named_parameters())
-    kept = {name: parameter.grad for name, parameter in parameters.items()}
+    kept = {name: (parameter.grad, parameter.requires_grad) for name, parameter in parameters.items()}
     with evaluation_mode(model), torch.enable_grad():
         try:
-            model.zero_grad(set_to_none=True)
+            for parameter in parameters.values():
+                parameter.grad = None
+                parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
             for batch in batches:
                 loss(model, batch).backward()
             gradients = {n: p.grad.detach() if p.grad is not None else None for n, p in parameters.items()}
         finally:
             for name, parameter in parameters.items():
-                parameter.grad = kept[name]
+                parameter.grad, trained = kept[name]
+                parameter.requires_grad_(trained)
 
     def score(model: nn.Module, group: ChannelGroup) -> Tensor:
         total = torch.zeros(group.size)

@@ -113,8 +113,8 @@ class _Selection(Chooser):
 
     def notes(self, widths: list[Width]) -> list[str]:
         names = some_of(width.group.name for width in widths if self._by_norm(width.group))
-        found = f"channels of {names} were chosen by the norms of their weights: {ONLY_SOLVED} can be looked at"
-        return [f"importance={self.importance!r}: {found}"] if names else []
+        found = f"importance={self.importance!r} was the norm of the weights in {names}"
+        return [f"{found}: of what reads channels, {ONLY_SOLVED} are looked at"] if names else []
 
     def assign(self, width: Width, kept: int) -> Tensor:
         key = int(width.group.ids[0])

@@ -289,7 +289,7 @@ def test_widths_of_which_the_norms_decide_are_named(importance) -> None:
     expected = lf.prune(deepcopy(model), batches[0], importance="l2", batches=batches)
     report = lf.prune(deepcopy(model), batches[0], importance=importance, batches=batches)
     (note,) = report.notes
-    assert note.startswith(f"importance={importance!r}: channels of 0.weight, 2.weight, 4.weight were chosen by")
+    assert note.startswith(f"importance={importance!r} was the norm of the weights in 0.weight, 2.weight, 4.weight:")
     assert expected.notes == ()
     skipped = lf.prune(model, batches[0], importance=importance, batches=batches, skip=["0", "2", "4"])
     assert skipped.changes and skipped.notes == ()

@@ -1,6 +1,5 @@
 """BatchNorms right behind a layer: the affine rows that both make, and rescaling both without changing the function."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -188,6 +187,8 @@ def homogeneous(structure: Structure) -> Tensor:
     for key, axis in structure.labels.axes.items():
         if key not in rescaled:
             result[structure.groups(axis)] = False
+    for labels, _ in structure.columns.unsummed:
+        result[structure.group_of[labels]] = False
     for node in structure.trace.graph.nodes:
         if node.op == "call_function":
             for labels in _not_scaled(structure, node, producers):
@@ -196,15 +197,13 @@ def homogeneous(structure: Structure) -> Tensor:
 
 
 def _rescaled_axes(structure: Structure, producers: Iterable[Producer]) -> set[tuple[str, int]]:
-    """The dimensions that a :class:`Rescaling` scales: producers' rows, and columns that nothing reads otherwise.
+    """The dimensions that a :class:`Rescaling` scales: producers' rows, and columns.
 
     A weight that is called twice has columns to multiply, but no rows to divide: it is of one kind in one dimension.
     """
     rows = {(producer.weight, 1 - producer.contraction.column_dim) for producer in producers}
     rows |= {(name, 0) for producer in producers for name in producer.tensors if name != producer.weight}
-    names, contractions = structure.trace.names, structure.labels.contractions
-    read = Counter((names[c.weight], c.column_dim) for c in contractions if c.groups == 1 and c.weight in names)
-    return rows | {(name, dim) for (name, dim), count in read.items() if count == structure.uses[name]}
+    return rows | structure.columns.read
 
 
 def _not_scaled(structure: Structure, node: Node, producers: dict[Node, Producer]) -> list[Tensor]:

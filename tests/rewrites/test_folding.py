@@ -423,16 +423,76 @@ def test_weight_called_twice_has_no_rows_to_divide() -> None:
     assert model.first.out_features == 4 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
-def test_weight_read_forwards_and_backwards_is_not_scaled() -> None:
-    class Tied(nn.Module):
+class _Reads(nn.Module):
+    """Channels are read with a weight that is not what a layer holds as it is."""
+
+    def __init__(self, read) -> None:
+        super().__init__()
+        self.read, self.write = read, nn.Linear(4, 8)
+        self.weight, self.other = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(F.relu(self.write(x)), self)
+
+
+_MOVED = {
+    "transposed": lambda h, m: h @ m.weight.t(),
+    "cast": lambda h, m: F.linear(h, m.weight.to(h.dtype)),
+    "einsum": lambda h, m: torch.einsum("bi,oi->bo", h, m.weight),
+    "convolution": lambda h, m: F.conv2d(h[..., None, None], m.weight[..., None, None]).flatten(1),
+    "scaled": lambda h, m: F.linear(h, -0.5 * m.weight),
+}
+_COMPUTED = {
+    "product": lambda h, m: F.linear(h, m.weight * m.other),
+    "both ways": lambda h, m: F.linear(F.relu(F.linear(F.relu(F.linear(h, m.weight)), m.weight.t())), m.other),
+}
+
+
+@pytest.mark.parametrize(("read", "factor"), [*((read, 1.0) for read in _MOVED), ("cast", 3.0), ("convolution", 3.0)])
+def test_columns_are_summed_wherever_they_are_moved(read: str, factor: float) -> None:
+    model, x = _twins(_MOVED[read], factor)
+    dense = deepcopy(model)
+    lf.fold(model, x, ratio=0.5)
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+@pytest.mark.parametrize("read", _COMPUTED)
+def test_columns_of_which_no_sum_stands_for_several_stay(read: str) -> None:
+    model, x = _twins(_COMPUTED[read], 1.0)
+    dense = deepcopy(model)
+    report = lf.fold(model, x, ratio=0.5)
+    (why,) = {kept.reason for kept in report.kept}
+    assert "which is used in another way" in why if read == "both ways" else "with a weight that it computes" in why
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+def _twins(read, factor: float) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = _Reads(read).double().eval()
+    with torch.no_grad():
+        for tensor in (model.write.weight, model.write.bias):
+            tensor[4:] = factor * tensor[:4]
+    return model, torch.randn(16, 4, dtype=torch.float64)
+
+
+def test_stream_that_an_embedding_writes_and_reads_stays() -> None:
+    class Words(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.down, self.head = nn.Linear(4, 8), nn.Linear(8, 5, bias=False), nn.Linear(8, 3)
+            self.embedding, self.layer, self.head = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 11, bias=False)
+            self.head.weight = self.embedding.weight
 
-        def forward(self, x: Tensor) -> Tensor:
-            code = F.relu(self.down(F.relu(self.first(x))))
-            return self.head(F.relu(F.linear(code, self.down.weight.t())))
+        def forward(self, words: Tensor) -> Tensor:
+            found = self.embedding(words)
+            return self.head(found + self.layer(found))
 
-    structure, widths = find_widths("fold", Tied().double(), torch.randn(16, 4, dtype=torch.float64))
-    tied = next(width for width in widths if width.group.name == "first.weight")
-    assert not homogeneous(structure)[tied.group.ids].any()
+    torch.manual_seed(0)
+    model, words = Words().double(), torch.randint(0, 11, (5, 6))
+    dense = deepcopy(model)
+    with torch.no_grad():
+        for network in (model, dense):
+            for tensor in (network.embedding.weight.T, network.layer.weight, network.layer.bias):
+                tensor[4:] = tensor[:4].clone()
+    report = lf.fold(model, words, ratio=0.5)
+    assert any("which is used in another way" in kept.reason for kept in report.kept)
+    assert error_of(run(model, (words,)), run(dense, (words,))) <= 1e-12

@@ -466,6 +466,24 @@ def test_columns_of_which_no_sum_stands_for_several_stay(read: str) -> None:
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
+@pytest.mark.parametrize("method", [lf.prune, lf.fold])
+def test_grouped_convolution_with_a_weight_that_is_cast_stays(method) -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Conv2d(3, 8, 1), nn.Parameter(torch.randn(8, 4, 1, 1))
+            self.second, self.head = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(F.conv2d(F.relu(self.first(x)), self.weight.to(x.dtype), groups=2))
+            return self.head(F.relu(self.second(x)))
+
+    model = Grouped().double()
+    report = method(model, torch.randn(5, 3, 4, 4, dtype=torch.float64), ratio=0.5)
+    assert model.first.out_channels == 8 and model.second.out_channels == 3
+    assert all("grouped convolution whose weight is computed" in kept.reason for kept in report.kept) and report.kept
+
+
 def _twins(read, factor: float) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = _Reads(read).double().eval()

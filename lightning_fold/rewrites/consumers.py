@@ -11,7 +11,7 @@ from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.trace import layer_of
 
 # What find_consumers finds, for the notes of a report that name the layers it does not.
-ONLY_SOLVED = "only Linear and ungrouped, zero-padded Conv2d layers that run once"
+ONLY_SOLVED = "only Linear and ungrouped, zero-padded Conv2d layers that evaluation runs once"
 
 
 @dataclass(frozen=True)

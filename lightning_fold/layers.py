@@ -1,5 +1,8 @@
 """Layers that a rewrite may put into a network."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -68,7 +71,8 @@ class CompensatedNorm(nn.Module):
         eps: added to the variance.
         dim: the dimension that holds the channels.
         bias: whether there is a bias.
-        precision: the type in which the statistics are computed, as ``"float32"``; ``None`` for that of the input.
+        precision: the type in which the statistics are computed, as ``"float32"``, before the result is that of the
+            input again and scaled; ``None`` for that of the input and at least single precision, as torch's norms do.
 
     Attributes:
         constant: mean of the constants that are gone.
@@ -111,17 +115,31 @@ class CompensatedNorm(nn.Module):
         self.constant = self.constant + distance * more / total
         self.spread, self.removed = self.spread + spread, total
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Counts and sums of squares exceed 16 bits: a cast of the network to those leaves them in single precision."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers(recurse=False):
+            if buffer.dtype != _at_least_single(buffer):
+                self._buffers[name] = before[name].to(buffer.device, _at_least_single(buffer))  # pyright: ignore
+        return self
+
     def _cast(self, value: Tensor) -> Tensor:
-        return value if self.precision is None else value.to(getattr(torch, self.precision))
+        wanted = _at_least_single(value) if self.precision is None else getattr(torch, self.precision)
+        return value if value.dtype == wanted else value.to(wanted)
 
     def _mean(self, value: Tensor, gone: Tensor) -> Tensor:
         """The mean over all channels, of ``value`` over those left and ``gone`` over the sum of the others."""
-        total = (value * self._along(self.counts, value)).sum(self.dim, keepdim=True) + gone
-        return total / (self.counts.sum() + self.removed)
+        counts = self.counts.to(value.dtype)
+        total = (value * self._along(counts, value)).sum(self.dim, keepdim=True) + gone
+        return total / (counts.sum() + self.removed)
 
-    def _affine(self, normalised: Tensor) -> Tensor:
-        scaled = normalised * self._along(self.weight, normalised)
-        return scaled if self.bias is None else scaled + self._along(self.bias, normalised)
+    def _affine(self, normalised: Tensor, value: Tensor) -> Tensor:
+        """Scale and shift: all in one precision as torch's norms do, or in the type of ``value`` as written ones do."""
+        given = normalised if self.precision is None else normalised.to(value.dtype)
+        scaled = given * self._along(self.weight, value)
+        shifted = scaled if self.bias is None else scaled + self._along(self.bias, value)
+        return shifted.to(torch.promote_types(value.dtype, self.weight.dtype))
 
     def _along(self, channels: Tensor, value: Tensor) -> Tensor:
         view = [1] * value.dim()
@@ -146,7 +164,7 @@ class CompensatedLayerNorm(CompensatedNorm):
         mean = self._mean(computed, self.removed * self.constant)
         centred = computed - mean
         variance = self._mean(centred.square(), self.spread + self.removed * (self.constant - mean).square())
-        return self._affine((centred * torch.rsqrt(variance + self.eps)).to(value.dtype))
+        return self._affine(centred * torch.rsqrt(variance + self.eps), value)
 
 
 class CompensatedRMSNorm(CompensatedNorm):
@@ -156,4 +174,8 @@ class CompensatedRMSNorm(CompensatedNorm):
         """Normalise."""
         computed = self._cast(value)
         square = self._mean(computed.square(), self.spread + self.removed * self.constant.square())
-        return self._affine((computed * torch.rsqrt(square + self.eps)).to(value.dtype))
+        return self._affine(computed * torch.rsqrt(square + self.eps), value)
+
+
+def _at_least_single(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)

@@ -1,5 +1,6 @@
 """What a rewrite did, as one frozen value that prints as a table."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import StringIO
 
@@ -46,7 +47,8 @@ class RewriteReport:
             exact rewrites; ``None`` otherwise.
         changes: every tensor whose shape changed.
         kept: what could have gone but stayed, and why.
-        notes: what was undone because it made things worse, and how far a budget was missed.
+        notes: what was undone because it made things worse, what could not be done as asked for and was done otherwise
+            or not at all, and how far a budget was missed.
         masks: name of each sparsified parameter -> boolean tensor of its shape, True where the weight stays.
     """
 
@@ -91,6 +93,12 @@ class RewriteReport:
         for change in self.changes:
             table.add_row(change.tensor, _shape(change.before), _shape(change.after))
         return table
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Names in a sentence, the first three of them: ``a, b, c and 4 more``."""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _shape(shape: Shape | None) -> str:

@@ -36,6 +36,16 @@ from lightning_fold.structure.trace import evaluation_mode
 _REPLACED = "_replaced_by_rewrite"
 _BUILT = "_buffers_before_rewrite"
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_HELD = ("_parameters", "_buffers", "_modules")
 _COMPUTED = (WeightNorm, SpectralNorm)  # forward pre-hooks that compute a weight
 
 # Which Python attributes of a module repeat the sizes of its tensors.
@@ -68,7 +78,7 @@ class Surgery:
 
     def __enter__(self) -> "Surgery":
         check_optimizers(self.optimizers)
-        self._modules = [(module, type(module), _saved_module(module)) for module in self.model.modules()]
+        self._modules = [(module, type(module), dict(vars(module)), _tables(module)) for module in self.model.modules()]
         self._states = [saved_state(optimizer) for optimizer in self.optimizers]
         return self
 
@@ -147,11 +157,13 @@ class Surgery:
         """Put ``new`` in the place of the submodule ``path``, under every name that it has in the network.
 
         Parameters that both hold go on with their state; the new ones are trained in the group of the first that goes.
+        Hooks on what it is called with and gives, and on their gradients, move to ``new``: it stands for the same.
         What stood there first is remembered without its values (:func:`replaced_by`), for a way back.
         """
         old = self.model.get_submodule(path)
         for optimizer in self.optimizers:
             exchange(optimizer, list(old.parameters()), list(new.parameters()))
+        _move_hooks(old, new)
         first = replaced_by(old) or _emptied(old)
         if type(first) is not type(new):
             vars(new)[_REPLACED] = first
@@ -217,10 +229,13 @@ class Surgery:
         ]
 
     def _restore(self) -> None:
-        for module, kind, saved in self._modules:
+        for module, kind, saved, tables in self._modules:
             module.__class__ = kind
             module.__dict__.clear()
             module.__dict__.update(saved)
+            for key, entries in tables.items():  # the same tables: handles of hooks know them
+                saved[key].clear()
+                saved[key].update(entries)
         for optimizer, state in zip(self.optimizers, self._states, strict=True):
             restore_state(optimizer, state)
 
@@ -281,9 +296,22 @@ def _width(norm: _NormBase) -> int:
     return norm.num_features if tensor is None else tensor.shape[0]
 
 
-def _saved_module(module: nn.Module) -> dict[str, Any]:
-    tables = ("_parameters", "_buffers", "_modules")
-    return {key: copy(value) if key in tables or "_hooks" in key else value for key, value in vars(module).items()}
+def _tables(module: nn.Module) -> dict[str, Any]:
+    """Copies of what a module holds its tensors, its modules and its hooks in."""
+    found = {key: value for key, value in vars(module).items() if key in _HELD or "_hooks" in key}
+    return {key: copy(value) for key, value in found.items() if isinstance(value, dict)}
+
+
+def _move_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Move the tables of hooks themselves, so that handles go on removing theirs; hooks that compute a weight end."""
+    for key, _ in _hooks(old, (*_COMPUTED, BasePruningMethod)):
+        del old._forward_pre_hooks[key]
+    for name in _HOOKS:
+        table = vars(old)[name]
+        table.update(vars(new)[name])
+        vars(new)[name], vars(old)[name] = table, type(table)()
+    if new._backward_hooks:
+        new._is_full_backward_hook = old._is_full_backward_hook
 
 
 def _hooks(module: nn.Module, kinds: Any) -> list[tuple[int, Any]]:

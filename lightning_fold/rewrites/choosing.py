@@ -40,3 +40,7 @@ class Chooser:
     def refused(self, width: Width) -> str | None:
         """Why this width stays as it is, or ``None``."""
         return None
+
+    def notes(self, widths: list[Width]) -> list[str]:
+        """What the report should say of how the channels of ``widths`` were chosen."""
+        return []

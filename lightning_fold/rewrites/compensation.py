@@ -52,7 +52,7 @@ def compensate(surgery: Surgery, structure: Structure, norm: Norm, removal: Remo
         return
     path = layer_of(norm.node)
     new = _compensated(surgery, structure, norm)
-    constants = norm_constants(structure, norm).to(new.weight.detach())
+    constants = norm_constants(structure, norm).to(new.constant)
     index = torch.nonzero(leaving).flatten().repeat_interleave(_counts(structure, norm)[leaving])
     new.absorb(constants[index.to(constants.device)].nan_to_num())  # varying only where nobody reads the norm
     surgery.replace_module(path, new)
@@ -113,7 +113,8 @@ def _compensated(surgery: Surgery, structure: Structure, norm: Norm) -> Compensa
         eps, dim = norm_eps(node), _module_dim(structure, norm)
         assert dim is not None
         options = {"dim": dim, "bias": bias is not None, "precision": norm_precision(node)}
-        new = kind(len(weight), eps=torch.finfo(weight.dtype).eps if eps is None else eps, **options).to(weight)
+        smallest = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).eps  # that torch computes in
+        new = kind(len(weight), eps=smallest if eps is None else eps, **options).to(weight)
     new.weight, new.bias = weight, bias
     return new.train(old.training)
 

@@ -10,6 +10,9 @@ from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
 from lightning_fold.structure.trace import layer_of
 
+# What find_consumers finds, for the notes of a report that name the layers it does not.
+ONLY_SOLVED = "only Linear and ungrouped, zero-padded Conv2d layers that evaluation runs once"
+
 
 @dataclass(frozen=True)
 class Consumer:
@@ -37,7 +40,7 @@ class Consumer:
 
 
 def find_consumers(structure: Structure) -> list[Consumer]:
-    """Every layer of the network that least squares can solve for, in the order in which they run."""
+    """Every layer that evaluation runs and least squares can solve for, in the order in which they run."""
     names, modules = structure.trace.names, structure.trace.modules
     calls = Counter(layer_of(contraction.node) for contraction in structure.labels.contractions)
     found = []
@@ -48,6 +51,6 @@ def find_consumers(structure: Structure) -> list[Consumer]:
             type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros"
         )
         known = weight == f"{path}.weight".removeprefix(".") and structure.uses[weight] == 1 and calls[path] == 1
-        if plain and known:
+        if plain and known and contraction.node in structure.trace.evaluated:
             found.append(Consumer(path, contraction, find_shift(structure, contraction)))
     return found

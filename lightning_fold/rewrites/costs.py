@@ -108,11 +108,14 @@ def _dims(structure: Structure, shapes: dict[str, torch.Size]) -> dict[str, list
 
 
 def _flops_per_weight(structure: Structure) -> dict[str, int]:
-    """2 FLOPs for each place in which a weight is multiplied: of the output, or of the input where it is transposed."""
+    """2 FLOPs for each place in which a weight is multiplied: of the output, or of the input where it is transposed.
+
+    As in the total, what runs only in training costs nothing.
+    """
     prices: Counter[str] = Counter()
     for contraction in structure.labels.contractions:
         name = structure.trace.names.get(contraction.weight)
-        if name is not None:
+        if name is not None and contraction.node in structure.trace.evaluated:
             places = contraction.value if contraction.column_dim == 0 else contraction.node
             channels = contraction.weight.meta["val"].shape[0]  # those of the places, over all groups
             prices[name] += 2 * (places.meta["val"].numel() // channels)
@@ -125,7 +128,9 @@ def _product_costs(structure: Structure) -> list[Cost]:
     weights = {contraction.node for contraction in structure.labels.contractions}
     found = []
     for node in structure.trace.graph.nodes:
-        if node.op == "call_function" and operator_name(node) in _PRODUCTS and node not in weights:
+        if node not in structure.trace.evaluated or node in weights:
+            continue
+        if node.op == "call_function" and operator_name(node) in _PRODUCTS:
             first, second = (operand.meta["val"] for operand in operands(node, node.args, node.kwargs)[:2])
             made = _channels(structure, node)
             if operator_name(node) == "scaled_dot_product_attention":

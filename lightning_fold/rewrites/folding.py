@@ -106,6 +106,8 @@ def _unmergeable(structure: Structure) -> dict[int, str]:
         if norm.channels is not None and not counts and not is_whole(structure.group_of[norm.channels]):
             for channel in structure.group_of[norm.channels].flatten().tolist():
                 reasons[channel] = f"{layer_of(norm.node) or 'the network'} is a norm that cannot count merged channels"
+    for labels, reason in structure.columns.unsummed:
+        reasons.update(dict.fromkeys(structure.group_of[labels].tolist(), reason))
     for product in structure.labels.products:
         if product.writer is None and not is_whole(structure.group_of[product.channels]):
             for channel in structure.group_of[product.channels].flatten().tolist():

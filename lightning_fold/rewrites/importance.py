@@ -51,19 +51,24 @@ def norm_score(order: int) -> Score:
 def taylor_score(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Score:
     """|sum of weight times gradient| over all that writes a channel: what the loss moves without it, to first order.
 
+    Frozen parameters have gradients, too, while this runs: what they write matters as much.
+
     Source: "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771), with the sum inside the modulus.
     """
     parameters = dict(model.named_parameters())
-    kept = {name: parameter.grad for name, parameter in parameters.items()}
+    kept = {name: (parameter.grad, parameter.requires_grad) for name, parameter in parameters.items()}
     with evaluation_mode(model), torch.enable_grad():
         try:
-            model.zero_grad(set_to_none=True)
+            for parameter in parameters.values():
+                parameter.grad = None
+                parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
             for batch in batches:
                 loss(model, batch).backward()
             gradients = {n: p.grad.detach() if p.grad is not None else None for n, p in parameters.items()}
         finally:
             for name, parameter in parameters.items():
-                parameter.grad = kept[name]
+                parameter.grad, trained = kept[name]
+                parameter.requires_grad_(trained)
 
     def score(model: nn.Module, group: ChannelGroup) -> Tensor:
         total = torch.zeros(group.size)
@@ -84,7 +89,8 @@ def calibrated_score(kind: str, structure: Structure, calibration: Calibration) 
     ``"activation"``: the energy that a channel brings to its consumers, E[x_i^2] |w_i|^2, as a share of each one's.
     ``"reconstruction"``: the order in which channels leave when each time those go whose loss the others, by least
     squares, make up best (Optimal Brain Surgeon on blocks of columns; arXiv 2208.11580 for single weights). Of whole
-    heads, and of channels that are flattened, it is the energy.
+    heads, and of channels that are flattened, it is the energy. Of channels that no layer reads for which this can be
+    told (:func:`find_consumers`), both are the norm of the weights that write them.
     """
     consumers = {consumer.weight: consumer for consumer in find_consumers(structure)}
     squares = mean_squares(calibration, [consumer.path for consumer in consumers.values()])
@@ -100,6 +106,12 @@ def calibrated_score(kind: str, structure: Structure, calibration: Calibration) 
         return _elimination([(_columns(model, m)[:, 0], _inner(moments, c, m)) for m, c in read])
 
     return score
+
+
+def by_norm(structure: Structure) -> Callable[[ChannelGroup], bool]:
+    """Whether :func:`calibrated_score` of a group is the norm of its weights: no layer that it looks at reads it."""
+    looked_at = {consumer.weight for consumer in find_consumers(structure)}
+    return lambda group: not any(member.reads and member.tensor in looked_at for member in group.members)
 
 
 def _columns(model: nn.Module, member: Member) -> Tensor:

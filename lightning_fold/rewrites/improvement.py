@@ -7,13 +7,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.report import some_of
 from lightning_fold.rewrites.batch_norms import find_producers
 from lightning_fold.rewrites.calibration import Calibration, relative_squared_error
-from lightning_fold.rewrites.consumers import Consumer, find_consumers
+from lightning_fold.rewrites.consumers import ONLY_SOLVED, find_consumers
 from lightning_fold.rewrites.cut import Cut
 from lightning_fold.rewrites.least_squares import refit
 from lightning_fold.rewrites.repair import estimate_statistics, is_layer_norm, tune_layer_norms
 from lightning_fold.rewrites.transaction import outputs
+from lightning_fold.structure.labels import Contraction
+from lightning_fold.structure.trace import layer_of
 from lightning_fold.surgery import Surgery
 
 _TUNED_ON = 256  # examples, of all places in them: two numbers for each channel ask for no more
@@ -56,7 +59,7 @@ class Improvement:
         self._cut_like(surgery, Surgery(small))
         expected = outputs(reference, dense.held_out)
         before = relative_squared_error(outputs(small, dense.held_out), expected)
-        consumers = [c for c in find_consumers(self.cut.structure) if dense.real or self._loses_columns(c)]
+        consumers = [c for c in find_consumers(self.cut.structure) if dense.real or self._loses_columns(c.contraction)]
         found = refit(replace(dense, network=reference), small, consumers, self._rows(), weights=weights)
         after = relative_squared_error(outputs(small, dense.held_out), expected)
         if not after <= before:
@@ -68,6 +71,7 @@ class Improvement:
                 _add(surgery, consumer.weight, correction.weight)
             if consumer.shift is not None:
                 _add(surgery, consumer.shift.tensor, consumer.shift.sign * correction.shift)
+        self.notes += self._not_compensated(weights)
 
     def repair(self, surgery: Surgery) -> None:
         """BatchNorm statistics, batch by batch, then the scales and shifts of LayerNorms, on data."""
@@ -95,9 +99,27 @@ class Improvement:
         for gamma in {producer.norm[0] for producer in producers if producer.norm is not None}:
             surgery.transform(gamma, lambda _, name=gamma: done.tensor(name).detach())
 
-    def _loses_columns(self, consumer: Consumer) -> bool:
-        columns = consumer.contraction.columns
-        return columns is not None and bool(self.cut.removal.removed[self.cut.structure.group_of[columns]].any())
+    def _loses_columns(self, contraction: Contraction) -> bool:
+        columns = contraction.columns
+        depthwise = contraction.groups > 1 and contraction.weight.meta["val"].shape[1] == 1  # no channel reads others
+        return (
+            columns is not None
+            and not depthwise
+            and bool(self.cut.removal.removed[self.cut.structure.group_of[columns]].any())
+        )
+
+    def _not_compensated(self, weights: bool) -> list[str]:
+        """A note that names the layers that lose columns and that nothing was solved for."""
+        structure = self.cut.structure
+        solved = {c.contraction.node for c in find_consumers(structure) if weights or c.shift is not None}
+        losing = [c.node for c in structure.labels.contractions if self._loses_columns(c)]
+        left = [node for node in losing if node in structure.trace.evaluated and node not in solved]
+        names = some_of(layer_of(node) or "the network itself" for node in left)
+        if not names:
+            return []
+        if weights:
+            return [f"compensate='least-squares' did not fit {names}: {ONLY_SOLVED} can be solved for"]
+        return [f"compensate='bias' did not shift {names}: {ONLY_SOLVED}, with a bias or BatchNorm, can be solved for"]
 
     def _rows(self) -> dict[str, Tensor]:
         """For each layer (rows left, rows) the mean over the clusters of its rows."""

@@ -13,7 +13,8 @@ def combine(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
     """Give the channel that stands for each cluster the mean of rows and the sum of columns; sizes stay."""
     reading = reading_axes(structure)
     contractions = structure.labels.contractions
-    grouped = {structure.trace.names[c.weight]: c for c in contractions if c.groups > 1 and c.columns is not None}
+    names = structure.trace.names
+    grouped = {names[c.weight]: c for c in contractions if c.groups > 1 and c.columns is not None and c.weight in names}
     for (name, dim), axis in structure.labels.axes.items():
         target = targets(structure.groups(axis), cluster_of)
         if bool((target != torch.arange(axis.size)).any()) and not (name in grouped and dim == 1):

@@ -1,20 +1,22 @@
 """prune: whole channels, by importance."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_fold.report import RewriteReport
+from lightning_fold.report import RewriteReport, some_of
 from lightning_fold.rewrites.choosing import Chooser, Setting
+from lightning_fold.rewrites.consumers import ONLY_SOLVED
 from lightning_fold.rewrites.importance import (
     CALIBRATED,
     IMPORTANCES,
     Importance,
     Loss,
     Score,
+    by_norm,
     calibrated_score,
     norm_score,
     taylor_score,
@@ -85,7 +87,7 @@ def prune(
     options.check("prune", ("none", "data"))
 
     def choose(setting: Setting) -> Chooser:
-        return _Selection(setting.model, _score(setting, importance, options, loss))
+        return _Selection(setting, _score(setting, importance, options, loss), importance)
 
     return reduce_widths("prune", model, example_inputs, budget, options, optimizers, choose)
 
@@ -104,9 +106,15 @@ def _score(setting: Setting, importance: Importance | Score, options: Options, l
 class _Selection(Chooser):
     """The channels with the highest scores stay."""
 
-    def __init__(self, model: nn.Module, score: Callable[[nn.Module, Any], Tensor]) -> None:
-        self.model, self.score = model, score
+    def __init__(self, setting: Setting, score: Score, importance: Importance | Score) -> None:
+        self.model, self.score, self.importance = setting.model, score, importance
+        self._by_norm = by_norm(setting.structure) if importance in CALIBRATED else lambda group: False
         self._scores: dict[int, Tensor] = {}
+
+    def notes(self, widths: list[Width]) -> list[str]:
+        names = some_of(width.group.name for width in widths if self._by_norm(width.group))
+        found = f"importance={self.importance!r} was the norm of the weights in {names}"
+        return [f"{found}: of what reads channels, {ONLY_SOLVED} are looked at"] if names else []
 
     def assign(self, width: Width, kept: int) -> Tensor:
         key = int(width.group.ids[0])

@@ -110,6 +110,8 @@ class _Reduction:
         """Cut, and do what comes after."""
         assignments = [self.chooser.assign(width, size) for width, size in zip(self.widths, kept, strict=True)]
         cut = plan_cut(surgery, self.structure, self.chooser, self.widths, assignments)
+        shrinking = [width for width, size in zip(self.widths, kept, strict=True) if size < width.size]
+        self.notes += self.chooser.notes(shrinking)
         options = self.options
         needed = options.compensate != "none" or options.batches is not None
         improvement = Improvement(cut, self.calibrate() if needed else None, self.notes)

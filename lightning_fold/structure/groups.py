@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.structure.columns import Columns, find_columns
 from lightning_fold.structure.constants import constants
 from lightning_fold.structure.inputs import Inputs
 from lightning_fold.structure.known import Values
@@ -91,6 +92,11 @@ class Structure:
         names = self.trace.names
         return Counter(names[node] for node in names for _ in node.users)
 
+    @cached_property
+    def columns(self) -> Columns:
+        """Which dimensions of which tensors are columns of contractions."""
+        return find_columns(self.trace, self.labels)
+
     def groups(self, axis: Axis) -> Tensor:
         """(size,) the group of each index of one dimension of one tensor."""
         return self.group_of[axis.start : axis.start + axis.size]
@@ -170,8 +176,7 @@ def group_channels(structure: Structure) -> list[ChannelGroup]:
 
 def reading_axes(structure: Structure) -> set[tuple[str, int]]:
     """The dimensions that are a contraction's columns."""
-    contractions = [c for c in structure.labels.contractions if c.groups == 1 and c.weight in structure.trace.names]
-    return {(structure.trace.names[c.weight], c.column_dim) for c in contractions}
+    return set(structure.columns.read)
 
 
 def why_pinned(pin: Pin | None) -> str:

@@ -32,18 +32,19 @@ class Trace:
         tensors: parameters, buffers and lifted constants by placeholder node. Tied tensors share one name.
         names: the canonical dotted name of each placeholder that is a parameter or buffer of the network.
         modules: the modules of the network by dotted name.
+        evaluated: the nodes that evaluation computes its outputs from; all others run only while the network trains.
     """
 
     graph: Graph
     tensors: Mapping[Node, Tensor]
     names: Mapping[Node, str]
     modules: Mapping[str, nn.Module]
+    evaluated: frozenset[Node]
 
     @property
     def outputs(self) -> list[Node]:
         """The nodes whose values the network returns."""
-        (output,) = (node for node in self.graph.nodes if node.op == "output")
-        return list(output.all_input_nodes)
+        return list(_output(self.graph).all_input_nodes)
 
 
 def tensor_names(model: nn.Module) -> dict[int, str]:
@@ -126,13 +127,37 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             program.run_decompositions({}) for program in programs
         ]  # read as functions: none may change its operands
     graph, tensors, names = _named(model, programs[0])
+    returned = len(_returned(graph))
     for program in programs[1:]:
         join(graph, tensors, names, *_named(model, program))
     modules = dict(model.named_modules())
     join_written_norms(graph, names, _runs(graph, modules))
     join_channel_shares(graph)
     put_weights_second(graph, tensors)
-    return Trace(graph, tensors, names, modules)
+    return Trace(graph, tensors, names, modules, _read_for(_returned(graph)[:returned]))
+
+
+def _output(graph: Graph) -> Node:
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    return output
+
+
+def _returned(graph: Graph) -> tuple[Any, ...]:
+    """What the graph returns: nodes, and numbers; those of evaluation come first."""
+    returned: Any = _output(graph).args[0]
+    return tuple(returned)
+
+
+def _read_for(returned: tuple[Any, ...]) -> frozenset[Node]:
+    """Every node that one of ``returned`` is computed from, itself included."""
+    read: set[Node] = set()
+    waiting = [value for value in returned if isinstance(value, Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in read:
+            read.add(node)
+            waiting += node.all_input_nodes
+    return frozenset(read)
 
 
 def _export(

@@ -4,10 +4,12 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.rewrites.batch_norms import homogeneous
 from lightning_fold.rewrites.clustering import Clustering, _features
 from lightning_fold.rewrites.cut import merge
 from lightning_fold.rewrites.merging import fold_ar_scale
@@ -338,3 +340,177 @@ def test_batch_norm_expects_the_spread_of_merged_channels() -> None:
     x = torch.randn(40_000, 8, dtype=torch.float64)
     lf.fold(model, x[:2], ratio=0.5, repair="none")
     torch.testing.assert_close(model[1].running_var, model[0](x).var(dim=0), rtol=0.05, atol=0)
+
+
+class _Meets(nn.Module):
+    """Channels that differ by a positive factor meet something else before they are read."""
+
+    def __init__(self, meet) -> None:
+        super().__init__()
+        self.meet, self.write, self.read = meet, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3)
+        self.shift = nn.Parameter(torch.tensor([0.5]))
+        self.map, self.position = nn.Conv2d(3, 1, 1), nn.Parameter(torch.randn(1, 1, 6, 6))
+        self.mix, self.mix_only = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(F.relu(self.meet(self, self.write(x), x)))
+
+
+_NOT_SCALED = {
+    "parameter": lambda m, h, x: h + m.shift,
+    "constant": lambda m, h, x: h - torch.tensor(0.5),
+    "subtracted from": lambda m, h, x: torch.tensor(0.5) - h,
+    "map": lambda m, h, x: h + m.map(x),
+    "position": lambda m, h, x: m.position + h,
+    "pad": lambda m, h, x: F.pad(h, (1, 1, 1, 1), value=0.5),
+    "constant pad": lambda m, h, x: torch.constant_pad_nd(h, (1, 1), 0.5),
+    "bias of another dimension": lambda m, h, x: m.mix(h),
+    "rounded": lambda m, h, x: h.to(torch.int64).to(h.dtype),
+}
+_SCALED = {
+    "itself": lambda m, h, x: h + h - h.neg(),
+    "pad": lambda m, h, x: F.pad(h, (1, 1, 1, 1)),
+    "constant pad": lambda m, h, x: torch.constant_pad_nd(h, (1, 1)),
+    "other dimension": lambda m, h, x: m.mix_only(h),
+}
+
+
+@pytest.mark.parametrize("meet", _NOT_SCALED)
+def test_what_is_not_scaled_with_the_channels_it_meets(meet: str) -> None:
+    """Channels written alike still merge exactly; those that differ by a factor are not taken for alike."""
+    for factor in (1.0, 3.0):
+        model, x = _alike_but_for(factor, _NOT_SCALED[meet])
+        dense = deepcopy(model)
+        lf.fold(model, x, ratio=0.5 if factor == 1 else 0)
+        assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+        structure, (width,) = find_widths("fold", dense, x)
+        assert not homogeneous(structure)[width.group.ids].any()
+
+
+@pytest.mark.parametrize("meet", _SCALED)
+def test_what_is_scaled_with_the_channels_it_meets(meet: str) -> None:
+    model, x = _alike_but_for(3.0, _SCALED[meet])
+    dense = deepcopy(model)
+    lf.fold(model, x, ratio=0.5)
+    assert model.write.out_channels == 4 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+def _alike_but_for(factor: float, meet) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = _Meets(meet).double().eval()
+    with torch.no_grad():
+        for tensor in (model.write.weight, model.write.bias):
+            tensor[4:] = factor * tensor[:4]
+    return model, 3 * torch.randn(5, 3, 6, 6, dtype=torch.float64)
+
+
+def test_weight_called_twice_has_no_rows_to_divide() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.head = nn.Linear(4, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.relu(self.shared(F.relu(self.shared(F.relu(self.first(x)))))))
+
+    torch.manual_seed(0)
+    model, x = Twice().double(), torch.randn(16, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for tensor in (model.first.weight, model.first.bias, model.shared.weight):
+            tensor[4:] = tensor[:4].clone()
+    dense = deepcopy(model)
+    lf.fold(model, x, ratio=0.5)
+    assert model.first.out_features == 4 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+class _Reads(nn.Module):
+    """Channels are read with a weight that is not what a layer holds as it is."""
+
+    def __init__(self, read) -> None:
+        super().__init__()
+        self.read, self.write = read, nn.Linear(4, 8)
+        self.weight, self.other = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(F.relu(self.write(x)), self)
+
+
+_MOVED = {
+    "transposed": lambda h, m: h @ m.weight.t(),
+    "cast": lambda h, m: F.linear(h, m.weight.to(h.dtype)),
+    "einsum": lambda h, m: torch.einsum("bi,oi->bo", h, m.weight),
+    "convolution": lambda h, m: F.conv2d(h[..., None, None], m.weight[..., None, None]).flatten(1),
+    "scaled": lambda h, m: F.linear(h, -0.5 * m.weight),
+}
+_COMPUTED = {
+    "product": lambda h, m: F.linear(h, m.weight * m.other),
+    "both ways": lambda h, m: F.linear(F.relu(F.linear(F.relu(F.linear(h, m.weight)), m.weight.t())), m.other),
+}
+
+
+@pytest.mark.parametrize(("read", "factor"), [*((read, 1.0) for read in _MOVED), ("cast", 3.0), ("convolution", 3.0)])
+def test_columns_are_summed_wherever_they_are_moved(read: str, factor: float) -> None:
+    model, x = _twins(_MOVED[read], factor)
+    dense = deepcopy(model)
+    lf.fold(model, x, ratio=0.5)
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+@pytest.mark.parametrize("read", _COMPUTED)
+def test_columns_of_which_no_sum_stands_for_several_stay(read: str) -> None:
+    model, x = _twins(_COMPUTED[read], 1.0)
+    dense = deepcopy(model)
+    report = lf.fold(model, x, ratio=0.5)
+    (why,) = {kept.reason for kept in report.kept}
+    assert "which is used in another way" in why if read == "both ways" else "with a weight that it computes" in why
+    assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
+
+
+@pytest.mark.parametrize("method", [lf.prune, lf.fold])
+def test_grouped_convolution_with_a_weight_that_is_cast_stays(method) -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.weight = nn.Conv2d(3, 8, 1), nn.Parameter(torch.randn(8, 4, 1, 1))
+            self.second, self.head = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(F.conv2d(F.relu(self.first(x)), self.weight.to(x.dtype), groups=2))
+            return self.head(F.relu(self.second(x)))
+
+    model = Grouped().double()
+    report = method(model, torch.randn(5, 3, 4, 4, dtype=torch.float64), ratio=0.5)
+    assert model.first.out_channels == 8 and model.second.out_channels == 3
+    assert all("grouped convolution whose weight is computed" in kept.reason for kept in report.kept) and report.kept
+
+
+def _twins(read, factor: float) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = _Reads(read).double().eval()
+    with torch.no_grad():
+        for tensor in (model.write.weight, model.write.bias):
+            tensor[4:] = factor * tensor[:4]
+    return model, torch.randn(16, 4, dtype=torch.float64)
+
+
+def test_stream_that_an_embedding_writes_and_reads_stays() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.layer, self.head = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 11, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, words: Tensor) -> Tensor:
+            found = self.embedding(words)
+            return self.head(found + self.layer(found))
+
+    torch.manual_seed(0)
+    model, words = Words().double(), torch.randint(0, 11, (5, 6))
+    dense = deepcopy(model)
+    with torch.no_grad():
+        for network in (model, dense):
+            for tensor in (network.embedding.weight.T, network.layer.weight, network.layer.bias):
+                tensor[4:] = tensor[:4].clone()
+    report = lf.fold(model, words, ratio=0.5)
+    assert any("which is used in another way" in kept.reason for kept in report.kept)
+    assert error_of(run(model, (words,)), run(dense, (words,))) <= 1e-12

@@ -40,6 +40,24 @@ def test_taylor_against_weight_times_gradient() -> None:
     assert _kept(model, first) == sorted(expected.topk(4).indices.tolist())
 
 
+@pytest.mark.parametrize("frozen", [["0.weight", "0.bias"], ["0.weight", "0.bias", "2.weight", "2.bias"]])
+def test_taylor_of_frozen_layers_is_that_of_trained_ones(frozen: list[str]) -> None:
+    model, x = _network(), torch.randn(20, 5, dtype=torch.float64)
+    (group,) = (g for g in lf.channel_groups(model, x) if g.pinned is None)
+    expected = taylor_score(model, [x], lambda net, batch: net(batch).square().sum())(model, group)
+    parameters = dict(model.named_parameters())
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    model.register_parameter("steps", nn.Parameter(torch.tensor(3), requires_grad=False))
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    found = taylor_score(model, [x], lambda net, batch: net(batch).square().sum())(model, group)
+    assert torch.equal(found, expected) and float(found.min()) > 0
+    with pytest.raises(ZeroDivisionError):
+        taylor_score(model, [x], lambda net, batch: net(batch).sum() * (1 // 0))
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trained
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_activation_against_the_energy_of_each_contribution() -> None:
     model, x = _network(), torch.randn(300, 5, dtype=torch.float64)
     hidden = model[:2](x).detach()

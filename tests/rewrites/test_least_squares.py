@@ -260,3 +260,36 @@ def test_norm_that_is_called_twice_is_not_tuned() -> None:
     lf.prune(plain, batches[0], repair="none", **options)
     assert torch.equal(model.shared.weight, plain.shared.weight)
     assert not torch.equal(model.last.weight, plain.last.weight)
+
+
+def _with_others() -> tuple[nn.Module, list[torch.Tensor]]:
+    """Between convolutions that can be solved for, some that cannot."""
+    torch.manual_seed(0)
+    transposed, grouped = nn.ConvTranspose2d(8, 8, 2, stride=2), nn.Conv2d(8, 8, 3, groups=2)
+    reflecting, depthwise = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), nn.Conv2d(8, 8, 3, groups=8)
+    first, plain, last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, bias=False), nn.Conv2d(8, 4, 1)
+    layers = [first, transposed, grouped, reflecting, depthwise, plain, last]
+    model = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU()))).double()
+    return model, [torch.randn(8, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("method", [lf.prune, lf.fold])
+def test_layers_that_cannot_be_solved_for_are_named(method) -> None:
+    model, batches = _with_others()
+    assert method(deepcopy(model), batches[0], batches=batches).notes == ()
+    for compensate, names in (("least-squares", "fit 2, 4, 6:"), ("bias", "shift 2, 4, 6 and 1 more:")):
+        notes = method(deepcopy(model), batches[0], compensate=compensate, batches=batches).notes
+        (note,) = (note for note in notes if note.startswith(f"compensate={compensate!r}"))
+        assert f"did not {names}" in note
+
+
+@pytest.mark.parametrize("importance", ["activation", "reconstruction"])
+def test_widths_of_which_the_norms_decide_are_named(importance) -> None:
+    model, batches = _with_others()
+    expected = lf.prune(deepcopy(model), batches[0], importance="l2", batches=batches)
+    report = lf.prune(deepcopy(model), batches[0], importance=importance, batches=batches)
+    (note,) = report.notes
+    assert note.startswith(f"importance={importance!r} was the norm of the weights in 0.weight, 2.weight, 4.weight:")
+    assert expected.notes == ()
+    skipped = lf.prune(model, batches[0], importance=importance, batches=batches, skip=["0", "2", "4"])
+    assert skipped.changes and skipped.notes == ()

@@ -2,6 +2,7 @@
 
 import warnings
 from copy import deepcopy
+from itertools import product
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torchvision.ops import StochasticDepth
 
 import lightning_fold as lf
 from benchmarks.networks import error_of, estimate_statistics, training_step
+from lightning_fold.rewrites.costs import cost_model
+from lightning_fold.rewrites.widths import find_widths
 from lightning_fold.structure.trace import trace
 
 
@@ -115,3 +118,48 @@ def test_auxiliary_heads_of_torchvision(network: str) -> None:
     report = lf.minimize(model, images[:2])
     assert report.factor > 1.2 and error_of(model, dense, images[1:]) <= 1e-10
     assert training_step(model, images)
+
+
+class _Normed(Auxiliary):
+    """What only training runs has norms and products of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.layer_norm, self.batch_norm = nn.Linear(8, 6), nn.LayerNorm(6), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        out = super().forward(x)
+        if not self.training:
+            return out
+        tokens = self.layer_norm(self.tokens(self.batch_norm(self.norm(self.first(x))).flatten(2).transpose(1, 2)))
+        return (*out, tokens @ tokens.transpose(1, 2))
+
+
+_ON_DATA = [
+    {"compensate": "least-squares"},
+    {"compensate": "bias"},
+    {"repair": "data"},
+    {"compensate": "least-squares", "keep_parameters": 0.6},
+]
+_BY_DATA = [{"importance": "activation"}, {"importance": "reconstruction"}]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [*product([lf.prune, lf.fold], _ON_DATA), *product([lf.prune], _BY_DATA)]
+)
+def test_layers_that_evaluation_never_calls_are_left_out_of_what_is_seen(method, options) -> None:
+    torch.manual_seed(0)
+    model, images = _Normed().double(), torch.randn(8, 3, 6, 6, dtype=torch.float64)
+    report = method(model, images, batches=[images, images.flip(0)], **options)
+    assert report.factor > 1.2 and model(images)[0].isfinite().all()
+    assert training_step(model, images)
+
+
+@pytest.mark.parametrize("method", [lf.prune, lf.fold])
+def test_budget_of_flops_is_that_of_evaluation(method) -> None:
+    torch.manual_seed(0)
+    model, images = _Normed().eval(), torch.randn(2, 3, 6, 6)
+    costs = cost_model(model, images, *find_widths("prune", model, images), flops=True)
+    assert sum(cost.full for cost in costs._costs) == costs.total == lf.count_flops(model, images)
+    report = method(model, images, keep_flops=0.72)
+    assert abs(report.flops_after / report.flops_before - 0.72) <= 0.01

@@ -46,7 +46,7 @@ def label_contraction(run: Labelling, node: Node, args: tuple, kwargs: dict) -> 
         reason = "has a weight that is computed from all of them" if computed else "reads an input of fixed size"
         run.tie_or_pin(columns, weight.fields.get(1 - row_dim), node, reason)
     elif node.args[1] not in run.trace.names:
-        sides = [side for side in (columns, rows) if side is not None]
+        sides = [side for side in (columns, rows, weight.fields.get(1)) if side is not None]
         run.pin(sides, node, "is in a grouped convolution whose weight is computed")
     elif weight.shape[1] == 1:
         wide = columns.repeat_interleave(weight.shape[0] // groups) if columns is not None else None

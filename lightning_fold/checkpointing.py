@@ -56,9 +56,13 @@ class Snapshot:
     def network_like(self, network: nn.Module) -> nn.Module:
         """A new network of this structure and these weights; ``network`` is of the same class and is not changed."""
         twin = deepcopy(network)
-        rebuild(twin, self.structure)
-        twin.load_state_dict(self.state_dict)
+        self.restore(twin)
         return twin
+
+    def restore(self, network: nn.Module) -> None:
+        """Give ``network``, of the same class, this structure and these weights."""
+        rebuild(network, self.structure)
+        network.load_state_dict(self.state_dict)
 
 
 @dataclass

@@ -9,16 +9,16 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves
 
 from lightning_fold.extras import require
-from lightning_fold.rewrites.transaction import TOLERANCES, outputs, relative_error
+from lightning_fold.rewrites.transaction import TOLERANCES, float_tensors, outputs, relative_error
 from lightning_fold.serialization import load, save, write_atomically
 from lightning_fold.structure.inputs import Inputs, as_inputs
-from lightning_fold.structure.trace import written_out
+from lightning_fold.structure.trace import unwrapped, written_out
 
 Format = Literal["onnx", "pt2", "safetensors"]
 
+_ONNX_BYTES = 3 * 2**29  # from here on torch writes the weights to a second file
 _BATCHES = (2, 3)  # sizes on which a file is compared: the one it was traced with, and another
 
 
@@ -70,7 +70,7 @@ def export(
             f"export(path={str(path)!r}, format={format!r}): expected a path that ends in "
             f"{' or '.join(f'.{name}' for name in get_args(Format))}, as its format does."
         )
-    twin = deepcopy(model).cpu().eval()
+    twin = deepcopy(unwrapped(model)).cpu().eval()
     examples = tuple(value.detach().cpu() for value in as_inputs(example_inputs))
     batches = [_of_size(examples, size) for size in _BATCHES]
     if kind == "safetensors":
@@ -83,8 +83,7 @@ def export(
         run = write(partial)
         for batch in batches:
             expected = outputs(twin, batch)
-            with torch.no_grad():
-                errors.append(relative_error(run(batch), expected))
+            errors.append(relative_error(_run(run, batch, kind), expected))
             if not errors[-1] <= TOLERANCES.get(expected[0].dtype, 1e-4):
                 raise ValueError(
                     f"export({type(model).__name__}, format={kind!r}): the file's outputs are {errors[-1]:.2g} of "
@@ -93,6 +92,17 @@ def export(
 
     write_atomically(path, write_and_run)
     return ExportReport(path, kind, path.stat().st_size, max(errors))
+
+
+def _run(run: "_Run", batch: tuple[Tensor, ...], kind: str) -> list[Tensor]:
+    try:
+        with torch.no_grad():
+            return run(batch)
+    except RuntimeError as error:
+        raise ValueError(
+            f"export(format={kind!r}): the file does not run for a batch of {len(batch[0])}: "
+            f"{str(error).splitlines()[0]} None was written. Try another format."
+        ) from error
 
 
 _Run = Callable[[tuple[Tensor, ...]], list[Tensor]]
@@ -104,6 +114,12 @@ def _as_onnx(program: ExportedProgram) -> _Write:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as refused  # pyright: ignore[reportAttributeAccessIssue]
 
+    size = sum(tensor.nbytes for tensor in program.state_dict.values())
+    if size > _ONNX_BYTES:
+        raise ValueError(
+            f"export(format='onnx'): found {size:,} bytes of weights, expected at most {_ONNX_BYTES:,}: a file of this "
+            "format holds no more than 2 GB. Export to pt2 or safetensors."
+        )
     try:
         converted = torch.onnx.export(program, dynamo=True, verbose=False)
     except torch.onnx.errors.OnnxExporterError as error:
@@ -120,10 +136,12 @@ def _as_onnx(program: ExportedProgram) -> _Write:
                 "type: try model.float()."
             ) from error
         names = [node.name for node in session.get_inputs()]
-        return lambda batch: [
-            torch.from_numpy(value)
-            for value in session.run(None, {n: t.numpy() for n, t in zip(names, batch, strict=True)})
-        ]
+        return lambda batch: float_tensors(
+            [
+                torch.from_numpy(value)
+                for value in session.run(None, {n: t.numpy() for n, t in zip(names, batch, strict=True)})
+            ]
+        )
 
     return write
 
@@ -132,7 +150,7 @@ def _as_pt2(program: ExportedProgram) -> _Write:
     def write(path: Path) -> _Run:
         torch.export.save(program, path)
         module = load(path, trusted=True)
-        return lambda batch: tree_leaves(module(*batch))
+        return lambda batch: float_tensors(module(*batch))
 
     return write
 

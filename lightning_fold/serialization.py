@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import is_pruned
 
 from lightning_fold.models.factory import build_network, without_pretraining
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.safetensors_files import read_safetensors, write_safetensors
 from lightning_fold.structure.description import describe
 from lightning_fold.structure.inputs import Inputs, as_inputs
+from lightning_fold.structure.trace import unwrapped
 from lightning_fold.surgery import Surgery
 
 _FORMAT = 1
@@ -31,7 +33,7 @@ def save(
     """Write ``model`` to ``path`` so that :func:`load` brings it back.
 
     Args:
-        model: the network.
+        model: the network; ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` around it stay out.
         path: file to write; it is replaced only once the new one is complete. ``.safetensors`` makes it one of that
             format, with everything but the tensors in its metadata.
         network: dotted class path or timm name that builds the network before compression.
@@ -40,16 +42,24 @@ def save(
 
     Raises:
         OSError: the file cannot be written; an older file of that name is as it was.
+        ValueError: ``torch.nn.utils.prune`` holds masks on the network.
         ModuleNotFoundError: ``.safetensors`` without the extra ``export``.
     """
-    path = Path(path)
+    path, model = Path(path), unwrapped(model)
+    if is_pruned(model):
+        raise ValueError(
+            f"save({type(model).__name__}): torch.nn.utils.prune holds masks on it, which no network that is built "
+            "anew has. Call torch.nn.utils.prune.remove(module, name) for each, or lightning_fold.minimize, first."
+        )
+    state = model.state_dict()
     content = {
         "lightning_fold": _FORMAT,
         "network": network,
         "network_args": without_pretraining(network, network_args or {}),
         "inputs": [_describe_input(value) for value in as_inputs(example_inputs)] if example_inputs is not None else [],
         "structure": describe(model),
-        "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        "types": {name: _type(buffer) for name, buffer in model.named_buffers() if name not in state},
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in state.items()},
     }
     write = write_safetensors if path.suffix == ".safetensors" else torch.save
     write_atomically(path, lambda partial: write(content, partial))
@@ -91,7 +101,7 @@ def load_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     model = build_network(content["network"], content["network_args"])
     try:
         rebuild(model, content["structure"])
-        _match_types(model, content["state_dict"])
+        _match_types(model, content["state_dict"], content.get("types", {}))
         model.load_state_dict(content["state_dict"])
     except (KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"lightning_fold.load({str(path)!r}): its parts do not belong together: {error}.") from error
@@ -110,7 +120,11 @@ def example_of(content: dict[str, Any]) -> tuple[Tensor, ...] | None:
 
 
 def _describe_input(value: Tensor) -> dict[str, Any]:
-    return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    return {"shape": list(value.shape), "dtype": _type(value)}
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _load_program(path: Path, trusted: bool) -> nn.Module:
@@ -125,11 +139,16 @@ def _load_program(path: Path, trusted: bool) -> nn.Module:
         raise ValueError(f"lightning_fold.load({str(path)!r}): torch.export cannot read it: {error}.") from error
 
 
-def _match_types(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def _match_types(model: nn.Module, state: dict[str, Tensor], unsaved: dict[str, str]) -> None:
+    """Give tensors the types of ``state``, and buffers that no state dict holds those named in ``unsaved``."""
     with Surgery(model) as surgery:
         for name, stored in state.items():
             if surgery.tensor(name).dtype != stored.dtype:
                 surgery.transform(name, lambda tensor, dtype=stored.dtype: tensor.to(dtype))
+    for name, stored in unsaved.items():
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        owner.register_buffer(leaf, owner.get_buffer(leaf).to(getattr(torch, stored)), persistent=False)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

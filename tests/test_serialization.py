@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import lightning_fold as lf
 from lightning_fold.models import CifarResNet
@@ -110,3 +111,38 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not be written"):
         lf.save(nn.Linear(2, 2), tmp_path / "file" / "x.ckpt", network="torch.nn.Linear")
+
+
+class Scaled(nn.Module):
+    """Has a buffer that no state dict holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("scale", torch.full((3,), 0.5), persistent=False)
+
+    def forward(self, x):
+        return self.linear(x) * self.scale
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_type_of_buffers_that_no_state_dict_holds(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("safetensors", reason="needs the extra export")
+    model, batch, path = Scaled().bfloat16(), torch.randn(5, 4, dtype=torch.bfloat16), tmp_path / f"x.{suffix}"
+    lf.save(model, path, network=f"{__name__}.Scaled")
+    assert torch.equal(lf.load(path)(batch), model(batch))
+
+
+def test_wrappers_stay_out_of_the_file(tmp_path: Path) -> None:
+    model, x = _compressed()
+    for wrapped in (torch.compile(model), nn.DataParallel(model)):
+        lf.save(wrapped, tmp_path / "x.pt", network=NETWORK, network_args=ARGUMENTS)
+        assert torch.equal(lf.load(tmp_path / "x.pt")(x), model(x))
+
+
+def test_masks_are_refused_before_a_file_is_written(tmp_path: Path) -> None:
+    model = CifarResNet(**ARGUMENTS)
+    prune.random_unstructured(model.conv1, "weight", 0.5)
+    with pytest.raises(ValueError, match=r"save\(CifarResNet\): torch.nn.utils.prune holds masks"):
+        lf.save(model, tmp_path / "x.pt", network=NETWORK, network_args=ARGUMENTS)
+    assert not list(tmp_path.iterdir())

@@ -122,7 +122,7 @@ class SeededSamples(EpochDataset):
         """Return one transformed image and its target; torch's global generator is left as it was."""
         image, target = self.samples[index]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_mix(self.seed, self.epoch, index))
+            torch.default_generator.manual_seed(_mix(self.seed, self.epoch, index))  # those of GPUs stay as they are
             return self.transform(image), target
 
 

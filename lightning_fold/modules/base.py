@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from lightning_fold.checkpointing import Snapshot, StructureCheckpoint, follow
 from lightning_fold.models.factory import accepted_arguments, build_network, find_builder, without_pretraining
 from lightning_fold.modules.distillation import distillation_loss
 from lightning_fold.modules.hyperparameters import plain_arguments
+from lightning_fold.structure.trace import unwrapped
 
 
 class NetworkModule(StructureCheckpoint):
@@ -88,9 +90,15 @@ class NetworkModule(StructureCheckpoint):
         if dense is None:
             return None
         if self._teacher is None or self._teacher.dense is not dense:
-            network = dense.network_like(self.network).to(self.device).eval().requires_grad_(False)
-            self._teacher = _Teacher(dense, network)
+            network = deepcopy(unwrapped(self.network))
+            dense.restore(network.get_submodule(".".join(self._rewritten())))
+            self._teacher = _Teacher(dense, network.to(self.device).eval().requires_grad_(False))
         return self._teacher.network
+
+    def _rewritten(self) -> list[str]:
+        """The path of what is rewritten inside the network; empty where it is the whole."""
+        path = follow(self).network.split(".")[1:]
+        return path[1:] if path[:1] == ["_orig_mod"] else path
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Reseed torch from (global seed, epoch) before an epoch's first batch, alike on all processes.
@@ -186,9 +194,12 @@ class _Teacher:
 
 
 def network_source(module: lightning.LightningModule) -> tuple[str | None, dict[str, Any]]:
-    """The name and arguments that the network of a ``NetworkModule`` is built by; ``None`` where it has no name."""
+    """The name and arguments that what is rewritten of a ``NetworkModule`` is built by.
+
+    ``None`` where it has no name: the network was given as a module, or only a part of it is rewritten.
+    """
     name = module.hparams.get("network")
-    if not isinstance(module, NetworkModule) or not isinstance(name, str):
+    if not isinstance(module, NetworkModule) or not isinstance(name, str) or module._rewritten():
         return None, {}
     return name, module.arguments_of(name, module.hparams.get("network_args") or {})
 

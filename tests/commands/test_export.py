@@ -150,6 +150,37 @@ def test_missing_extra_names_the_command_that_installs_it(network, tmp_path, mon
             lf.export(network, torch.randn(2, 3, 8, 8), tmp_path / path, network=NAME, network_args=ARGUMENTS)
 
 
+class Guess(nn.Module):
+    """Says which class, and how sure it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        logits = self.linear(x)
+        return logits.argmax(1), logits
+
+
+@pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=needs_onnx)])
+def test_outputs_that_are_no_floats(tmp_path, kind):
+    model, path = Guess(), tmp_path / f"guess.{kind}"
+    report = lf.export(torch.compile(model), torch.randn(2, 4), path)  # what stands around it stays out
+    assert report.max_relative_error < 1e-5
+    batch = torch.randn(5, 4)
+    if kind == "pt2":
+        found, _ = torch.export.load(path).module()(batch)
+        assert torch.equal(found, model(batch)[0])
+
+
+@needs_onnx
+def test_onnx_of_more_than_one_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_fold.deployment._ONNX_BYTES", 59)
+    with pytest.raises(ValueError, match=r"found 60 bytes of weights, expected at most 59"):
+        lf.export(Guess(), torch.randn(2, 4), tmp_path / "guess.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @needs_onnx
 @needs_safetensors
 def test_command_exports_a_compressed_file_without_its_run(run, trained, tmp_path, capsys):

@@ -60,12 +60,15 @@ def test_augmentation_reaches_worker_processes(images):
     assert torch.equal(torch.cat(here), torch.cat(there))
 
 
-def test_seeded_samples_repeat_and_leave_the_global_generator_alone(images):
+def test_seeded_samples_repeat_and_leave_the_global_generator_alone(images, monkeypatch):
     samples = SeededSamples(list(zip(images, range(40), strict=True)), v2.RandomResizedCrop(4), seed=2)
     samples.set_epoch(1)
     before = torch.get_rng_state()
     first = samples[7][0]
     assert torch.equal(torch.get_rng_state(), before)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeds GPUs, too"))
+        assert torch.equal(samples[7][0], first)
     torch.manual_seed(123)
     assert torch.equal(samples[7][0], first)
     samples.set_epoch(2)

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from lightning_fold.checkpointing import Snapshot, follow
+import lightning_fold as lf
+from lightning_fold.checkpointing import Snapshot, follow, network_of
 from lightning_fold.models import MLP
 from lightning_fold.modules import Classifier
 from lightning_fold.modules.distillation import distillation_loss
@@ -48,3 +49,19 @@ def test_objective_blends_the_two_once_there_is_a_dense_network():
     torch.testing.assert_close(
         module.eval().loss(inputs, targets)[0], torch.nn.functional.cross_entropy(logits, targets)
     )
+
+
+@pytest.mark.parametrize("part", ["network._orig_mod", "network.layers"])
+def test_teacher_of_a_compiled_network_and_of_one_of_which_a_part_is_rewritten(part):
+    torch.manual_seed(0)
+    module, inputs = Classifier(MLP(6, [8], 3), num_classes=3, distillation=0.5), torch.randn(5, 6)
+    expected = module.network(inputs)
+    if part.endswith("_orig_mod"):
+        module.network = torch.compile(module.network)
+    record = follow(module, part.removesuffix("._orig_mod"))
+    assert record.network == part
+    record.dense = Snapshot.take(network_of(module), {})
+    lf.prune(network_of(module), inputs, ratio=0.5)
+    teacher = module.teacher()
+    assert lf.count_parameters(module.network) < lf.count_parameters(teacher)
+    torch.testing.assert_close(teacher(inputs), expected)

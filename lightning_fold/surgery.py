@@ -158,7 +158,7 @@ class Surgery:
 
         Parameters that both hold go on with their state; the new ones are trained in the group of the first that goes.
         Hooks on what it is called with and gives, and on their gradients, move to ``new``: it stands for the same.
-        What stood there first is remembered without its values (:func:`replaced_by`), for a way back.
+        What stood there first is remembered without what a state dict holds (:func:`replaced_by`), for a way back.
         """
         old = self.model.get_submodule(path)
         for optimizer in self.optimizers:
@@ -241,7 +241,10 @@ class Surgery:
 
 
 def replaced_by(module: nn.Module) -> nn.Module | None:
-    """The module that ``module`` first stands in the place of, with tensors on the meta device; ``None`` for none."""
+    """The module that ``module`` first stands in the place of; ``None`` for none.
+
+    Its tensors are on the meta device, except for the buffers that no state dict brings back.
+    """
     return vars(module).get(_REPLACED)
 
 
@@ -249,10 +252,18 @@ def _emptied(module: nn.Module) -> nn.Module:
     twin = copy(module)
     vars(twin).update(
         _parameters={name: _on_meta(tensor) for name, tensor in module._parameters.items()},
-        _buffers={name: _on_meta(tensor) for name, tensor in module._buffers.items()},
+        _buffers={name: _remembered(module, name) for name in module._buffers},
         _modules={name: child if child is None else _emptied(child) for name, child in module._modules.items()},
     )
     return twin
+
+
+def _remembered(module: nn.Module, name: str) -> Tensor | None:
+    """A buffer without its values, and with them where no state dict brings them back."""
+    buffer = module._buffers[name]
+    if buffer is None or name not in module._non_persistent_buffers_set:
+        return _on_meta(buffer)
+    return buffer.detach().clone()
 
 
 def _on_meta(tensor: Tensor | None) -> Tensor | None:

@@ -190,7 +190,10 @@ class Surgery:
 
     def _write_out(self, module: nn.Module) -> None:
         for _, hook in _hooks(module, _COMPUTED):
+            before = dict(module._parameters)
             (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
+            sources = [tensor for leaf, tensor in before.items() if leaf not in module._parameters]
+            module.get_parameter(hook.name).requires_grad_(_trained(sources))
             loading = module._load_state_dict_pre_hooks  # where torch leaves one of spectral_norm's
             for key, other in list(loading.items()):
                 if isinstance(getattr(other, "hook", other), SpectralNormLoadStateDictPreHook):
@@ -205,8 +208,7 @@ class Surgery:
         for leaf, value in values.items():
             sources = list(lists[leaf].parameters())
             if sources:
-                trained = any(parameter.requires_grad for parameter in sources)
-                module.register_parameter(leaf, nn.Parameter(value, requires_grad=trained))
+                module.register_parameter(leaf, nn.Parameter(value, requires_grad=_trained(sources)))
             else:
                 module.register_buffer(leaf, value)
 
@@ -238,6 +240,10 @@ class Surgery:
                 saved[key].update(entries)
         for optimizer, state in zip(self.optimizers, self._states, strict=True):
             restore_state(optimizer, state)
+
+
+def _trained(tensors: Iterable[Tensor | None]) -> bool:
+    return any(tensor.requires_grad for tensor in tensors if tensor is not None)
 
 
 def replaced_by(module: nn.Module) -> nn.Module | None:

@@ -22,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from lightning_fold.optimizer_state import (
+    Places,
     Transform,
     check_optimizers,
     copied,
@@ -146,29 +147,32 @@ class Surgery:
         setattr(self.model.get_submodule(path), name, value)
 
     def create(self, name: str, value: Tensor, beside: str) -> None:
-        """Give a module the parameter ``name`` it does not have, trained in the group of the parameter ``beside``."""
+        """Give a module the parameter ``name`` it does not have, trained beside the parameter ``beside``.
+
+        As :func:`~lightning_fold.optimizer_state.train_beside` has it: with those of its kind, where there are some.
+        """
         path, _, leaf = name.rpartition(".")
-        module, neighbour = self.model.get_submodule(path), self.tensor(beside)
+        module, neighbour = self.model.get_submodule(path), self.model.get_parameter(beside)
         created = nn.Parameter(value.detach().clone(), requires_grad=neighbour.requires_grad)
+        siblings = [parameter for parameter in module.parameters(recurse=False) if parameter is not neighbour]
         setattr(module, leaf, created)
-        train_beside(self.optimizers, created, neighbour)
+        train_beside(self.optimizers, created, [neighbour, *siblings], self._places())
 
     def replace_module(self, path: str, new: nn.Module) -> None:
         """Put ``new`` in the place of the submodule ``path``, under every name that it has in the network.
 
-        Parameters that both hold go on with their state; the new ones are trained in the group of the first that goes.
+        Parameters that both hold go on with their state; the new ones are trained in the groups of those that go.
         Hooks on what it is called with and gives, and on their gradients, move to ``new``: it stands for the same.
         What stood there first is remembered without what a state dict holds (:func:`replaced_by`), for a way back.
         """
         old = self.model.get_submodule(path)
-        for optimizer in self.optimizers:
-            exchange(optimizer, list(old.parameters()), list(new.parameters()))
         _move_hooks(old, new)
         first = replaced_by(old) or _emptied(old)
         if type(first) is not type(new):
             vars(new)[_REPLACED] = first
         for parent in list(self.model.modules()):
             parent._modules.update({leaf: new for leaf, child in parent._modules.items() if child is old})
+        exchange(self.optimizers, list(old.parameters()), list(new.parameters()), self._places())
 
     def bake(self) -> None:
         """Write out, as plain weights for good, what masks, parametrizations and weight hooks compute.
@@ -181,8 +185,7 @@ class Surgery:
         for module in computed:
             parameters = list(module.parameters())
             self._write_out(module)
-            for optimizer in self.optimizers:
-                exchange(optimizer, parameters, list(module.parameters()))
+            exchange(self.optimizers, parameters, list(module.parameters()), self._places())
         for module in self.model.modules():
             for key, hook in _hooks(module, BasePruningMethod):
                 self._bake_mask(module, hook._tensor_name)
@@ -220,6 +223,13 @@ class Surgery:
         vars(module).pop(leaf, None)
         module.register_parameter(leaf, new)
         rebind(self.optimizers, old, new, lambda moment: moment * mask)
+
+    def _places(self) -> Places:
+        places: Places = {}
+        for position, module in enumerate(self.model.modules()):
+            for parameter in module.parameters(recurse=False):
+                places.setdefault(parameter, position)
+        return places
 
     def _owners(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:
         return [

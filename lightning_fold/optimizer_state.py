@@ -10,6 +10,8 @@ from torch.optim import LBFGS, Optimizer
 
 Transform = Callable[[Tensor], Tensor]
 State = tuple[list[dict[str, Any]], dict[Any, Any]]
+Group = dict[str, Any]
+Places = dict[nn.Parameter, int]  # the parameters of a network in its order, and which of its modules holds each
 
 
 def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
@@ -34,25 +36,37 @@ def rebind(optimizers: Iterable[Optimizer], old: nn.Parameter, new: nn.Parameter
             optimizer.state[new] = _moved_state(optimizer, optimizer.state.pop(old), old.shape, change)
 
 
-def train_beside(optimizers: Iterable[Optimizer], new: nn.Parameter, neighbour: Tensor) -> None:
-    """Add the parameter ``new``, without state, to the group of ``neighbour``."""
+def train_beside(optimizers: Iterable[Optimizer], new: nn.Parameter, near: list[nn.Parameter], places: Places) -> None:
+    """Add the parameter ``new``, without state, where a user would: in the group of its kind, in the network's order.
+
+    Its group is that of a parameter with as many dimensions: one of ``near``, one that is trained with the first of
+    them, or the next in the network. Biases are often trained apart from weights, without weight decay or by another
+    optimizer. Where there is none, or only in a group of other layers, it is the group of the first of ``near``.
+
+    Args:
+        optimizers: where that of ``near`` is looked for; ``new`` is not trained where none of them trains the first.
+        new: a parameter of the network.
+        near: those of the same module, or of the one in whose place it stands, the nearest first.
+        places: the network's parameters with ``new``.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group in _groups_for(groups, new, near, places):
+        group["params"].insert(_position(group, new, near, places), new)
+
+
+def exchange(optimizers: Iterable[Optimizer], old: list[nn.Parameter], new: list[nn.Parameter], places: Places) -> None:
+    """Put the parameters ``new`` in the place of ``old``, each once; what the network still has of ``old`` stays."""
+    optimizers = list(optimizers)
+    trained = [p for p in old if any(_positions(optimizer, p) for optimizer in optimizers)]
+    gone, staying = [p for p in trained if p not in places], [p for p in trained if p in places]
+    for parameter in new:
+        if not _holds(old, parameter):
+            train_beside(optimizers, parameter, gone + staying, places)
     for optimizer in optimizers:
-        for group, position in _positions(optimizer, neighbour):
-            group["params"].insert(position + 1, new)
-
-
-def exchange(optimizer: Optimizer, old: list[nn.Parameter], new: list[nn.Parameter]) -> None:
-    """Put the parameters ``new`` in the place of ``old`` in ``optimizer``, each once; what is in both stays."""
-    fresh = [parameter for parameter in new if not any(parameter is other for other in old)]
-    gone = [parameter for parameter in old if not any(parameter is other for other in new)]
-    for group in optimizer.param_groups:
+        for group in optimizer.param_groups:
+            group["params"][:] = [parameter for parameter in group["params"] if not _holds(gone, parameter)]
         for parameter in gone:
-            positions = [i for i, candidate in enumerate(group["params"]) if candidate is parameter]
-            for position in positions:
-                group["params"][position : position + 1] = fresh
-                fresh = []
-    for parameter in gone:
-        optimizer.state.pop(parameter, None)
+            optimizer.state.pop(parameter, None)
 
 
 def saved_state(optimizer: Optimizer) -> State:
@@ -77,6 +91,55 @@ def copied(value: Tensor, like: Tensor) -> Tensor:
         if like.dim() == rank and not like.is_contiguous() and like.is_contiguous(memory_format=channels_last):
             return value.clone(memory_format=channels_last)
     return value.clone(memory_format=torch.contiguous_format)
+
+
+def _groups_for(groups: list[Group], new: nn.Parameter, near: list[nn.Parameter], places: Places) -> list[Group]:
+    """The groups that ``new`` is to be trained in; several where what it goes with is trained in several."""
+    beside = _of(groups, near[0]) if near else []
+    if not beside:
+        return []
+    for other in near:
+        if other.dim() == new.dim() and (found := _of(groups, other)):
+            return found
+    if any(parameter.dim() == new.dim() for group in beside for parameter in group["params"]):
+        return beside
+    order = {parameter: position for position, parameter in enumerate(places)}
+    for other in sorted(order, key=lambda parameter: abs(order[parameter] - order[new])):
+        found = _of(groups, other) if other.dim() == new.dim() else []
+        if found and not _apart(beside, found, new, places):
+            return found
+    return beside
+
+
+def _apart(beside: list[Group], others: list[Group], new: nn.Parameter, places: Places) -> bool:
+    """Whether the network is split by layers here: all those of one side come before all those of the other."""
+    ours = [places[new], *(places[p] for group in beside for p in group["params"] if p in places)]
+    theirs = [places[p] for group in others for p in group["params"] if p in places]
+    return max(ours) < min(theirs) or max(theirs) < min(ours)
+
+
+def _position(group: Group, new: nn.Parameter, near: list[nn.Parameter], places: Places) -> int:
+    """Where in ``group`` the parameter ``new`` belongs: at those that go, or else as in the network."""
+    held = {parameter: position for position, parameter in enumerate(group["params"])}
+    gone = [held[parameter] for parameter in near if parameter in held and parameter not in places]
+    if gone:
+        return gone[0]
+    last = None
+    for parameter in places:
+        if parameter is new:
+            break
+        last = held.get(parameter, last)
+    if last is not None:
+        return last + 1
+    return min((held[parameter] for parameter in places if parameter in held), default=len(held))
+
+
+def _of(groups: list[Group], parameter: nn.Parameter) -> list[Group]:
+    return [group for group in groups if _holds(group["params"], parameter)]
+
+
+def _holds(parameters: Iterable[nn.Parameter], parameter: nn.Parameter) -> bool:
+    return any(each is parameter for each in parameters)
 
 
 def _positions(optimizer: Optimizer, parameter: Tensor) -> list[tuple[dict[str, Any], int]]:

@@ -22,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim import Optimizer
 
 from lightning_fold.optimizer_state import (
+    Places,
     Transform,
     check_optimizers,
     copied,
@@ -146,29 +147,32 @@ class Surgery:
         setattr(self.model.get_submodule(path), name, value)
 
     def create(self, name: str, value: Tensor, beside: str) -> None:
-        """Give a module the parameter ``name`` it does not have, trained in the group of the parameter ``beside``."""
+        """Give a module the parameter ``name`` it does not have, trained beside the parameter ``beside``.
+
+        As :func:`~lightning_fold.optimizer_state.train_beside` has it: with those of its kind, where there are some.
+        """
         path, _, leaf = name.rpartition(".")
-        module, neighbour = self.model.get_submodule(path), self.tensor(beside)
+        module, neighbour = self.model.get_submodule(path), self.model.get_parameter(beside)
         created = nn.Parameter(value.detach().clone(), requires_grad=neighbour.requires_grad)
+        siblings = [parameter for parameter in module.parameters(recurse=False) if parameter is not neighbour]
         setattr(module, leaf, created)
-        train_beside(self.optimizers, created, neighbour)
+        train_beside(self.optimizers, created, [neighbour, *siblings], self._places())
 
     def replace_module(self, path: str, new: nn.Module) -> None:
         """Put ``new`` in the place of the submodule ``path``, under every name that it has in the network.
 
-        Parameters that both hold go on with their state; the new ones are trained in the group of the first that goes.
+        Parameters that both hold go on with their state; the new ones are trained in the groups of those that go.
         Hooks on what it is called with and gives, and on their gradients, move to ``new``: it stands for the same.
-        What stood there first is remembered without its values (:func:`replaced_by`), for a way back.
+        What stood there first is remembered without what a state dict holds (:func:`replaced_by`), for a way back.
         """
         old = self.model.get_submodule(path)
-        for optimizer in self.optimizers:
-            exchange(optimizer, list(old.parameters()), list(new.parameters()))
         _move_hooks(old, new)
         first = replaced_by(old) or _emptied(old)
         if type(first) is not type(new):
             vars(new)[_REPLACED] = first
         for parent in list(self.model.modules()):
             parent._modules.update({leaf: new for leaf, child in parent._modules.items() if child is old})
+        exchange(self.optimizers, list(old.parameters()), list(new.parameters()), self._places())
 
     def bake(self) -> None:
         """Write out, as plain weights for good, what masks, parametrizations and weight hooks compute.
@@ -181,8 +185,7 @@ class Surgery:
         for module in computed:
             parameters = list(module.parameters())
             self._write_out(module)
-            for optimizer in self.optimizers:
-                exchange(optimizer, parameters, list(module.parameters()))
+            exchange(self.optimizers, parameters, list(module.parameters()), self._places())
         for module in self.model.modules():
             for key, hook in _hooks(module, BasePruningMethod):
                 self._bake_mask(module, hook._tensor_name)
@@ -190,7 +193,10 @@ class Surgery:
 
     def _write_out(self, module: nn.Module) -> None:
         for _, hook in _hooks(module, _COMPUTED):
+            before = dict(module._parameters)
             (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
+            sources = [tensor for leaf, tensor in before.items() if leaf not in module._parameters]
+            module.get_parameter(hook.name).requires_grad_(_trained(sources))
             loading = module._load_state_dict_pre_hooks  # where torch leaves one of spectral_norm's
             for key, other in list(loading.items()):
                 if isinstance(getattr(other, "hook", other), SpectralNormLoadStateDictPreHook):
@@ -205,8 +211,7 @@ class Surgery:
         for leaf, value in values.items():
             sources = list(lists[leaf].parameters())
             if sources:
-                trained = any(parameter.requires_grad for parameter in sources)
-                module.register_parameter(leaf, nn.Parameter(value, requires_grad=trained))
+                module.register_parameter(leaf, nn.Parameter(value, requires_grad=_trained(sources)))
             else:
                 module.register_buffer(leaf, value)
 
@@ -218,6 +223,13 @@ class Surgery:
         vars(module).pop(leaf, None)
         module.register_parameter(leaf, new)
         rebind(self.optimizers, old, new, lambda moment: moment * mask)
+
+    def _places(self) -> Places:
+        places: Places = {}
+        for position, module in enumerate(self.model.modules()):
+            for parameter in module.parameters(recurse=False):
+                places.setdefault(parameter, position)
+        return places
 
     def _owners(self, tensor: Tensor) -> list[tuple[nn.Module, str]]:
         return [
@@ -240,8 +252,15 @@ class Surgery:
             restore_state(optimizer, state)
 
 
+def _trained(tensors: Iterable[Tensor | None]) -> bool:
+    return any(tensor.requires_grad for tensor in tensors if tensor is not None)
+
+
 def replaced_by(module: nn.Module) -> nn.Module | None:
-    """The module that ``module`` first stands in the place of, with tensors on the meta device; ``None`` for none."""
+    """The module that ``module`` first stands in the place of; ``None`` for none.
+
+    Its tensors are on the meta device, except for the buffers that no state dict brings back.
+    """
     return vars(module).get(_REPLACED)
 
 
@@ -249,10 +268,18 @@ def _emptied(module: nn.Module) -> nn.Module:
     twin = copy(module)
     vars(twin).update(
         _parameters={name: _on_meta(tensor) for name, tensor in module._parameters.items()},
-        _buffers={name: _on_meta(tensor) for name, tensor in module._buffers.items()},
+        _buffers={name: _remembered(module, name) for name in module._buffers},
         _modules={name: child if child is None else _emptied(child) for name, child in module._modules.items()},
     )
     return twin
+
+
+def _remembered(module: nn.Module, name: str) -> Tensor | None:
+    """A buffer without its values, and with them where no state dict brings them back."""
+    buffer = module._buffers[name]
+    if buffer is None or name not in module._non_persistent_buffers_set:
+        return _on_meta(buffer)
+    return buffer.detach().clone()
 
 
 def _on_meta(tensor: Tensor | None) -> Tensor | None:

@@ -9,6 +9,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 
 import lightning_fold as lf
+from lightning_fold.layers import Constant
 
 OPTIMIZERS = {
     "sgd": partial(optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -152,3 +153,80 @@ def test_lbfgs_is_refused_and_goes_on(rewrite):
         rewrite(model, [optimizer])
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert float(optimizer.step(closure)) > float(loss_of(model))
+
+
+class Wide(nn.Module):
+    """Norms, biases, a layer without bias whose input holds a constant, and a branch that gives nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.norm = nn.Linear(6, 8), nn.Linear(8, 8, bias=False), nn.LayerNorm(8)
+        self.branch, self.head = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.norm(self.two(self.one(x).relu()))
+        return self.head(x + self.branch(x))
+
+
+def wide():
+    torch.manual_seed(0)
+    model = Wide().double()
+    with torch.no_grad():
+        model.one.weight[0], model.one.bias[0] = 0.0, 0.7
+        model.branch[2].weight.zero_()
+    return model
+
+
+def by_dimensions(model):
+    parameters = list(model.parameters())
+    return [[p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() < 2]]
+
+
+def by_layers(model):
+    last = list(model.head.parameters())
+    return [last, [p for p in model.parameters() if all(p is not other for other in last)]]
+
+
+def ids(groups):
+    return [list(map(id, group)) for group in groups]
+
+
+SPLITS = {"one": lambda model: [list(model.parameters())], "dimensions": by_dimensions, "layers": by_layers}
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("split", SPLITS)
+def test_groups_are_those_the_rewritten_network_would_get(split, several):
+    """New biases, constants and factors: a resumed run builds the groups from the rewritten network."""
+    model, split = wide(), SPLITS[split]
+    groups = [{"params": params} for params in split(model)]
+    optimizers = [optim.AdamW([group]) for group in groups] if several else [optim.AdamW(groups)]
+
+    def held():
+        return ids(group["params"] for optimizer in optimizers for group in optimizer.param_groups)
+
+    lf.minimize(model, X, optimizers=optimizers)
+    assert model.two.bias is not None and isinstance(model.branch, Constant)
+    assert held() == ids(split(model))
+    lf.factorize(model, X, keep_parameters=0.7, optimizers=optimizers)
+    assert any(isinstance(module, nn.Sequential) for module in model.children())
+    assert held() == ids(split(model))
+    steps(model, optimizers[0])
+
+
+def test_new_bias_is_not_trained_by_muon():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight[0], model[0].bias[0] = 0.0, 0.7
+    optimizers = [optim.Muon([model[0].weight, model[2].weight], lr=0.01), optim.AdamW([model[0].bias])]
+    for optimizer in optimizers:
+        steps(model, optimizer, count=1)
+    with torch.no_grad():
+        model[0].weight[0] = 0.0
+    lf.minimize(model, X, optimizers=optimizers)
+    assert ids(optimizer.param_groups[0]["params"] for optimizer in optimizers) == ids(by_dimensions(model))
+    before = deepcopy(model.state_dict())
+    for optimizer in optimizers:
+        steps(model, optimizer, count=1)
+    assert all(not torch.equal(value, before[key]) for key, value in model.state_dict().items())

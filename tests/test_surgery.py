@@ -100,13 +100,26 @@ def test_tied_parameters_stay_tied_and_marks_stay() -> None:
     assert sum(p is model.left.weight for p in optimizer.param_groups[0]["params"]) == 1
 
 
-def test_created_parameter_joins_the_group_of_its_neighbour() -> None:
+def test_created_parameter_joins_the_group_of_its_kind() -> None:
     model, optimizer = _trained()
     with Surgery(model, [optimizer]) as surgery:
         surgery.create("1.conv1.bias", torch.ones(8, dtype=torch.float64), "1.conv1.weight")
-    group = optimizer.param_groups[0]["params"]
-    position = next(i for i, p in enumerate(group) if p is model[1].conv1.weight)
-    assert group[position + 1] is model[1].conv1.bias and model[1].conv1.bias.requires_grad
+    assert model[1].conv1.bias.requires_grad
+    for group, wide in zip(optimizer.param_groups, (True, False), strict=True):
+        expected = [p for p in model.parameters() if (p.dim() > 1) == wide]
+        assert list(map(id, group["params"])) == list(map(id, expected))
+
+
+def test_created_parameter_joins_its_neighbour_where_groups_are_of_layers() -> None:
+    """Also where the neighbour's group holds weights alone; and where nothing of the network has its dimensions."""
+    for bias in (True, False):
+        model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=bias))
+        first, second = nn.ModuleList(model[:2]), nn.ModuleList(model[2:])
+        optimizers = [torch.optim.SGD(first.parameters(), lr=0.1), torch.optim.Adam(second.parameters())]
+        with Surgery(model, optimizers) as surgery:
+            surgery.create("0.bias", torch.ones(3), "0.weight")
+        for optimizer, part in zip(optimizers, (first, second), strict=True):
+            assert list(map(id, optimizer.param_groups[0]["params"])) == list(map(id, part.parameters()))
 
 
 def test_state_of_broadcast_shape_follows_the_selection() -> None:

@@ -17,9 +17,10 @@ def select_read_features(surgery: Surgery, structure: Structure) -> None:
     """
     for contraction in structure.labels.contractions:
         name = structure.trace.names.get(contraction.weight, "")
-        path = name.removesuffix(".weight")
-        owner = surgery.model.get_submodule(path) if name else None
-        if type(owner) is not nn.Linear or not _reads_input(structure, contraction.value):
+        path, _, leaf = name.rpartition(".")
+        if not path or leaf != "weight" or type(surgery.model.get_submodule(path)) is not nn.Linear:
+            continue  # the network itself cannot be replaced, and other weights have no layer of their own
+        if not _reads_input(structure, contraction.value):
             continue
         read = torch.nonzero((surgery.tensor(name) != 0).any(0)).flatten()
         if 0 < len(read) < surgery.tensor(name).shape[1]:

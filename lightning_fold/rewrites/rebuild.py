@@ -82,11 +82,17 @@ def _create(surgery: Surgery, module: nn.Module, path: str, name: str, shape: li
 
 
 def _put_back(surgery: Surgery, path: str, before: nn.Module) -> nn.Module:
-    """Put the module that was at ``path`` before a rewrite there again, all zero."""
+    """Put the module that was at ``path`` before a rewrite there again, all zero but for what no state dict holds."""
     like = next(p for p in surgery.model.parameters() if p.is_floating_point())
-    module = deepcopy(before).to_empty(device=like.device).to(like.dtype)
+    module = deepcopy(before).to_empty(device=like.device)
+    tensors = (*before.parameters(), *before.buffers())
+    if like.dtype not in {tensor.dtype for tensor in tensors}:  # the network was cast since
+        module = module.to(like.dtype)
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.detach().zero_()
+    for name, buffer in before.named_buffers():
+        if not buffer.is_meta:
+            module.get_buffer(name).copy_(buffer)
     surgery.replace_module(path, module)
     return module
 

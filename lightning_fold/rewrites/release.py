@@ -67,8 +67,10 @@ def release(
 def _noise(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     zero = weight == 0
     survivors = weight.numel() - int(zero.sum())
-    rms = weight.square().sum().div(max(survivors, 1)).sqrt()
-    return torch.randn(weight.shape, generator=generator).to(weight) * rms * zero
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits overflow in the sum
+    rms = wide.square().sum().div(max(survivors, 1)).sqrt()
+    noise = torch.randn(weight.shape, generator=generator).to(wide) * rms
+    return torch.where(zero, noise, 0).to(weight.dtype)
 
 
 def _amplitude(model: nn.Module, noise: dict[str, Tensor], max_drift: float, batch: Inputs) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import lightning_fold as lf
-from lightning_fold.layers import CompensatedLayerNorm, CompensatedRMSNorm, Constant
+from lightning_fold.layers import CompensatedLayerNorm, CompensatedRMSNorm, Constant, SelectFeatures
 from tests.zoo import PATTERNS, ZOO, Head, build, error_of, flat, randomise, restore_statistics, run
 
 CASES = [(name, pattern) for name in ZOO for pattern in PATTERNS]
@@ -445,6 +445,25 @@ def test_training_flags_and_inputs_stay() -> None:
     flags, copy = [m.training for m in model.modules()], x.clone()
     lf.minimize(model, x)
     assert [m.training for m in model.modules()] == flags and torch.equal(x, copy)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Linear(8, 4), (2, 8)),  # the network itself
+        (lambda: nn.TransformerEncoderLayer(8, 2, dropout=0.0, batch_first=True), (2, 5, 8)),  # in_proj_weight
+        (lambda: nn.Sequential(nn.TransformerEncoderLayer(8, 2, dropout=0.0, batch_first=True)), (2, 5, 8)),
+    ],
+)
+def test_weights_without_a_layer_to_replace_read_all_inputs(make, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = make().double().eval(), torch.randn(shape, dtype=torch.float64)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.dim() > 1)[:, 1:3] = 0
+    expected = model(x)
+    lf.minimize(model, x, select_inputs=True)
+    assert error_of(model(x), expected) <= 1e-12
+    assert not any(isinstance(module, SelectFeatures) for module in model.modules())
 
 
 def test_bad_inputs_are_refused() -> None:

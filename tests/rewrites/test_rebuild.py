@@ -163,3 +163,42 @@ def test_way_back_to_the_norms_that_were_replaced(name):
     assert lf.describe(model) == structure
     torch.testing.assert_close(run(model, inputs), before, rtol=0, atol=0)
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in model.parameters()]
+
+
+class Scaled(nn.Module):
+    """Two fixed scales behind a linear layer, of which the state dict holds one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6, bias=False)
+        self.register_buffer("scale", torch.full((6,), 2.0), persistent=False)
+        self.register_buffer("saved", torch.full((6,), 3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * self.get_buffer("scale") * self.get_buffer("saved")
+
+
+class Branched(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(6, 6), Scaled(), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(x).relu()
+        return self.head(x + self.two(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_way_back_to_a_branch_with_buffers_outside_the_state_dict(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = Branched(), torch.randn(4, 6)
+    structure, state, expected = lf.describe(model), deepcopy(model.state_dict()), model(x)
+    with torch.no_grad():
+        model.two.linear.weight.zero_()
+    lf.minimize(model, x)
+    assert not isinstance(model.two, Scaled)
+    model.to(dtype)  # also what is remembered follows
+    lf.rebuild(model, structure)
+    model.load_state_dict(state)
+    assert model.two.scale.dtype == dtype and "scale" in model.two._non_persistent_buffers_set
+    torch.testing.assert_close(model(x.to(dtype)), expected.to(dtype), rtol=0, atol=0 if dtype == x.dtype else 1e-5)

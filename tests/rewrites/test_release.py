@@ -44,6 +44,18 @@ def test_noise_has_the_scale_of_the_survivors() -> None:
     assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) / 0.3 - 1) < 0.02
 
 
+def test_half_precision_whose_sum_of_squares_overflows() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(512, 512).half()
+    nn.init.normal_(model.weight)
+    with torch.no_grad():
+        model.weight[:100] = 0
+    before = model.weight.detach().clone()
+    lf.release(model, max_drift=0.5, generator=torch.Generator().manual_seed(0))
+    assert model.weight.dtype == torch.float16 and torch.equal(model.weight[100:], before[100:])
+    assert abs(float(model.weight.detach()[:100].float().std()) / 0.5 - 1) < 0.02
+
+
 def test_generator_makes_it_reproducible() -> None:
     one, two, other = (_released(seed=seed)[1] for seed in (3, 3, 4))
     assert torch.equal(one[1].conv1.weight, two[1].conv1.weight)

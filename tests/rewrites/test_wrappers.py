@@ -174,6 +174,22 @@ def test_computed_weights_are_written_out_or_left_as_they_were(kind: str, fails:
     model.load_state_dict(deepcopy(model.state_dict()))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("kind", COMPUTED)
+@pytest.mark.parametrize("trained", [False, True])
+def test_computed_weights_are_trained_as_their_sources(kind: str, trained: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    COMPUTED[kind](model[0])
+    model[0].requires_grad_(trained)
+    optimizer = torch.optim.Adam(model.parameters())
+    lf.minimize(model, torch.randn(4, 5), optimizers=[optimizer])
+    assert type(model[0]) is nn.Linear
+    assert [p.requires_grad for p in model.parameters()] == [trained, trained, True, True]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+
+
 def _seven_channels(module: nn.Module, args: tuple[Tensor, ...]) -> None:
     if args[0].shape[1] != 7:
         raise ValueError("expected 7 channels")

@@ -36,6 +36,7 @@ from lightning_fold.structure.trace import evaluation_mode
 
 _REPLACED = "_replaced_by_rewrite"
 _BUILT = "_buffers_before_rewrite"
+_CREATED = "_created_by_rewrite"
 
 _HOOKS = (
     "_forward_hooks",
@@ -156,7 +157,16 @@ class Surgery:
         created = nn.Parameter(value.detach().clone(), requires_grad=neighbour.requires_grad)
         siblings = [parameter for parameter in module.parameters(recurse=False) if parameter is not neighbour]
         setattr(module, leaf, created)
+        vars(module)[_CREATED] = vars(module).get(_CREATED, frozenset()) | {leaf}
         train_beside(self.optimizers, created, [neighbour, *siblings], self._places())
+
+    def uncreate(self, name: str) -> None:
+        """Take a parameter away again that :meth:`create` has given a module, from the optimizers too."""
+        path, _, leaf = name.rpartition(".")
+        module, old = self.model.get_submodule(path), self.model.get_parameter(name)
+        module.register_parameter(leaf, None)
+        vars(module)[_CREATED] = vars(module)[_CREATED] - {leaf}
+        exchange(self.optimizers, [old], [], self._places())
 
     def replace_module(self, path: str, new: nn.Module) -> None:
         """Put ``new`` in the place of the submodule ``path``, under every name that it has in the network.
@@ -254,6 +264,11 @@ class Surgery:
 
 def _trained(tensors: Iterable[Tensor | None]) -> bool:
     return any(tensor.requires_grad for tensor in tensors if tensor is not None)
+
+
+def created_in(module: nn.Module) -> frozenset[str]:
+    """The names of the parameters that rewrites have given ``module``, which its class has built without."""
+    return vars(module).get(_CREATED, frozenset())
 
 
 def replaced_by(module: nn.Module) -> nn.Module | None:

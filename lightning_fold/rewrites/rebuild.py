@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, Constant, SelectFeatures
 from lightning_fold.structure.description import Structure, describe, type_name
-from lightning_fold.surgery import Surgery, replaced_by
+from lightning_fold.surgery import Surgery, created_in, replaced_by
 
 # Modules that a rewrite can put in the place of others, and how each is built from its described attributes.
 _BUILDERS: dict[str, type[nn.Module]] = {
@@ -54,6 +54,8 @@ def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
             _replace(surgery, path, structure)
             return
         module = _put_back(surgery, path, before)
+    for name in created_in(module) - set(entry["shapes"]):
+        surgery.uncreate(f"{path}.{name}".removeprefix("."))
     for name, shape in entry["shapes"].items():
         dotted = f"{path}.{name}".removeprefix(".")
         if not isinstance(getattr(module, name, None), Tensor):

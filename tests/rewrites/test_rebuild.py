@@ -14,10 +14,10 @@ from lightning_fold.rewrites.transaction import relative_error
 from tests.zoo import ZOO, build, run
 
 REWRITES: dict[str, Callable] = {
-    "minimize": lambda model, inputs: lf.minimize(model, inputs),
-    "prune": lambda model, inputs: lf.prune(model, inputs, ratio=0.4),
-    "fold": lambda model, inputs: lf.fold(model, inputs, ratio=0.4),
-    "factorize": lambda model, inputs: lf.factorize(model, inputs, keep_parameters=0.9),
+    "minimize": lambda model, inputs, **train: lf.minimize(model, inputs, **train),
+    "prune": lambda model, inputs, **train: lf.prune(model, inputs, ratio=0.4, **train),
+    "fold": lambda model, inputs, **train: lf.fold(model, inputs, ratio=0.4, **train),
+    "factorize": lambda model, inputs, **train: lf.factorize(model, inputs, keep_parameters=0.9, **train),
 }
 
 
@@ -36,6 +36,59 @@ def test_round_trip_loads_strictly(name: str, rewrite: str) -> None:
     assert lf.describe(fresh) == lf.describe(model)
     assert sum(p.numel() for p in fresh.parameters()) == sum(p.numel() for p in model.parameters())
     fresh.train()(*inputs)
+
+
+@pytest.mark.parametrize("rewrite", REWRITES)
+@pytest.mark.parametrize("name", ZOO)
+def test_there_and_back(name: str, rewrite: str) -> None:
+    """What was dense before comes back into the compressed network, its optimizer with it."""
+    model, inputs = build(name, "rows"), ZOO[name].inputs()
+    before, state, expected = lf.describe(model), deepcopy(model.state_dict()), run(model, inputs)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
+    held = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    try:
+        REWRITES[rewrite](model, inputs, optimizers=[optimizer])
+    except ValueError:
+        pytest.skip("nothing to do")
+    twin = deepcopy(model)
+    lf.rebuild(model, before, optimizers=[optimizer])
+    lf.rebuild(twin, before)
+    for network in (model, twin):
+        network.load_state_dict(state)
+        assert lf.describe(network) == before
+        assert torch.equal(run(network, inputs), expected)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [names.get(id(parameter)) for parameter in optimizer.param_groups[0]["params"]] == held
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["rewritten", "loaded"])
+def test_way_back_from_a_bias_that_a_rewrite_created(saved: bool) -> None:
+    """A constant became the bias of the layer behind it, which was built without."""
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()  # noqa: E731
+    model, x = make(), torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2] = 0, 1
+    before, state, expected = lf.describe(model), deepcopy(model.state_dict()), model(x)
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+    lf.minimize(model, x, optimizers=[optimizer])
+    assert model[2].bias is not None and len(optimizer.param_groups[0]["params"]) == 4
+    if saved:
+        structure, values = lf.describe(model), model.state_dict()
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
+        lf.rebuild(model, structure, optimizers=[optimizer])
+        model.load_state_dict(values)
+    compressed = deepcopy(model)
+    with pytest.raises(ValueError, match="has not; expected the structure of the same network"):
+        lf.rebuild(model, before | {"1": before["1"] | {"type": "another.Network"}}, optimizers=[optimizer])
+    assert torch.equal(model(x), compressed(x)) and len(optimizer.param_groups[0]["params"]) == 4
+    lf.rebuild(model, before, optimizers=[optimizer])
+    model.load_state_dict(state)
+    assert torch.equal(model(x), expected) and lf.describe(model) == before
+    assert list(map(id, optimizer.param_groups[0]["params"])) == list(map(id, model.parameters()))
+    with pytest.raises(ValueError, match="expected the structure of the same network"):
+        lf.rebuild(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), before)  # this one was built with it
 
 
 class Blur(nn.Module):

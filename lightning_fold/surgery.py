@@ -32,11 +32,8 @@ from lightning_fold.optimizer_state import (
     saved_state,
     train_beside,
 )
+from lightning_fold.origins import as_built, created_in, keep_in_state_dict, remember_created, remember_replaced
 from lightning_fold.structure.trace import evaluation_mode
-
-_REPLACED = "_replaced_by_rewrite"
-_BUILT = "_buffers_before_rewrite"
-_CREATED = "_created_by_rewrite"
 
 _HOOKS = (
     "_forward_hooks",
@@ -110,7 +107,7 @@ class Surgery:
             rebind(self.optimizers, old, new, moments or change)
         for module, leaf in self._owners(old):
             if leaf in module._non_persistent_buffers_set:
-                _keep_in_state_dict(module, leaf)
+                keep_in_state_dict(module, leaf)
             table = module._parameters if isinstance(new, nn.Parameter) else module._buffers
             table[leaf] = new  # pyright: ignore[reportArgumentType]
             refresh_sizes(module)
@@ -119,7 +116,7 @@ class Surgery:
         """Give the tensor ``name`` another shape, all zero; a buffer that no state dict holds is as it was built."""
         path, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(path)
-        built = vars(module).get(_BUILT, {}).get(leaf)
+        built = as_built(module, leaf)
         if built is not None and list(built.shape) == list(shape):
             module.register_buffer(leaf, built.to(self.tensor(name)), persistent=False)
         else:
@@ -157,7 +154,7 @@ class Surgery:
         created = nn.Parameter(value.detach().clone(), requires_grad=neighbour.requires_grad)
         siblings = [parameter for parameter in module.parameters(recurse=False) if parameter is not neighbour]
         setattr(module, leaf, created)
-        vars(module)[_CREATED] = vars(module).get(_CREATED, frozenset()) | {leaf}
+        remember_created(module, created_in(module) | {leaf})
         train_beside(self.optimizers, created, [neighbour, *siblings], self._places())
 
     def uncreate(self, name: str) -> None:
@@ -165,7 +162,7 @@ class Surgery:
         path, _, leaf = name.rpartition(".")
         module, old = self.model.get_submodule(path), self.model.get_parameter(name)
         module.register_parameter(leaf, None)
-        vars(module)[_CREATED] = vars(module)[_CREATED] - {leaf}
+        remember_created(module, created_in(module) - {leaf})
         exchange(self.optimizers, [old], [], self._places())
 
     def replace_module(self, path: str, new: nn.Module) -> None:
@@ -177,9 +174,7 @@ class Surgery:
         """
         old = self.model.get_submodule(path)
         _move_hooks(old, new)
-        first = replaced_by(old) or _emptied(old)
-        if type(first) is not type(new):
-            vars(new)[_REPLACED] = first
+        remember_replaced(old, new)
         for parent in list(self.model.modules()):
             parent._modules.update({leaf: new for leaf, child in parent._modules.items() if child is old})
         exchange(self.optimizers, list(old.parameters()), list(new.parameters()), self._places())
@@ -266,44 +261,6 @@ def _trained(tensors: Iterable[Tensor | None]) -> bool:
     return any(tensor.requires_grad for tensor in tensors if tensor is not None)
 
 
-def created_in(module: nn.Module) -> frozenset[str]:
-    """The names of the parameters that rewrites have given ``module``, which its class has built without."""
-    return vars(module).get(_CREATED, frozenset())
-
-
-def replaced_by(module: nn.Module) -> nn.Module | None:
-    """The module that ``module`` first stands in the place of; ``None`` for none.
-
-    Its tensors are on the meta device, except for the buffers that no state dict brings back.
-    """
-    return vars(module).get(_REPLACED)
-
-
-def _emptied(module: nn.Module) -> nn.Module:
-    twin = copy(module)
-    vars(twin).update(
-        _parameters={name: _on_meta(tensor) for name, tensor in module._parameters.items()},
-        _buffers={name: _remembered(module, name) for name in module._buffers},
-        _modules={name: child if child is None else _emptied(child) for name, child in module._modules.items()},
-    )
-    return twin
-
-
-def _remembered(module: nn.Module, name: str) -> Tensor | None:
-    """A buffer without its values, and with them where no state dict brings them back."""
-    buffer = module._buffers[name]
-    if buffer is None or name not in module._non_persistent_buffers_set:
-        return _on_meta(buffer)
-    return buffer.detach().clone()
-
-
-def _on_meta(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None:
-        return None
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
 def _set_groups(module: nn.Module, old: int, new: int) -> None:
     """Set the number of groups of a convolution; what else owns such a weight may call that number as it likes."""
     if isinstance(module, _ConvNd):
@@ -313,12 +270,6 @@ def _set_groups(module: nn.Module, old: int, new: int) -> None:
     for name, value in list(vars(module).items()):
         if type(value) is int and value == old:
             setattr(module, name, new)
-
-
-def _keep_in_state_dict(module: nn.Module, leaf: str) -> None:
-    """A buffer that is no longer what its class builds must be saved; what was built is remembered for a way back."""
-    module._non_persistent_buffers_set = module._non_persistent_buffers_set - {leaf}
-    vars(module)[_BUILT] = vars(module).get(_BUILT, {}) | {leaf: module._buffers[leaf]}
 
 
 def refresh_sizes(module: nn.Module) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, Constant, SelectFeatures
+from lightning_fold.origins import created_in, replaced_by
 from lightning_fold.structure.description import Structure, describe, type_name
-from lightning_fold.surgery import Surgery, created_in, replaced_by
+from lightning_fold.surgery import Surgery
 
 # Modules that a rewrite can put in the place of others, and how each is built from its described attributes.
 _BUILDERS: dict[str, type[nn.Module]] = {

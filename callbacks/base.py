@@ -185,7 +185,7 @@ class RewriteCallback(lightning.Callback):
         if self.ended and not self.finished and not trainer.fast_dev_run:
             rank_zero_warn(self.unfinished(trainer.current_epoch))
         self._unseen = self._unseen or changed
-        if is_compressed(trainer, pl_module) and any(callback._unseen for callback in rewriting(trainer)):
+        if is_settled(trainer) and any(callback._unseen for callback in rewriting(trainer)):
             validate(trainer)
             for callback in rewriting(trainer):
                 callback._unseen = False
@@ -210,8 +210,12 @@ def remember_dense(pl_module: lightning.LightningModule, metric: float | None, m
 
 def is_compressed(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
     """Whether the network was rewritten and every callback that rewrites it has done so for the last time."""
-    ended = (callback.finished or callback.ended for callback in rewriting(trainer))
-    return bool(follow(pl_module).methods) and all(ended)
+    return bool(follow(pl_module).methods) and is_settled(trainer)
+
+
+def is_settled(trainer: lightning.Trainer) -> bool:
+    """Whether no callback will change the network any more."""
+    return all(callback.finished or callback.ended for callback in rewriting(trainer))
 
 
 def rewriting(trainer: lightning.Trainer) -> list[RewriteCallback]:

@@ -331,6 +331,16 @@ def test_limit_holds_at_the_end_of_training(make_plain, make_trainer, data, last
     assert shown == pytest.approx(0.93 if restored else last)
 
 
+def test_dense_network_that_comes_back_at_the_end_is_validated(make_plain, make_trainer, data):
+    """The only cycle costs too much: what is logged last is of the dense network, and nothing is compressed."""
+    module = with_accuracies(make_plain(), [0.9, 0.9, 0.2, 0.91])
+    trainer = make_trainer(3, squeeze(cycles=1, max_accuracy_drop=0.05))
+    trainer.fit(module, data)
+    assert follow(module).methods == []
+    assert float(trainer.callback_metrics["accuracy/val"]) == pytest.approx(0.91)
+    assert torch.isnan(trainer.callback_metrics["compressed/accuracy"])
+
+
 @pytest.mark.parametrize(("at_epoch", "methods"), [(4, ["squeeze-release"]), (1, ["factorize", "squeeze-release"])])
 def test_rewrite_that_is_taken_back_is_no_longer_listed(make_plain, make_trainer, data, at_epoch, methods):
     """The low rank that came after the last good cycle goes with its network."""

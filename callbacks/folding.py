@@ -21,8 +21,8 @@ class ChannelFolding(ReduceOnce):
         keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``.
         keep_flops: share of the floating-point operations to keep, in (0, 1], in place of ``ratio``.
         compensate: "least-squares" solves for the weights of the layers behind, "bias" for their biases alone.
-        repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR), "data" estimates BatchNorm
-            statistics and tunes LayerNorms on the batches, "none" leaves them.
+        repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR) where that helps on the batches or on
+            noise, "data" estimates BatchNorm statistics and tunes LayerNorms on the batches, "none" leaves them.
         batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
         skip: patterns, as in file names, of the network's own dotted names of layers; what they write and read stays.
         at_epoch: epoch before which the network is folded, counted from 0; -1 folds at the end.

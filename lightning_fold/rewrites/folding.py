@@ -56,8 +56,9 @@ def fold(
         compensate: ``"least-squares"`` solves for the weights of the layers behind, so that they give the dense
             network's outputs from the merged channels.
         repair: ``"data-free"`` rescales each BatchNorm that follows a merged layer by N / sqrt(N + (N^2 - N) E), N the
-            size of the cluster and E the mean cosine of its rows; ``"data"`` estimates BatchNorm statistics and tunes
-            LayerNorms on ``batches``; ``"none"`` leaves them.
+            size of the cluster and E the mean cosine of its rows, where the outputs' error on ``batches``, or on noise
+            in their place, does not grow by it; ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on
+            ``batches``; ``"none"`` leaves them.
         batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
             can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
         seed: seed of k-means, and of the noise that stands for data.

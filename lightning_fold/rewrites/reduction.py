@@ -113,7 +113,7 @@ class _Reduction:
         shrinking = [width for width, size in zip(self.widths, kept, strict=True) if size < width.size]
         self.notes += self.chooser.notes(shrinking)
         options = self.options
-        needed = options.compensate != "none" or options.batches is not None
+        needed = options.compensate != "none" or options.repair == "data-free" or options.batches is not None
         improvement = Improvement(cut, self.calibrate() if needed else None, self.notes)
         cut.rescaling.apply(surgery)
         factors = fold_ar(surgery, self.structure, cut.cluster_of) if options.repair == "data-free" else {}

@@ -107,17 +107,57 @@ def test_fold_ar_against_the_formula_pair_by_pair() -> None:
         assert float(found[cluster]) == pytest.approx(size / (size + (size**2 - size) * mean) ** 0.5, rel=1e-12)
 
 
-def test_orthogonal_channels_get_their_variance_back() -> None:
-    """Three orthogonal filters on white inputs: the mean has a third of the variance, Fold-AR restores it."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 2)).double().eval()
+def orthogonal_filters(*after: nn.Module) -> nn.Sequential:
+    """Three filters that have nothing in common, a BatchNorm, and a layer that sums what comes of them."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3), *after, nn.Conv2d(3, 2, 1, bias=False))
     with torch.no_grad():
-        model[0].weight.copy_(torch.eye(3))
-        model[2].weight.copy_(torch.ones(2, 3))
-    x = torch.randn(4000, 3, dtype=torch.float64)
-    lf.fold(model, x, ratio=0.6, repair="data-free")
-    assert model[0].out_features == 1
+        model[0].weight.copy_(torch.eye(3)[..., None, None])
+        model[-1].weight.fill_(1.0)
+    return model.double().eval()
+
+
+def test_orthogonal_channels_get_their_variance_back() -> None:
+    """The mean of three has a third of the variance; behind a ReLU and a mean over places that is seen in outputs."""
+    torch.manual_seed(0)
+    model, x = orthogonal_filters(nn.ReLU(), nn.AdaptiveAvgPool2d(1)), torch.randn(100, 3, 8, 8, dtype=torch.float64)
+    report = lf.fold(model, x, ratio=0.6, repair="data-free")
+    assert model[0].out_channels == 1
     assert float(model[:2](x).detach().std()) == pytest.approx(1.0, abs=0.03)
+    assert not report.notes
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_fold_ar_is_undone_where_it_makes_outputs_worse(with_data: bool) -> None:
+    """What is only summed keeps its function without it: the sum of three is three times their mean."""
+    torch.manual_seed(0)
+    model, x = orthogonal_filters(), torch.randn(100, 3, 8, 8, dtype=torch.float64)
+    expected = run(model, (x,))
+    report = lf.fold(model, x, ratio=0.6, repair="data-free", batches=[x] if with_data else None)
+    assert model[0].out_channels == 1
+    assert error_of(run(model, (x,)), expected) <= 1e-12
+    (note,) = report.notes
+    assert "Fold-AR was undone at 1 of 1 BatchNorms (1)" in note
+    assert ("held-out data" if with_data else "noise") in note
+
+
+def test_fold_ar_stays_at_the_batch_norms_where_it_helps() -> None:
+    """Two branches, one of each kind: only the one behind the ReLU is rescaled."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pooled = orthogonal_filters(nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+            self.summed = orthogonal_filters()
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.pooled(x), self.summed(x)
+
+    torch.manual_seed(0)
+    model, x = Branches(), torch.randn(100, 3, 8, 8, dtype=torch.float64)
+    report = lf.fold(model.double().eval(), x, ratio=0.6)
+    assert float(model.pooled[:2](x).detach().std()) == pytest.approx(1.0, abs=0.03)
+    assert float(model.summed[:2](x).detach().std()) == pytest.approx(3**-0.5, abs=0.03)
+    assert "1 of 2 BatchNorms (summed.1)" in report.notes[0]
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -1,20 +1,22 @@
 """How a linear layer or convolution is read as a matrix, and how two layers compute a product of two matrices."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.optimizer_state import copied
+from lightning_fold.origins import replaced_by
 from lightning_fold.rewrites.calibration import precise
 from lightning_fold.structure.inputs import Inputs, call, device_of, inputs_of_batch, on_device, only_input
 from lightning_fold.structure.trace import evaluation_mode
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BARE: dict[str, Any] = {"bias": False, "device": "meta"}  # no random numbers are drawn for what is overwritten
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,30 @@ class Shape:
         return pair
 
 
+def product(pair: nn.Module) -> Layer | None:
+    """One layer that computes what two do that :meth:`Shape.pair` made; ``None`` for other modules."""
+    before = replaced_by(pair)
+    if not isinstance(before, KINDS) or type(pair) is not nn.Sequential:
+        return None
+    if [type(layer) for layer in pair] != 2 * [type(before)]:
+        return None
+    first, second = cast(tuple[Layer, Layer], tuple(pair))
+    if first.bias is not None or any(layer._forward_hooks or layer._forward_pre_hooks for layer in pair):
+        return None
+    inner, outer = first.weight.detach(), second.weight.detach()
+    if isinstance(before, nn.Linear):
+        layer: Any = nn.Linear(inner.shape[1], outer.shape[0], **_BARE)
+        matrix = outer @ inner
+    else:
+        kind: Any = type(before)
+        layer = kind(inner.shape[1], outer.shape[0], **_window(before), **_BARE)
+        point = outer[0, 0].numel() == 1
+        matrix = outer.flatten(1) @ inner.flatten(1) if point else torch.einsum("orxw,rihy->oihw", outer, inner)
+    layer = _filled(layer, matrix, first).train(pair.training).requires_grad_(first.weight.requires_grad)
+    layer.register_parameter("bias", second._parameters["bias"])
+    return layer
+
+
 def shapes(path: str, layer: Layer) -> list[Shape]:
     """The ways to read a layer: O x I; O x (I k ...); for k x k also (O k) x (I k), a k x 1 before a 1 x k layer."""
     if isinstance(layer, nn.Linear):
@@ -54,12 +80,19 @@ def shapes(path: str, layer: Layer) -> list[Shape]:
     return [whole]
 
 
-def output_moments(
+def reads_less(shape: Shape) -> bool:
+    """Whether there are fewer columns than rows, so that moments of what is read are the smaller ones."""
+    rows, columns = shape.matrix.shape
+    return columns < rows
+
+
+def second_moments(
     model: nn.Module, example_inputs: Inputs, batches: Iterable[Any], found: Sequence[Shape]
 ) -> dict[int, Tensor]:
-    """M C M^H by ``id`` of each shape, M its matrix and C the second moment of what its columns read.
+    """Second moments by ``id`` of each shape, float64: of its outputs, or of what its columns read if those are fewer.
 
-    That is the second moment of the outputs of the first layer when it gets the whole matrix.
+    With M its matrix and C the second moment of what the columns read, that of the outputs is M C M^H. A shape whose
+    layer the batches do not reach is left out.
 
     Args:
         model: the network, run in evaluation mode.
@@ -70,20 +103,19 @@ def output_moments(
     Raises:
         ValueError: there is no batch.
     """
-    moments = {id(shape): torch.zeros((), dtype=torch.float64) for shape in found}
+    moments: dict[int, Tensor] = {}
     device = device_of(model)
 
     def observe(shape: Shape) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        first = shape.first(shape.matrix.detach())
+        matrix, columns = shape.matrix.detach(), shape.matrix.shape[1]
+        first = shape.first(torch.eye(columns).to(matrix) if reads_less(shape) else matrix)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             products = first(only_input(args, kwargs))
             dim = -1 if isinstance(first, nn.Linear) else products.dim() - first.weight.dim() + 1
             rows = precise(products.movedim(dim, 0).flatten(1))
-            product = rows @ rows.mH
-            moments[id(shape)] = moments[id(shape)].to(device) + product.to(
-                torch.promote_types(product.dtype, torch.float64)
-            )
+            product = (rows @ rows.mH).to(torch.promote_types(rows.dtype, torch.float64))
+            moments[id(shape)] = moments.get(id(shape), 0) + product
 
         return hook
 
@@ -101,80 +133,24 @@ def output_moments(
     return moments
 
 
-@dataclass
-class Use:
-    """What the network does with a layer in one forward pass in evaluation mode.
-
-    Attributes:
-        calls: what it is called with, each time.
-        read: attributes of it that other code reads, and that two layers in its place would not have.
-    """
-
-    calls: list[Inputs] = field(default_factory=list)
-    read: list[str] = field(default_factory=list)
-
-
-def find_uses(model: nn.Module, example_inputs: Inputs, layers: Iterable[nn.Module]) -> dict[nn.Module, Use]:
-    """How each layer is used.
-
-    Observed without hooks: with some ``nn.TransformerEncoderLayer`` leaves its fast path, which reads weights.
-    """
-    uses = {layer: Use() for layer in layers}
-    with evaluation_mode(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as stack:
-        for layer, use in uses.items():
-            stack.enter_context(_watched(layer, use))
-        call(model, example_inputs)
-    return uses
-
-
-@contextmanager
-def _watched(layer: nn.Module, use: Use) -> Iterator[None]:
-    """Note what is done with ``layer`` inside the block."""
-    kind, pair, inside = type(layer), nn.Sequential(), False
-
-    def observed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        use.calls.append(kwargs or args)
-        inside = True  # what it reads of itself is no other code's
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            inside = False
-
-    class Watched(kind):
-        def __getattribute__(self, name: str) -> Any:
-            if not inside and not hasattr(pair, name):
-                use.read.append(name)
-            found = super().__getattribute__(name)
-            return partial(observed, found) if name == "forward" else found
-
-    layer.__class__ = Watched
-    try:
-        yield
-    finally:
-        layer.__class__ = kind
-
-
 def _linear(path: str, layer: nn.Linear) -> Shape:
     def first(inner: Tensor) -> Layer:
-        return _filled(nn.Linear(inner.shape[1], inner.shape[0], bias=False), inner)
+        return _filled(nn.Linear(inner.shape[1], inner.shape[0], **_BARE), inner, layer)
 
     def second(outer: Tensor) -> Layer:
-        return _filled(nn.Linear(outer.shape[1], outer.shape[0], bias=layer.bias is not None), outer)
+        return _filled(nn.Linear(outer.shape[1], outer.shape[0], **_BARE), outer, layer)
 
     return Shape(path, layer, layer.weight.detach(), first, second)
 
 
 def _whole_then_point(path: str, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Shape:
     kind: Any = type(layer)
-    names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-    window = {name: getattr(layer, name) for name in names}
 
     def first(inner: Tensor) -> Layer:
-        return _filled(kind(layer.in_channels, len(inner), **window, bias=False), inner)
+        return _filled(kind(layer.in_channels, len(inner), **_window(layer), **_BARE), inner, layer)
 
     def second(outer: Tensor) -> Layer:
-        return _filled(kind(outer.shape[1], outer.shape[0], 1, bias=layer.bias is not None), outer)
+        return _filled(kind(outer.shape[1], outer.shape[0], 1, **_BARE), outer, layer)
 
     return Shape(path, layer, layer.weight.detach().flatten(1), first, second)
 
@@ -187,20 +163,24 @@ def _column_then_row(path: str, layer: nn.Conv2d) -> Shape:
 
     def first(inner: Tensor) -> Layer:
         steps: dict[str, Any] = {"stride": (layer.stride[0], 1), "dilation": (layer.dilation[0], 1)}
-        conv = nn.Conv2d(columns, len(inner), (height, 1), padding=up, padding_mode=mode, bias=False, **steps)
-        return _filled(conv, inner)
+        conv = nn.Conv2d(columns, len(inner), (height, 1), padding=up, padding_mode=mode, **steps, **_BARE)
+        return _filled(conv, inner, layer)
 
     def second(outer: Tensor) -> Layer:
         steps: dict[str, Any] = {"stride": (1, layer.stride[1]), "dilation": (1, layer.dilation[1])}
-        bias, rank = layer.bias is not None, outer.shape[1]
-        conv = nn.Conv2d(rank, rows, (1, width), padding=across, padding_mode=mode, bias=bias, **steps)
-        return _filled(conv, outer.reshape(rows, width, rank).mT)
+        rank = outer.shape[1]
+        conv = nn.Conv2d(rank, rows, (1, width), padding=across, padding_mode=mode, **steps, **_BARE)
+        return _filled(conv, outer.reshape(rows, width, rank).mT, layer)
 
     matrix = layer.weight.detach().permute(0, 3, 1, 2).reshape(rows * width, columns * height)
     return Shape(path, layer, matrix, first, second)
 
 
-def _filled(layer: Layer, matrix: Tensor) -> Layer:
-    values = matrix.reshape(layer.weight.shape).clone(memory_format=torch.contiguous_format)
-    layer.weight = nn.Parameter(values)
+def _window(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
+    return {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+
+
+def _filled(layer: Layer, matrix: Tensor, like: Layer) -> Layer:
+    """A layer that was built without values, with those of ``matrix``, in the memory format of ``like``."""
+    layer.weight = nn.Parameter(copied(matrix.reshape(layer.weight.shape), like.weight))
     return layer

@@ -13,13 +13,15 @@ from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.budget import at_least, missed
 from lightning_fold.rewrites.calibration import precise
-from lightning_fold.rewrites.factors import KINDS, Shape, Use, find_uses, output_moments, shapes
+from lightning_fold.rewrites.factors import KINDS, Shape, product, reads_less, second_moments, shapes
 from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.uses import Use, find_irreplaceable, find_uses
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.inputs import Inputs
 from lightning_fold.surgery import Surgery
 
 _BISECTIONS = 60
+_FIXED = "is called otherwise than as the submodule it is, or asked for its type, so two layers in its place do not do"
 
 
 @on_network
@@ -72,14 +74,24 @@ def factorize(
         raise ValueError(f"factorize(keep_{unit}={share}): expected a share in (0, 1], for example 0.3.")
 
     def change(surgery: Surgery) -> list[Kept]:
+        count = lambda: count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)  # noqa: E731
+        before = count()
+        merged = _merge_pairs(surgery)
         layers, kept = _layers(model, example_inputs, unit, batches)
-        total = count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)
-        ranks = _allocate(layers, total, share, unit, kept)
+        ranks = _allocate(layers, count() if merged else before, before, share, unit, kept)
         return kept + _replace(surgery, layers, ranks)
 
     report = rewrite("factorize", model, example_inputs, optimizers, change)
     note = missed(report, share, unit)
     return replace(report, notes=(note,) if note else ())
+
+
+def _merge_pairs(surgery: Surgery) -> bool:
+    """Put one layer in the place of the two that stand for it since an earlier call; whether there were any."""
+    pairs = {path: layer for path, pair in surgery.model.named_modules() if path and (layer := product(pair))}
+    for path, layer in pairs.items():
+        surgery.replace_module(path, layer)
+    return bool(pairs)
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,9 @@ def _layers(
     modules = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, _ConvNd))}
     uses = find_uses(model, example_inputs, modules.values())
     reasons = {name: why for name, module in modules.items() if (why := _reason(model, name, module, uses[module]))}
+    tried = {module: use for module, use in uses.items() if not any(modules[name] is module for name in reasons)}
+    fixed = find_irreplaceable(model, example_inputs, tried)
+    reasons |= {name: _FIXED for name, module in modules.items() if module in fixed}
     found = [shapes(name, module) for name, module in modules.items() if name not in reasons]  # pyright: ignore
     if not found:
         raise ValueError(
@@ -123,9 +138,12 @@ def _layers(
             f"{_left_alone(reasons)}"
         )
     each = [shape for group in found for shape in group]
-    moments = None if batches is None else output_moments(model, example_inputs, batches, each)
+    moments = None if batches is None else second_moments(model, example_inputs, batches, each)
     layers = []
     for group in found:
+        if moments is not None and id(group[0]) not in moments:
+            reasons[group[0].path] = "is not called on the batches"
+            continue
         candidates = [_decompose(shape, uses[shape.layer].calls, unit, moments) for shape in group]
         smaller = [layer for layer in candidates if layer.cost < layer.size]
         if smaller:
@@ -177,13 +195,7 @@ def _left_alone(reasons: Mapping[str, str]) -> str:
 
 def _decompose(shape: Shape, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
     matrix = precise(shape.matrix)
-    if moments is None:
-        basis, values, _ = torch.linalg.svd(matrix, full_matrices=False)
-        energies = values.square()
-    else:
-        energies, basis = torch.linalg.eigh(moments[id(shape)])
-        rank = min(matrix.shape)
-        energies, basis = energies.flip(0)[:rank].clamp_min(0), basis.flip(1)[:, :rank].to(matrix)
+    basis, energies = _directions(matrix, None if moments is None else moments[id(shape)], reads_less(shape))
     size, cost = shape.layer.weight.numel(), sum(matrix.shape)
     if unit == "flops":
         one = shape.pair(matrix[:, :1], matrix[:1])
@@ -192,9 +204,25 @@ def _decompose(shape: Shape, calls: Sequence[Inputs], unit: str, moments: dict[i
     return _Layer(shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
 
 
-def _allocate(layers: list[_Layer], whole: int, share: float, unit: str, kept: list[Kept]) -> list[int]:
-    """The rank of each layer, 0 where it stays as it is, so that at most ``share`` of the ``whole`` network is left."""
-    rest, budget = whole - sum(layer.size for layer in layers), int(share * whole)
+def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple[Tensor, Tensor]:
+    """Orthonormal directions of the outputs of M, ``matrix``, and the energy in each, the most first.
+
+    They are those of M C^(1/2), C the second moment of what M reads; without any C is the identity.
+    """
+    if moment is not None and not of_inputs:  # M C M^H
+        energies, basis = torch.linalg.eigh(moment)
+        rank = min(matrix.shape)
+        return basis.flip(1)[:, :rank].to(matrix), energies.flip(0)[:rank].clamp_min(0)
+    if moment is not None:
+        values, vectors = torch.linalg.eigh(moment)
+        matrix = matrix @ (vectors * values.clamp_min(0).sqrt()).to(matrix)
+    basis, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return basis, values.square()
+
+
+def _allocate(layers: list[_Layer], whole: int, before: int, share: float, unit: str, kept: list[Kept]) -> list[int]:
+    """The rank of each layer, 0 where it stays, so that of a ``whole`` network at most ``share * before`` is left."""
+    rest, budget = whole - sum(layer.size for layer in layers), int(share * before)
 
     def total(ranks: list[int]) -> int:
         return rest + sum(layer.spent(rank) for layer, rank in zip(layers, ranks, strict=True))
@@ -205,8 +233,8 @@ def _allocate(layers: list[_Layer], whole: int, share: float, unit: str, kept: l
     smallest = total([layer.at(1) for layer in layers])
     if smallest > budget:
         raise ValueError(
-            f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / whole)} of them; "
-            f"expected keep_{unit} of at least that. Or fold or prune the network first."
+            f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / before)} of "
+            f"them; expected keep_{unit} of at least that. Or fold or prune the network first."
             f"{_left_alone({each.tensor: each.reason for each in kept})}"
         )
     low, high = 0.0, 1.0
@@ -238,7 +266,7 @@ def _replace(surgery: Surgery, layers: list[_Layer], ranks: list[int]) -> list[K
     for layer, rank in zip(layers, ranks, strict=True):
         if rank == 0:
             reason = "two factors would not be smaller at this energy"
-            kept.append(Kept(layer.shape.path, len(layer.energies), reason))
+            kept.append(Kept(layer.shape.path, layer.shape.layer.weight.shape[0], reason))
             continue
         basis = layer.basis[:, :rank]
         inner = basis.mH @ layer.shape.matrix.to(basis.dtype)

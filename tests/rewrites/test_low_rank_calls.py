@@ -1,4 +1,6 @@
-"""factorize: layers under several names, layers that other code reads, complex weights."""
+"""factorize: layers under several names, layers that other code reads or uses otherwise, two calls, complex weights."""
+
+from copy import deepcopy
 
 import pytest
 import torch
@@ -155,3 +157,119 @@ def test_full_rank_with_fewer_operations_is_the_last_rank():
         f"{lf.count_flops(model, x) / flops:.1%} of the FLOPs are left, the nearest to the 90.0% asked for",
     )
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
+class Otherwise(nn.Module):
+    """Layers of rank 4 that are called from a plain list, or whose type is asked for; ``plain`` is just called."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.plain = how, nn.Linear(32, 32)
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.listed = [self.first, self.second]
+        with torch.no_grad():
+            for layer in (self.plain, self.first, self.second):
+                layer.weight.copy_(torch.randn(32, 4) @ torch.randn(4, 32) / 10)
+
+    def forward(self, x):
+        x = self.plain(x)
+        for layer in self.listed if self.how == "listed" else (self.first, self.second):
+            x = layer(x)
+            if self.how == "listed" or isinstance(layer, nn.Linear):
+                x = x.relu()
+        return x
+
+
+@pytest.mark.parametrize("how", ["listed", "type"])
+def test_layers_that_are_not_used_as_what_they_are_stay(how):
+    torch.manual_seed(0)
+    model, x = Otherwise(how), torch.randn(4, 32)
+    expected = model(x)
+    report = lf.factorize(model, x, keep_parameters=0.76)
+    assert {kept.tensor for kept in report.kept} == {"first", "second"}
+    assert isinstance(model.plain, nn.Sequential) and isinstance(model.first, nn.Linear)
+    assert model.listed == [model.first, model.second]
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_that_the_batches_do_not_reach_stays():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.often, self.rarely = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x):
+            return self.often(x) + self.rarely(x) if len(x) == 2 else self.often(x)
+
+    model, x = Routed(), torch.randn(2, 32)
+    report = lf.factorize(model, x, keep_parameters=0.6, batches=[torch.randn(4, 32)])
+    assert [(kept.tensor, kept.reason) for kept in report.kept] == [("rarely", "is not called on the batches")]
+
+
+def _decaying(*shape):
+    """A matrix whose singular values halve with every other one."""
+    rank = min(shape)
+    left, right = (torch.linalg.qr(_randn(size, rank))[0] for size in shape)
+    return left * 0.7 ** torch.arange(rank, dtype=torch.float64) @ right.T
+
+
+def _twice(kind):
+    if kind == "linear":
+        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), _randn(200, 64)
+    size, padding = (5, 2) if kind == "separable" else (3, 1)
+    layers = [nn.Conv2d(32, 32, size, padding=padding, padding_mode="reflect") for _ in range(2)]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1]), _randn(2, 32, 8, 8)
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "separable"])
+def test_twice_is_as_once(kind, with_data):
+    """What was factorized before is read as one layer again: two calls leave what one for the whole way does."""
+    torch.manual_seed(0)
+    model, x = _twice(kind)
+    model.double()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.copy_(_decaying(*layer.weight.shape) if kind == "linear" else layer.weight)
+    batches = [x] if with_data else None
+    once, twice = deepcopy(model), deepcopy(model)
+    target = 0.3 * lf.count_parameters(model)
+    lf.factorize(once, x, keep_parameters=0.3, batches=batches)
+    lf.factorize(twice, x, keep_parameters=0.7, batches=batches)
+    optimizer = torch.optim.Adam(twice.parameters())
+    report = lf.factorize(
+        twice, x, keep_parameters=target / lf.count_parameters(twice), batches=batches, optimizers=[optimizer]
+    )
+    assert report.parameters_after == lf.count_parameters(twice) <= target
+    assert [len(part) for part in (twice[0], twice[2])] == [2, 2]
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in twice.parameters())
+    dense = model(x)
+    errors = [float((net(x) - dense).detach().square().mean()) for net in (once, twice)]
+    assert errors[1] <= 1.2 * errors[0]
+    other = deepcopy(model)
+    lf.rebuild(other, lf.describe(twice))
+    other.load_state_dict(twice.state_dict())
+    torch.testing.assert_close(other(x), twice(x), rtol=1e-10, atol=1e-10)
+
+
+def test_fewer_inputs_than_outputs_are_whitened_by_their_own_moments():
+    """The best of its rank: the outputs' error is the energy left out of the singular values of the outputs."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(12, 40), nn.Identity()).double(), _randn(50, 12) @ _decaying(12, 12)
+    outputs = (x @ model[0].weight.T).detach()
+    report = lf.factorize(model, x, keep_parameters=0.6, batches=[x[:20], x[20:]])
+    rank = model[0][0].out_features
+    assert not report.kept and 0 < rank < 12
+    found = (model(x) - model[0][1].bias).detach()
+    best = torch.linalg.svdvals(outputs)[rank:].square().sum()
+    assert float((found - outputs).square().sum()) == pytest.approx(float(best), rel=1e-6)
+
+
+def test_random_numbers_and_memory_format_stay():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 5)).to(memory_format=torch.channels_last)
+    state = torch.get_rng_state()
+    lf.factorize(model, torch.randn(2, 16, 9, 9, generator=torch.Generator()), keep_parameters=0.5)
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = [parameter for parameter in model.parameters() if parameter.dim() == 4 and parameter.shape[-2:] != (1, 1)]
+    assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)

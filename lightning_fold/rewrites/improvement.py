@@ -40,31 +40,24 @@ class Improvement:
     notes: list[str] = field(default_factory=list)
 
     def rescale(self, surgery: Surgery, factors: dict[str, Tensor]) -> None:
-        """Fold-AR: multiply each BatchNorm's scale by its factors, one BatchNorm after the other, where that helps."""
+        """Fold-AR: multiply each BatchNorm's scale by its factors; undo it, one after the other, where that helps."""
         if not factors:
             return
         assert self.dense is not None
         axes = self.cut.structure.labels.axes
+        left = {name: f[self.cut.staying(self.cut.structure.groups(axes[name, 0]))] for name, f in factors.items()}
         small = Surgery(self._calibrated(surgery)[1])
-        expected, undone = outputs(self.dense.network, self.dense.held_out), []
-        first = error = self._error(small.model, expected)
-        for name, factor in factors.items():
-            left = factor[self.cut.staying(self.cut.structure.groups(axes[name, 0]))]
-            before = small.tensor(name).detach().clone()
-            _multiply(small, name, left)
-            tried = self._error(small.model, expected)
-            if tried > error:
-                undone.append(name.rpartition(".")[0])
-                small.transform(name, lambda _, value=before: value)
-            else:
-                _multiply(surgery, name, left)
-                error = tried
-        if undone:
+        expected = outputs(self.dense.network, self.dense.held_out)
+        helpful, errors = _helpful(small, left, lambda: self._error(small.model, expected))
+        for name in helpful:
+            _multiply(surgery, name, left[name])
+        if undone := [name.rpartition(".")[0] for name in left if name not in helpful]:
+            where = f"{len(undone)} of {len(left)} BatchNorms ({some_of(undone)})"
             inputs = "held-out data" if self.dense.real else "noise, for want of data,"
-            where = f"{len(undone)} of {len(factors)} BatchNorms ({some_of(undone)})"
+            nowhere, everywhere, left_over = errors
             self.notes.append(
-                f"Fold-AR was undone at {where}, where the error on {inputs} would be larger; "
-                f"with the others it goes from {first:.3g} to {error:.3g}"
+                f"Fold-AR was undone at {where}, where it makes the outputs on {inputs} worse: error {left_over:.3g}, "
+                f"{everywhere:.3g} with all of it, {nowhere:.3g} with none"
             )
 
     def compensate(self, surgery: Surgery, *, weights: bool) -> None:
@@ -187,6 +180,26 @@ def improved(
     step(copy)
     after = relative_squared_error(outputs(copy, dense.held_out), expected)
     return (model, [_undone(name, before, after)]) if after > before else (copy, [])
+
+
+def _helpful(
+    small: Surgery, factors: dict[str, Tensor], error: Callable[[], float]
+) -> tuple[list[str], tuple[float, float, float]]:
+    """The scales whose factors make the error no larger, and the error with no factor, with all and with these."""
+    plain, nowhere = {name: small.tensor(name).detach().clone() for name in factors}, error()
+    for name, factor in factors.items():
+        _multiply(small, name, factor)
+    everywhere = least = error()
+    helpful = []
+    for name, factor in factors.items():
+        small.transform(name, lambda _, value=plain[name]: value)
+        without = error()
+        if without < least:
+            least = without
+        else:
+            _multiply(small, name, factor)
+            helpful.append(name)
+    return (helpful, (nowhere, everywhere, least)) if least <= nowhere else ([], (nowhere, everywhere, nowhere))
 
 
 def _undone(name: str, before: float, after: float) -> str:

@@ -20,6 +20,8 @@ from lightning_fold.structure.trace import unwrapped
 
 Penalty = Literal["nuclear_norm", "first_difference", "second_difference", "group_sparsity"]
 
+_LAYERS = (nn.Linear, _ConvNd)
+
 
 class Smoothness:
     """Penalties that make the weights of linear layers and ungrouped convolutions easier to compress.
@@ -36,7 +38,7 @@ class Smoothness:
         start_epoch: first epoch with penalties, at least 0.
         warmup_epochs: epochs, at least 0, over which the strength grows in equal steps until it is full.
         layers: patterns, as in file names, one of which a layer's dotted name or type must match ("*.conv?",
-            "Linear"). ``torch.compile`` does not change names.
+            "Linear"). ``torch.compile`` changes no names; what a rewrite makes of a layer has its name and type, too.
         skip: patterns of layers that are left out.
 
     Raises:
@@ -69,9 +71,9 @@ class Smoothness:
     def weights(self, network: nn.Module) -> dict[str, nn.Parameter]:
         """The trained weights that are penalised, by dotted name; tied weights count once."""
         found: dict[nn.Parameter, str] = {}
-        for name, module in _named_modules(network):
+        for name, module, labels in _labelled_modules(network):
             weight = module._parameters.get("weight")
-            if _is_matrix(module) and weight is not None and weight.requires_grad and self._is_selected(name, module):
+            if _is_matrix(module) and weight is not None and weight.requires_grad and self._is_selected(labels):
                 found.setdefault(weight, f"{name}.weight".removeprefix("."))
         return {name: weight for weight, name in found.items()}
 
@@ -82,13 +84,13 @@ class Smoothness:
             ValueError: there is such a pattern in ``layers`` or ``skip``.
         """
         known = [
-            (name, module)
-            for name, module in _named_modules(network, replaced=True)
-            if isinstance(module, (nn.Linear, _ConvNd))
+            (name, labels)
+            for name, module, labels in _labelled_modules(network, replaced=True)
+            if isinstance(module, _LAYERS)
         ]
         for argument in ("layers", "skip"):
             for pattern in getattr(self, argument):
-                if not any(_matches([pattern], name, module) for name, module in known):
+                if not any(_matches([pattern], labels) for _, labels in known):
                     names = ", ".join(dict.fromkeys(name for name, _ in known[:3]))
                     raise ValueError(
                         f"{type(self).__name__}({argument}=[{pattern!r}]): matches no linear layer or convolution of "
@@ -141,8 +143,8 @@ class Smoothness:
     def _active(self) -> list[Penalty]:
         return [name for name, strength in self.penalties.items() if strength > 0]
 
-    def _is_selected(self, name: str, module: nn.Module) -> bool:
-        return _matches(self.layers, name, module) and not _matches(self.skip, name, module)
+    def _is_selected(self, labels: list[str]) -> bool:
+        return _matches(self.layers, labels) and not _matches(self.skip, labels)
 
     def _check(self) -> None:
         call = type(self).__name__
@@ -180,17 +182,27 @@ def spectrum_decay(weights: Mapping[str, Tensor]) -> float:
     return float(torch.stack(shares).mean()) if shares else float("nan")
 
 
-def _named_modules(network: nn.Module, prefix: str = "", *, replaced: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """The modules by dotted name, as without ``torch.compile``, and on demand those that a rewrite has replaced."""
-    for name, module in network.named_modules(prefix=prefix):
-        yield ".".join(part for part in name.split(".") if part != "_orig_mod"), module
-        before = replaced_by(module) if replaced else None
-        if before is not None:
-            yield from _named_modules(before, name, replaced=True)
+def _labelled_modules(
+    network: nn.Module, prefix: str = "", *, replaced: bool = False
+) -> Iterator[tuple[str, nn.Module, list[str]]]:
+    """The modules by dotted name, as without ``torch.compile``, and what patterns may match.
+
+    This is name and type, of the module and of the layers that stood first in its place or around it, so that what a
+    rewrite has made of a layer is selected as that one was. On demand the modules that were replaced come, too.
+    """
+    inherited: dict[str, list[str]] = {}
+    for path, module in network.named_modules(prefix=prefix):
+        name = ".".join(part for part in path.split(".") if part != "_orig_mod")
+        before = replaced_by(module)
+        earlier = [name, type(before).__name__] if isinstance(before, _LAYERS) else []
+        inherited[path] = inherited.get(path.rpartition(".")[0], []) + earlier
+        yield name, module, [name, type(module).__name__, *inherited[path]]
+        if replaced and before is not None:
+            yield from _labelled_modules(before, path, replaced=True)
 
 
-def _matches(patterns: list[str], name: str, module: nn.Module) -> bool:
-    return any(fnmatchcase(text, each) for each in patterns for text in (name, type(module).__name__))
+def _matches(patterns: list[str], labels: list[str]) -> bool:
+    return any(fnmatchcase(label, pattern) for pattern in patterns for label in labels)
 
 
 def _is_matrix(module: nn.Module) -> bool:

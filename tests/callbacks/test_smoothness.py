@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_fold.callbacks import LowRankFactorization, SmoothnessRegularization
 from lightning_fold.modules import Classifier
-from lightning_fold.regularizers import Smoothness
+from lightning_fold.regularizers import Smoothness, spectrum_decay
 
 PENALTIES = {"nuclear_norm": 0.02, "first_difference": 0.05}
 
@@ -119,6 +119,26 @@ def test_goes_on_after_a_rewrite_and_resumes_bit_equal(make_classifier, make_tra
     make_trainer(3, callbacks()[1]).fit(plain, data)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(unbroken.state_dict(), plain.state_dict())
+
+
+def test_a_layer_named_stays_penalised_once_it_is_two(make_classifier, make_trainer, run_and_save, data):
+    def callbacks():
+        return [
+            SmoothnessRegularization(PENALTIES, every=1, layers=["network.layers.2"]),
+            LowRankFactorization(keep_parameters=0.6, at_epoch=1),
+        ]
+
+    unbroken, resumed, plain = (make_classifier() for _ in range(3))
+    folder = run_and_save(unbroken, 3, *callbacks())
+    assert isinstance(unbroken.network.layers[2], nn.Sequential)
+    trainer = make_trainer(3, *callbacks())
+    trainer.fit(resumed, data, ckpt_path=folder / "1.ckpt", weights_only=True)
+    torch.testing.assert_close(unbroken.state_dict(), resumed.state_dict(), rtol=0, atol=0)
+    expected = spectrum_decay({str(place): resumed.network.layers[2][place].weight for place in (0, 1)})
+    assert float(trainer.callback_metrics["smoothness/spectrum_decay"]) == pytest.approx(expected, rel=1e-5)
+    make_trainer(3, callbacks()[1]).fit(plain, data, ckpt_path=folder / "1.ckpt", weights_only=True)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(plain.state_dict(), resumed.state_dict())
 
 
 def test_classifier_takes_the_same_penalties(make_classifier, make_trainer, data):

@@ -155,6 +155,25 @@ def test_pattern_that_matches_no_layer_is_refused(argument):
             Smoothness(**{argument: ["stem", pattern]}).check_patterns(torch.compile(network))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"layers": ["block.0"]}, ["block.0.0.weight", "block.0.1.weight"]),
+        ({"skip": ["block.0"]}, ["block.2.weight"]),
+        ({"layers": ["block.0.1"]}, ["block.0.1.weight"]),
+        ({"layers": ["block"]}, []),
+    ],
+    ids=str,
+)
+def test_what_a_rewrite_made_of_a_layer_is_selected_as_that_was(arguments, expected):
+    network = nn.Sequential()
+    network.block = nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3))
+    lf.factorize(network, torch.randn(2, 30), keep_parameters=0.6)
+    assert isinstance(network.block[0], nn.Sequential) and isinstance(network.block[2], nn.Linear)
+    smoothness = Smoothness(**arguments)
+    assert list(smoothness.weights(network)) == list(smoothness.weights(torch.compile(network))) == expected
+
+
 def test_patterns_of_layers_that_a_rewrite_replaced_are_known():
     network, x = nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 20)), torch.randn(2, 30)
     smoothness = Smoothness(layers=["*"], skip=["0"])

@@ -1,5 +1,7 @@
 """SmoothnessRegularization: penalties on the weights while any LightningModule trains."""
 
+from typing import Any
+
 import lightning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.optim import Optimizer
@@ -11,7 +13,9 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
     """Trains weights that factorize, fold and prune with less loss, without a change of the module or its loss.
 
     Before an optimizer step, after gradients are unscaled and reduced and before they are clipped, the gradients of the
-    penalties are added, once per step under accumulation. After a rewrite it goes on with the layers that are there.
+    penalties are added, once per step under accumulation. Optimizers that step more or less often are each counted for
+    themselves. After a rewrite it goes on with the layers that are there.
+
     Logs, averaged over the epoch, each penalty without its strength as ``smoothness/<penalty>``, and at the epoch's
     end ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values.
 
@@ -23,19 +27,42 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
     Source: "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469).
     """
 
+    _steps: tuple[int, ...] = ()  # of each optimizer
+
+    @property
+    def state_key(self) -> str:
+        """Where checkpoints keep the state: there may be several, with penalties for layers of their own."""
+        return self._generate_state_key(**self.arguments())
+
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse strategies that split the weights; say so if no layer matches."""
         check_regularization(self, trainer, pl_module)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin to count the steps of each optimizer, unless a checkpoint has brought the counts."""
+        optimizers = len(trainer.optimizers)
+        if trainer.global_step == 0 or len(self._steps) != optimizers:
+            self._steps = (trainer.global_step // optimizers,) * optimizers
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
     ) -> None:
         """Add the gradients of the penalties."""
-        regularize(self, trainer, pl_module, optimizer)
+        step = self._steps[trainer.optimizers.index(optimizer)]
+        regularize(self, trainer, pl_module, optimizer, step=step)
+        self._steps = tuple(n + (each is optimizer) for n, each in zip(self._steps, trainer.optimizers, strict=True))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log how fast the spectrum decays."""
         log_spectrum(self, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of steps that each optimizer has done."""
+        return {"steps": list(self._steps)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting where an interrupted run has stopped."""
+        self._steps = tuple(state_dict["steps"])
 
 
 def check_regularization(
@@ -62,9 +89,14 @@ def check_regularization(
 
 
 def regularize(
-    smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer
+    smoothness: Smoothness,
+    trainer: lightning.Trainer,
+    pl_module: lightning.LightningModule,
+    optimizer: Optimizer,
+    *,
+    step: int,
 ) -> None:
-    """Add the gradients of the penalties before a step of ``optimizer``, and log the values.
+    """Add the gradients of the penalties before step number ``step`` of ``optimizer``, from 0, and log the values.
 
     Raises:
         ValueError: the optimizer unscales gradients itself, so that they are still scaled here.
@@ -75,7 +107,6 @@ def regularize(
             f"{type(optimizer).__name__} are still scaled before its step. Use fused=False, or precision='bf16-mixed'."
         )
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    step = trainer.global_step // len(trainer.optimizers)
     values = smoothness.add_gradients(pl_module, step=step, epoch=trainer.current_epoch, trained=trained)
     tags = {f"smoothness/{name}": value for name, value in values.items()}
     pl_module.log_dict(tags, on_step=False, on_epoch=True, batch_size=1)

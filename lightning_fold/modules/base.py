@@ -135,8 +135,9 @@ class NetworkModule(StructureCheckpoint):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Add the gradients of the penalties."""
+        step = self.trainer.global_step // len(self.trainer.optimizers)
         for regularizer in self.regularizers:
-            regularize(regularizer, self.trainer, self, optimizer)
+            regularize(regularizer, self.trainer, self, optimizer, step=step)
 
     def on_train_epoch_end(self) -> None:
         """Log how fast the spectrum of the penalised weights decays."""

@@ -3,13 +3,15 @@
 from functools import partial
 from types import SimpleNamespace
 
+import lightning
 import pytest
 import torch
 from torch import nn
 
 from lightning_fold.callbacks import LowRankFactorization, SmoothnessRegularization
+from lightning_fold.callbacks.smoothness import regularize
 from lightning_fold.modules import Classifier
-from lightning_fold.regularizers import Smoothness, spectrum_decay
+from lightning_fold.regularizers import Smoothness, first_difference, spectrum_decay
 
 PENALTIES = {"nuclear_norm": 0.02, "first_difference": 0.05}
 
@@ -187,6 +189,51 @@ def test_two_optimizers_are_each_penalised_as_often(make_plain, make_trainer, da
     assert added == {0: 1, 1: 1}
 
 
+class Unequal(lightning.LightningModule):
+    """A generator that is trained once after its critic was trained ``times`` times; by no loss at all."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.generator, self.critic, self.times = nn.Linear(12, 10), nn.Linear(10, 8), times
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        generator, critic = self.optimizers()
+        for optimizer in [*[critic] * self.times, generator]:
+            optimizer.zero_grad()
+            self.manual_backward(0 * sum(p.sum() for p in self.parameters()))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([layer.weight], lr=0.1) for layer in (self.generator, self.critic)]
+
+
+@pytest.mark.parametrize("times", [1, 3, 7])
+def test_optimizers_that_step_unequally_are_each_penalised(make_trainer, run_and_save, data, times):
+    """Each at every second of its own steps, in a resumed run, too, whose epochs have an odd number of them."""
+
+    def make():
+        torch.manual_seed(0)
+        return Unequal(times)
+
+    def callbacks():
+        return [SmoothnessRegularization(penalties, every=2, layers=[name]) for name in ("generator", "critic")]
+
+    penalties = {"first_difference": 0.1}
+    unbroken, resumed, by_hand = make(), make(), make()
+    folder = run_and_save(unbroken, 3, *callbacks())
+    make_trainer(3, *callbacks()).fit(resumed, data, ckpt_path=folder / "0.ckpt", weights_only=True)
+    torch.testing.assert_close(unbroken.state_dict(), resumed.state_dict(), rtol=0, atol=0)
+    for optimizer, repeats in zip(by_hand.configure_optimizers(), (1, times), strict=True):
+        (weight,) = optimizer.param_groups[0]["params"]
+        for step in range(3 * 3 * repeats):
+            weight.grad = torch.zeros_like(weight)
+            if step % 2 == 0:
+                (2 * 0.1 * weight.numel() * first_difference(weight)).backward()
+            optimizer.step()
+    assert_close(unbroken, by_hand, atol=1e-5)
+
+
 def test_layers_that_match_nothing_are_refused(make_plain, make_trainer, data):
     with pytest.raises(ValueError, match=r"SmoothnessRegularization\(layers=\['head'\].*expected patterns of dotted"):
         make_trainer(1, SmoothnessRegularization(layers=["head"])).fit(make_plain(), data)
@@ -224,4 +271,4 @@ def test_gradients_that_are_still_scaled_are_refused(make_plain):
     optimizer._step_supports_amp_scaling = True
     trainer = SimpleNamespace(scaler=object(), precision="16-mixed")
     with pytest.raises(ValueError, match=r"precision='16-mixed'\): the gradients of a fused SGD .* Use fused=False"):
-        SmoothnessRegularization().on_before_optimizer_step(trainer, module, optimizer)
+        regularize(SmoothnessRegularization(), trainer, module, optimizer, step=0)

@@ -1,7 +1,7 @@
 """Smoothness: penalties on the layers of a network, added to its gradients while it trains."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -61,12 +61,6 @@ class Smoothness:
         self.every, self.start_epoch, self.warmup_epochs = every, start_epoch, warmup_epochs
         self.layers, self.skip = as_list(call, "layers", layers), as_list(call, "skip", skip)
         self._check()
-        self._functions: dict[str, Callable[[Tensor], Tensor]] = {
-            "nuclear_norm": nuclear_norm,
-            "first_difference": lambda w: w.numel() * first_difference(w, self.axes, squared=self.squared),
-            "second_difference": lambda w: w.numel() * second_difference(w, self.axes, squared=self.squared),
-            "group_sparsity": lambda w: group_sparsity(w, self.axes),
-        }
 
     def weights(self, network: nn.Module) -> dict[str, nn.Parameter]:
         """The trained weights that are penalised, by dotted name; tied weights count once."""
@@ -132,12 +126,20 @@ class Smoothness:
         values = []
         for weight in weights:
             with torch.enable_grad():
-                value = self._functions[name](weight)
+                value = self._value(name, weight)
             (gradient,) = torch.autograd.grad(value, weight)
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad.add_(gradient, alpha=scale)
             values.append(value.detach())
         return torch.stack([value.to(values[0].device) for value in values]).sum()
+
+    def _value(self, name: Penalty, weight: Tensor) -> Tensor:
+        if name == "nuclear_norm":
+            return nuclear_norm(weight)
+        if name == "group_sparsity":
+            return group_sparsity(weight, self.axes)
+        difference = first_difference if name == "first_difference" else second_difference
+        return weight.numel() * difference(weight, self.axes, squared=self.squared)
 
     @property
     def _active(self) -> list[Penalty]:

@@ -1,6 +1,7 @@
 """Smoothness: which weights, how strong, and what is added to their gradients."""
 
 import math
+import pickle
 import re
 from copy import deepcopy
 
@@ -213,6 +214,21 @@ def test_group_sparsity_along_an_axis_that_a_layer_has_not():
     weight = network.stem.weight.detach()
     rows, columns = (weight.square().sum(dims, keepdim=True).sqrt() for dims in ((0, 1, 3), (0, 1, 2)))
     torch.testing.assert_close(network.stem.weight.grad, 0.1 * (weight / rows + weight / columns))
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda smoothness: pickle.loads(pickle.dumps(smoothness))])
+@pytest.mark.parametrize("penalty", ["first_difference", "second_difference", "nuclear_norm", "group_sparsity"])
+def test_copies_have_arguments_of_their_own(copy, penalty):
+    """And are sent to the processes of ddp_spawn."""
+    smoothness = Smoothness({penalty: 0.1}, axes=["input"], squared=False)
+    copied = copy(smoothness)
+    smoothness.axes[:], smoothness.squared = ["output"], True
+    gradients = []
+    for each in (copied, Smoothness({penalty: 0.1}, axes=["input"], squared=False)):
+        network = make()
+        each.add_gradients(network, step=0, epoch=0)
+        gradients.append(network.block[0].weight.grad)
+    assert torch.equal(*gradients) and gradients[0].any()
 
 
 @pytest.mark.parametrize("argument", ["layers", "skip", "axes"])

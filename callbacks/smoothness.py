@@ -17,7 +17,8 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
     themselves. After a rewrite it goes on with the layers that are there.
 
     Logs, averaged over the epoch, each penalty without its strength as ``smoothness/<penalty>``, and at the epoch's
-    end ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values.
+    end ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values. The second
+    of several, a module's own ``regularizers`` first, logs as ``smoothness/nuclear_norm 2`` and so on.
 
     Suggested: the nuclear norm before LowRankFactorization, with a warm-up. What counts is learning rate x strength x
     steps: 0.005 was best for 1,200 steps at 0.05 with momentum 0.9, so take less for long training. Too much costs
@@ -54,7 +55,7 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log how fast the spectrum decays."""
-        log_spectrum(self, pl_module)
+        log_spectrum(self, trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps that each optimizer has done."""
@@ -108,10 +109,21 @@ def regularize(
         )
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     values = smoothness.add_gradients(pl_module, step=step, epoch=trainer.current_epoch, trained=trained)
-    tags = {f"smoothness/{name}": value for name, value in values.items()}
+    number = _number(smoothness, trainer, pl_module)
+    tags = {f"smoothness/{name}{number}": value for name, value in values.items()}
     pl_module.log_dict(tags, on_step=False, on_epoch=True, batch_size=1)
 
 
-def log_spectrum(smoothness: Smoothness, pl_module: lightning.LightningModule) -> None:
+def log_spectrum(smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
     """Log the share of the energy in the largest quarter of the singular values of the layers selected."""
-    pl_module.log("smoothness/spectrum_decay", spectrum_decay(smoothness.weights(pl_module)))
+    number = _number(smoothness, trainer, pl_module)
+    pl_module.log(f"smoothness/spectrum_decay{number}", spectrum_decay(smoothness.weights(pl_module)))
+
+
+def _number(smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> str:
+    """What the second of several has behind the names that it logs: of values of one name Lightning logs the mean."""
+    own = getattr(pl_module, "regularizers", None)
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    several = [each for each in [*(own if isinstance(own, list) else []), *callbacks] if isinstance(each, Smoothness)]
+    place = several.index(smoothness)
+    return f" {place + 1}" if place else ""

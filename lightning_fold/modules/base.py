@@ -142,7 +142,7 @@ class NetworkModule(StructureCheckpoint):
     def on_train_epoch_end(self) -> None:
         """Log how fast the spectrum of the penalised weights decays."""
         for regularizer in self.regularizers:
-            log_spectrum(regularizer, self)
+            log_spectrum(regularizer, self.trainer, self)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Objective of one batch."""

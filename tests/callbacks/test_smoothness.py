@@ -103,6 +103,24 @@ def test_logged_value_is_the_penalty(make_plain, make_trainer, data):
     assert float(trainer.callback_metrics["smoothness/nuclear_norm"]) == pytest.approx(norms, rel=1e-4)
 
 
+@pytest.mark.parametrize("in_module", [0, 1, 3])
+def test_each_of_several_logs_what_is_its_own(make_classifier, make_trainer, data, in_module):
+    """Penalties of the module come first, then those of callbacks."""
+    layers = [f"network.layers.{place}" for place in (2, 4, 6)]
+    kinds = [Smoothness] * in_module + [SmoothnessRegularization] * (3 - in_module)
+    several = [kind({"nuclear_norm": 1e-3}, every=100, layers=[name]) for kind, name in zip(kinds, layers, strict=True)]
+    module = make_classifier(regularizers=several[:in_module], optimizer=partial(torch.optim.SGD, lr=0.0))
+    weights = [module.get_submodule(name).weight for name in layers]
+    trainer = make_trainer(1, *several[in_module:])
+    trainer.fit(module, data)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "smoothness" in name}
+    expected = {}
+    for number, weight in zip(("", " 2", " 3"), weights, strict=True):
+        expected[f"smoothness/nuclear_norm{number}"] = float(torch.linalg.svdvals(weight).sum())
+        expected[f"smoothness/spectrum_decay{number}"] = spectrum_decay({"weight": weight})
+    assert logged == pytest.approx(expected, rel=1e-4)
+
+
 def test_goes_on_after_a_rewrite_and_resumes_bit_equal(make_classifier, make_trainer, run_and_save, data):
     def callbacks():
         return [

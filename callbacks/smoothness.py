@@ -99,6 +99,8 @@ def regularize(
 ) -> None:
     """Add the gradients of the penalties before step number ``step`` of ``optimizer``, from 0, and log the values.
 
+    Nothing is added where there is no gradient yet: the batch was skipped, and the step would leave the weights alone.
+
     Raises:
         ValueError: the optimizer unscales gradients itself, so that they are still scaled here.
     """
@@ -108,6 +110,8 @@ def regularize(
             f"{type(optimizer).__name__} are still scaled before its step. Use fused=False, or precision='bf16-mixed'."
         )
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if all(parameter.grad is None for parameter in trained):
+        return
     values = smoothness.add_gradients(pl_module, step=step, epoch=trainer.current_epoch, trained=trained)
     number = _number(smoothness, trainer, pl_module)
     tags = {f"smoothness/{name}{number}": value for name, value in values.items()}

@@ -252,6 +252,18 @@ def test_optimizers_that_step_unequally_are_each_penalised(make_trainer, run_and
     assert_close(unbroken, by_hand, atol=1e-5)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_a_skipped_batch_moves_nothing(make_classifier, make_trainer, data, own):
+    arguments = {"penalties": PENALTIES, "every": 1, "layers": ["network.*"]}
+    module = make_classifier(regularizers=[Smoothness(**arguments)] if own else None)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.training_step = lambda batch, batch_idx: None
+    trainer = make_trainer(1, *([] if own else [SmoothnessRegularization(**arguments)]))
+    trainer.fit(module, data)
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+    assert trainer.global_step == 3 and "smoothness/nuclear_norm" not in trainer.callback_metrics
+
+
 def test_layers_that_match_nothing_are_refused(make_plain, make_trainer, data):
     with pytest.raises(ValueError, match=r"SmoothnessRegularization\(layers=\['head'\].*expected patterns of dotted"):
         make_trainer(1, SmoothnessRegularization(layers=["head"])).fit(make_plain(), data)

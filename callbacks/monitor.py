@@ -120,10 +120,13 @@ class CompressionMonitor(lightning.Callback):
     def _figures(self, pl_module: lightning.LightningModule) -> dict[str, Figure]:
         network, dense = network_of(pl_module), follow(pl_module).dense
         states = {"dense": dense.state_dict} if dense is not None else {}
-        figures = {
-            "widths": width_figure(self.history),
-            "spectra": spectrum_figure(states | {"as it ends": network.state_dict()}),
+        states["as it ends"] = network.state_dict()
+        buffers = {name for name, _ in network.named_buffers()}  # tables and masks, which are no weights
+        weights = {
+            title: {name: tensor for name, tensor in state.items() if name not in buffers}
+            for title, state in states.items()
         }
+        figures = {"widths": width_figure(self.history), "spectra": spectrum_figure(weights)}
         return figures | ({"accuracy": accuracy_figure(self.history)} if "accuracy" in self.history[-1] else {})
 
     def _sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:

@@ -72,18 +72,22 @@ def spectrum_figure(networks: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     A line that falls fast belongs to a layer that low rank shrinks well. Layers are coloured from first to last.
 
     Args:
-        networks: title -> state dict; tensors of two dimensions and more are read as (outputs, all else).
+        networks: title -> state dict; floating-point tensors of two dimensions and more are read as (outputs, all
+            else). Those that are empty or not finite are left out, and the title says of how many the others are.
     """
     figure = Figure(figsize=(1 + 5 * len(networks), 4.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(networks), sharex=True, sharey=True))
     for axes, (title, state) in zip(panels, networks.items(), strict=True):
-        weights = [tensor for tensor in state.values() if tensor.dim() > 1 and tensor.is_floating_point()]
+        layers = [tensor for tensor in state.values() if tensor.dim() > 1 and tensor.is_floating_point()]
+        matrices = [tensor.detach().float().cpu().flatten(1) for tensor in layers if tensor.numel()]
+        weights = [matrix for matrix in matrices if matrix.isfinite().all()]
         for index, weight in enumerate(weights):
-            values = torch.linalg.svdvals(weight.detach().float().cpu().flatten(1)).numpy()
+            values = torch.linalg.svdvals(weight).numpy()
             shares = np.arange(len(values)) / max(len(values) - 1, 1)
             colour = colormaps["viridis"](index / max(len(weights) - 1, 1))
             axes.plot(shares, values / max(values[0], np.finfo(np.float32).tiny), color=colour, linewidth=1.2)
-        axes.set_title(f"{title}, {len(weights)} layers")
+        share = "" if len(weights) == len(layers) else f" of {len(layers)}"
+        axes.set_title(f"{title}, {len(weights)}{share} layers")
         axes.set_xlabel("place among the layer's singular values")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("singular value / largest one")

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from lightning_fold.figures import accuracy_figure, comparison_figure, spectrum_figure, width_figure
@@ -37,6 +38,23 @@ def test_spectra_are_the_singular_values_over_the_largest():
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [1, 0.5, 0.25, 0.125], rtol=1e-5)
     np.testing.assert_array_equal(axes.lines[1].get_ydata(), [0, 0])
     assert axes.get_title() == "dense, 2 layers"
+
+
+def test_spectra_leave_out_what_has_none():
+    finite = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    state = {
+        "a": finite,
+        "bias": torch.full((3,), float("nan")),
+        "nan": torch.where(finite > 2, float("nan"), finite),
+        "inf": finite / 0,
+        "wide": torch.zeros(0, 5),
+        "long": torch.zeros(5, 0),
+        "large": finite.double() * 1e300,
+        "b": finite.half(),
+    }
+    first, second, _ = spectrum_figure({"dense": state, "diverged": {"nan": state["nan"]}}).axes
+    assert [line.get_ydata().tolist() for line in first.lines] == [pytest.approx([1, 2 / 3, 1 / 3])] * 2
+    assert (first.get_title(), second.get_title()) == ("dense, 2 of 7 layers", "diverged, 0 of 1 layers")
 
 
 def test_comparison_has_a_line_for_each_method_in_order_of_size():

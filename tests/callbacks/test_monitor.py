@@ -1,4 +1,5 @@
 import csv
+from functools import partial
 
 import pytest
 import torch
@@ -75,6 +76,23 @@ def test_figures_are_there(monitored):
     assert set(events.Tags()["images"]) == {"compression/widths", "compression/spectra", "compression/accuracy"}
     assert events.Images("compression/widths")[0].width > 300
     assert [row["epoch"] for row in monitor.history] == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "lr", "expected"),
+    [([squeeze], 0.02, ["dense, 3 layers", "as it ends, 3 layers"]), ([], 1e30, ["as it ends, 0 of 3 layers"])],
+    ids=["squeezed", "diverged"],
+)
+def test_spectra_are_those_of_finite_weights(make_classifier, make_trainer, data, tmp_path, callbacks, lr, expected):
+    """Not of tables and masks, which are buffers."""
+    module = make_classifier(optimizer=partial(torch.optim.SGD, lr=lr), lr_scheduler=None)
+    module.network.register_buffer("mask", torch.full((6, 6), float("-inf")).triu(1))
+    module.network.register_buffer("table", torch.rand(6, 6))
+    monitor = CompressionMonitor()
+    trainer = make_trainer(3, *(make() for make in callbacks), monitor, logger=TensorBoardLogger(tmp_path))
+    trainer.fit(module, data)
+    assert trainer.state.finished
+    assert [axes.get_title() for axes in monitor._figures(module)["spectra"].axes[:-1]] == expected
 
 
 def test_history_holds_the_widths(monitored):

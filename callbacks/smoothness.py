@@ -14,7 +14,7 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
 
     Before an optimizer step, after gradients are unscaled and reduced and before they are clipped, the gradients of the
     penalties are added, once per step under accumulation. Optimizers that step more or less often are each counted for
-    themselves. After a rewrite it goes on with the layers that are there.
+    themselves. After a rewrite it goes on with the layers that are there; frozen ones join once they train.
 
     Logs, averaged over the epoch, each penalty without its strength as ``smoothness/<penalty>``, and at the epoch's
     end ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values. The second
@@ -80,9 +80,9 @@ def check_regularization(
             f"{type(smoothness).__name__}: Trainer(strategy={type(trainer.strategy).__name__}) may split the weights "
             "between processes; expected one device or DDP, for example strategy='ddp'."
         )
-    if not smoothness.weights(pl_module):
+    if not smoothness.weights(pl_module, frozen=True):  # frozen now, perhaps not for long
         raise ValueError(
-            f"{type(smoothness).__name__}(layers={smoothness.layers}, skip={smoothness.skip}): no trained Linear or "
+            f"{type(smoothness).__name__}(layers={smoothness.layers}, skip={smoothness.skip}): no Linear or "
             f"ungrouped convolution of {type(pl_module).__name__} matches; expected patterns of dotted names such as "
             "'network.*', or of types such as 'Conv2d'."
         )

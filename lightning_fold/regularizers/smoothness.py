@@ -62,12 +62,17 @@ class Smoothness:
         self.layers, self.skip = as_list(call, "layers", layers), as_list(call, "skip", skip)
         self._check()
 
-    def weights(self, network: nn.Module) -> dict[str, nn.Parameter]:
-        """The trained weights that are penalised, by dotted name; tied weights count once."""
+    def weights(self, network: nn.Module, *, frozen: bool = False) -> dict[str, nn.Parameter]:
+        """The trained weights that are penalised, or also those that may be once they train, by dotted name.
+
+        Tied weights count once.
+        """
         found: dict[nn.Parameter, str] = {}
         for name, module, labels in _labelled_modules(network):
             weight = module._parameters.get("weight")
-            if _is_matrix(module) and weight is not None and weight.requires_grad and self._is_selected(labels):
+            if not _is_matrix(module) or weight is None or not self._is_selected(labels):
+                continue
+            if weight.requires_grad or frozen:
                 found.setdefault(weight, f"{name}.weight".removeprefix("."))
         return {name: weight for weight, name in found.items()}
 

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning, LambdaCallback
 from torch import nn
 
 from lightning_fold.callbacks import LowRankFactorization, SmoothnessRegularization
 from lightning_fold.callbacks.smoothness import regularize
 from lightning_fold.modules import Classifier
-from lightning_fold.regularizers import Smoothness, first_difference, spectrum_decay
+from lightning_fold.regularizers import Smoothness, first_difference, nuclear_norm, spectrum_decay
 
 PENALTIES = {"nuclear_norm": 0.02, "first_difference": 0.05}
 
@@ -262,6 +263,31 @@ def test_a_skipped_batch_moves_nothing(make_classifier, make_trainer, data, own)
     trainer.fit(module, data)
     torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
     assert trainer.global_step == 3 and "smoothness/nuclear_norm" not in trainer.callback_metrics
+
+
+def test_layers_frozen_at_first_are_penalised_once_they_train(make_plain, make_trainer, data):
+    def train(*callbacks):
+        module = make_plain()
+        first, last = (module.backbone.layers[place].weight for place in (2, 6))
+        module.configure_optimizers = lambda: torch.optim.SGD([last], lr=0.1)
+        weights = []
+        keep = LambdaCallback(on_train_epoch_end=lambda *_: weights.append(first.detach().clone()))
+        trainer = make_trainer(2, Unfreeze(), *callbacks, keep)
+        trainer.fit(module, data)
+        return trainer, weights
+
+    class Unfreeze(BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.backbone.layers[2])
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.backbone.layers[2], optimizer, initial_denom_lr=1)
+
+    trainer, penalised = train(SmoothnessRegularization({"nuclear_norm": 0.1}, layers=["*.2"], every=1))
+    _, plain = train()
+    assert torch.equal(penalised[0], plain[0]) and nuclear_norm(penalised[1]) < 0.99 * nuclear_norm(plain[1])
+    assert float(trainer.callback_metrics["smoothness/spectrum_decay"]) == spectrum_decay({"first": penalised[1]})
 
 
 def test_layers_that_match_nothing_are_refused(make_plain, make_trainer, data):

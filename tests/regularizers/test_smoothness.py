@@ -44,6 +44,7 @@ def test_tied_weights_count_once_and_frozen_ones_not():
     network.block[2].weight = network.block[0].weight
     network.stem.requires_grad_(False)
     assert list(Smoothness().weights(network)) == ["block.0.weight"]
+    assert list(Smoothness().weights(network, frozen=True)) == ["stem.weight", "block.0.weight"]
 
 
 def test_gradients_are_those_of_the_penalties():

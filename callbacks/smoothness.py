@@ -4,9 +4,10 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_fold.regularizers import Smoothness, spectrum_decay
+from lightning_fold.regularizers import Smoothness
 
 
 class SmoothnessRegularization(Smoothness, lightning.Callback):
@@ -69,7 +70,7 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
 def check_regularization(
     smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule
 ) -> None:
-    """Refuse what ``smoothness`` cannot train with.
+    """Refuse what ``smoothness`` cannot train with, and name the layers that it leaves out.
 
     Raises:
         ValueError: the strategy splits the weights, no layer of the module is selected, or a pattern matches none.
@@ -79,6 +80,12 @@ def check_regularization(
         raise ValueError(
             f"{type(smoothness).__name__}: Trainer(strategy={type(trainer.strategy).__name__}) may split the weights "
             "between processes; expected one device or DDP, for example strategy='ddp'."
+        )
+    if computed := smoothness.computed(pl_module):
+        rank_zero_warn(
+            f"{type(smoothness).__name__}: does not penalise {', '.join(computed)}, whose weights are computed from "
+            "other parameters (by a parametrization, weight_norm or the like). Write these out before training, or "
+            "leave the layers out by skip=[...]."
         )
     if not smoothness.weights(pl_module, frozen=True):  # frozen now, perhaps not for long
         raise ValueError(
@@ -121,7 +128,7 @@ def regularize(
 def log_spectrum(smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
     """Log the share of the energy in the largest quarter of the singular values of the layers selected."""
     number = _number(smoothness, trainer, pl_module)
-    pl_module.log(f"smoothness/spectrum_decay{number}", spectrum_decay(smoothness.weights(pl_module)))
+    pl_module.log(f"smoothness/spectrum_decay{number}", smoothness.spectrum_decay(pl_module))
 
 
 def _number(smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_fold.arguments import as_list
 from lightning_fold.origins import replaced_by
@@ -65,16 +67,18 @@ class Smoothness:
     def weights(self, network: nn.Module, *, frozen: bool = False) -> dict[str, nn.Parameter]:
         """The trained weights that are penalised, or also those that may be once they train, by dotted name.
 
-        Tied weights count once.
+        Tied weights count once. Behind a mask of ``torch.nn.utils.prune`` the weight is ``weight_orig``; what is
+        penalised is its product with the mask.
         """
-        found: dict[nn.Parameter, str] = {}
-        for name, module, labels in _labelled_modules(network):
-            weight = module._parameters.get("weight")
-            if not _is_matrix(module) or weight is None or not self._is_selected(labels):
-                continue
-            if weight.requires_grad or frozen:
-                found.setdefault(weight, f"{name}.weight".removeprefix("."))
-        return {name: weight for weight, name in found.items()}
+        return {each.name: each.parameter for each in self._weights(network, frozen=frozen)}
+
+    def spectrum_decay(self, network: nn.Module) -> float:
+        """:func:`spectrum_decay` of the weights that are penalised."""
+        return spectrum_decay({each.name: each.masked() for each in self._weights(network)})
+
+    def computed(self, network: nn.Module) -> list[str]:
+        """The layers, by dotted name, that are selected but not penalised, as they compute their weight from others."""
+        return [name for name, module in self._selected(network) if _weight_of(module, name) is None]
 
     def check_patterns(self, network: nn.Module) -> None:
         """Refuse patterns that match no layer of ``network``, neither as it is nor as it was before rewrites.
@@ -119,7 +123,7 @@ class Smoothness:
         if step % self.every or scale == 0:
             return {}
         chosen = None if trained is None else set(trained)
-        weights = [weight for weight in self.weights(network).values() if chosen is None or weight in chosen]
+        weights = [each for each in self._weights(network) if chosen is None or each.parameter in chosen]
         return {name: self._add(name, scale * self.penalties[name], weights) for name in self._active if weights}
 
     def arguments(self) -> dict[str, Any]:
@@ -127,14 +131,28 @@ class Smoothness:
         names = ("penalties", "axes", "squared", "every", "start_epoch", "warmup_epochs", "layers", "skip")
         return {name: getattr(self, name) for name in names}
 
-    def _add(self, name: Penalty, scale: float, weights: list[nn.Parameter]) -> Tensor:
+    def _selected(self, network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        for name, module, labels in _labelled_modules(network):
+            if _is_matrix(module) and _matches(self.layers, labels) and not _matches(self.skip, labels):
+                yield name, module
+
+    def _weights(self, network: nn.Module, *, frozen: bool = False) -> list["_Weight"]:
+        found: dict[nn.Parameter, _Weight] = {}
+        for name, module in self._selected(network):
+            weight = _weight_of(module, name)
+            if weight is not None and (weight.parameter.requires_grad or frozen):
+                found.setdefault(weight.parameter, weight)
+        return list(found.values())
+
+    def _add(self, name: Penalty, scale: float, weights: list["_Weight"]) -> Tensor:
         values = []
         for weight in weights:
+            parameter = weight.parameter
             with torch.enable_grad():
-                value = self._value(name, weight)
-            (gradient,) = torch.autograd.grad(value, weight)
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            weight.grad.add_(gradient, alpha=scale)
+                value = self._value(name, weight.masked())
+            (gradient,) = torch.autograd.grad(value, parameter)
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad.add_(gradient, alpha=scale)
             values.append(value.detach())
         return torch.stack([value.to(values[0].device) for value in values]).sum()
 
@@ -150,9 +168,6 @@ class Smoothness:
     def _active(self) -> list[Penalty]:
         return [name for name, strength in self.penalties.items() if strength > 0]
 
-    def _is_selected(self, labels: list[str]) -> bool:
-        return _matches(self.layers, labels) and not _matches(self.skip, labels)
-
     def _check(self) -> None:
         call = type(self).__name__
         known = get_args(Penalty)
@@ -167,6 +182,18 @@ class Smoothness:
             if not isinstance(value, Integral) or value < lowest:
                 raise ValueError(f"{call}({name}={value}): expected a whole number of at least {lowest}.")
         dimensions(torch.zeros(1, 1), self.axes)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """The weight of a layer, and the mask of ``torch.nn.utils.prune`` that it is multiplied with, if there is one."""
+
+    name: str
+    parameter: nn.Parameter
+    mask: Tensor | None
+
+    def masked(self) -> Tensor:
+        return self.parameter if self.mask is None else self.parameter * self.mask
 
 
 def spectrum_decay(weights: Mapping[str, Tensor]) -> float:
@@ -203,13 +230,24 @@ def _labelled_modules(
         before = replaced_by(module)
         earlier = [name, type(before).__name__] if isinstance(before, _LAYERS) else []
         inherited[path] = inherited.get(path.rpartition(".")[0], []) + earlier
-        yield name, module, [name, type(module).__name__, *inherited[path]]
+        yield name, module, [name, type_before_parametrizations(module).__name__, *inherited[path]]
         if replaced and before is not None:
             yield from _labelled_modules(before, path, replaced=True)
 
 
 def _matches(patterns: list[str], labels: list[str]) -> bool:
     return any(fnmatchcase(label, pattern) for pattern in patterns for label in labels)
+
+
+def _weight_of(module: nn.Module, name: str) -> _Weight | None:
+    """The weight of the layer ``name``; ``None`` where it computes it, other than by a mask."""
+    plain, hidden = (module._parameters.get(leaf) for leaf in ("weight", "weight_orig"))
+    mask = module._buffers.get("weight_mask")
+    if plain is not None:
+        return _Weight(f"{name}.weight".removeprefix("."), plain, None)
+    if hidden is not None and mask is not None:
+        return _Weight(f"{name}.weight_orig".removeprefix("."), hidden, mask)
+    return None
 
 
 def _is_matrix(module: nn.Module) -> bool:

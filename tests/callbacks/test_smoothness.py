@@ -8,6 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning, LambdaCallback
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import random_unstructured
 
 from lightning_fold.callbacks import LowRankFactorization, SmoothnessRegularization
 from lightning_fold.callbacks.smoothness import regularize
@@ -288,6 +290,23 @@ def test_layers_frozen_at_first_are_penalised_once_they_train(make_plain, make_t
     _, plain = train()
     assert torch.equal(penalised[0], plain[0]) and nuclear_norm(penalised[1]) < 0.99 * nuclear_norm(plain[1])
     assert float(trainer.callback_metrics["smoothness/spectrum_decay"]) == spectrum_decay({"first": penalised[1]})
+
+
+def test_computed_weights_are_named_at_the_start(make_plain, make_trainer, data):
+    """And left out; masked ones are penalised."""
+    module = make_plain()
+    layers = module.backbone.layers
+    weight_norm(layers[2])
+    random_unstructured(layers[4], "weight", 0.5)
+    mask, before = layers[4].weight_mask, layers[4].weight_orig.detach().clone()
+    module.training_step = lambda batch, batch_idx: 0 * module.backbone(batch[0]).sum()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)
+    callback = SmoothnessRegularization({"nuclear_norm": 0.1}, layers=["*.2", "*.4"], every=1)
+    with pytest.warns(UserWarning, match=r"SmoothnessRegularization: does not penalise backbone\.layers\.2, whose"):
+        make_trainer(1, callback, limit_train_batches=1).fit(module, data)
+    masked = (before * mask).requires_grad_()
+    (gradient,) = torch.autograd.grad(nuclear_norm(masked), masked)
+    torch.testing.assert_close(layers[4].weight_orig.detach(), before - 0.1 * 0.1 * mask * gradient)
 
 
 def test_layers_that_match_nothing_are_refused(make_plain, make_trainer, data):

@@ -3,11 +3,14 @@
 import math
 import pickle
 import re
+import warnings
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import random_unstructured
 
 import lightning_fold as lf
 from lightning_fold.regularizers import Smoothness, first_difference, nuclear_norm, spectrum_decay
@@ -45,6 +48,25 @@ def test_tied_weights_count_once_and_frozen_ones_not():
     network.stem.requires_grad_(False)
     assert list(Smoothness().weights(network)) == ["block.0.weight"]
     assert list(Smoothness().weights(network, frozen=True)) == ["stem.weight", "block.0.weight"]
+
+
+def test_weights_behind_masks_and_computed_ones():
+    network = make()
+    random_unstructured(network.stem, "weight", 0.5)
+    weight_norm(network.block[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(network.block[2])
+    smoothness = Smoothness({"nuclear_norm": 0.1})
+    assert list(smoothness.weights(network)) == ["stem.weight_orig"]
+    assert smoothness.computed(network) == ["block.0", "block.2"]
+    assert Smoothness(layers=["Linear"]).computed(network) == ["block.0", "block.2"]
+    assert Smoothness(skip=["block.*"]).computed(network) == []
+    smoothness.add_gradients(network, step=0, epoch=0)
+    masked = (network.stem.weight_orig * network.stem.weight_mask).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(nuclear_norm(masked), masked)
+    torch.testing.assert_close(network.stem.weight_orig.grad, 4 * 0.1 * gradient * network.stem.weight_mask)
+    assert smoothness.spectrum_decay(network) == spectrum_decay({"stem": masked})
 
 
 def test_gradients_are_those_of_the_penalties():

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_fold.arguments import as_list
@@ -67,8 +68,8 @@ class Smoothness:
     def weights(self, network: nn.Module, *, frozen: bool = False) -> dict[str, nn.Parameter]:
         """The trained weights that are penalised, or also those that may be once they train, by dotted name.
 
-        Tied weights count once. Behind a mask of ``torch.nn.utils.prune`` the weight is ``weight_orig``; what is
-        penalised is its product with the mask.
+        Tied weights count once; empty and complex ones do not. Behind a mask of ``torch.nn.utils.prune`` the weight is
+        ``weight_orig``; what is penalised is its product with the mask.
         """
         return {each.name: each.parameter for each in self._weights(network, frozen=frozen)}
 
@@ -140,7 +141,7 @@ class Smoothness:
         found: dict[nn.Parameter, _Weight] = {}
         for name, module in self._selected(network):
             weight = _weight_of(module, name)
-            if weight is not None and (weight.parameter.requires_grad or frozen):
+            if weight is not None and weight.is_real() and (weight.parameter.requires_grad or frozen):
                 found.setdefault(weight.parameter, weight)
         return list(found.values())
 
@@ -182,6 +183,8 @@ class Smoothness:
             if not isinstance(value, Integral) or value < lowest:
                 raise ValueError(f"{call}({name}={value}): expected a whole number of at least {lowest}.")
         dimensions(torch.zeros(1, 1), self.axes)
+        if not self.axes and (along := [name for name in self._active if name != "nuclear_norm"]):
+            raise ValueError(f"{call}(axes=[]): expected one or more of {', '.join(get_args(Axis))} for {along[0]}.")
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,10 @@ class _Weight:
     name: str
     parameter: nn.Parameter
     mask: Tensor | None
+
+    def is_real(self) -> bool:
+        """Whether it has numbers, and real ones; what a lazy module has not made yet is taken to."""
+        return self.parameter.dtype.is_floating_point and (is_lazy(self.parameter) or self.parameter.numel() > 0)
 
     def masked(self) -> Tensor:
         return self.parameter if self.mask is None else self.parameter * self.mask

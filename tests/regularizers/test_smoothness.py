@@ -50,6 +50,18 @@ def test_tied_weights_count_once_and_frozen_ones_not():
     assert list(Smoothness().weights(network, frozen=True)) == ["stem.weight", "block.0.weight"]
 
 
+@pytest.mark.parametrize("penalty", ["first_difference", "second_difference", "nuclear_norm", "group_sparsity"])
+def test_empty_and_complex_weights_are_left_alone(penalty):
+    network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 5, dtype=torch.cfloat), nn.LazyLinear(5))
+    network.append(nn.Conv2d(5, 1, 1))
+    network[3].weight = nn.Parameter(torch.zeros(0, 5, 1, 1))
+    assert list(Smoothness().weights(network)) == ["0.weight", "2.weight"]
+    network[2](torch.rand(2, 5))
+    values = Smoothness({penalty: 0.1}).add_gradients(network, step=0, epoch=0)
+    assert [layer.weight.grad is not None for layer in network] == [True, False, True, False]
+    assert values[penalty].isfinite()
+
+
 def test_weights_behind_masks_and_computed_ones():
     network = make()
     random_unstructured(network.stem, "weight", 0.5)
@@ -222,11 +234,25 @@ def test_patterns_of_layers_that_a_rewrite_replaced_are_known():
         ({"start_epoch": 0.5}, r"Smoothness\(start_epoch=0\.5\): expected a whole number of at least 0"),
         ({"warmup_epochs": -1}, r"warmup_epochs=-1"),
         ({"axes": ["outputs"]}, r"axes=\['outputs'\]"),
+        (
+            {"penalties": {"nuclear_norm": 1.0, "first_difference": 1.0}, "axes": []},
+            r"Smoothness\(axes=\[\]\): expected one or more of output, input, space for first_difference",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Smoothness(**arguments)
+
+
+def test_the_nuclear_norm_needs_no_axes():
+    found = []
+    for axes in ([], ["output"]):
+        network = make()
+        smoothness = Smoothness({"nuclear_norm": 0.1, "first_difference": 0.0}, axes=axes)
+        smoothness.add_gradients(network, step=0, epoch=0)
+        found.append(network.stem.weight.grad)
+    assert torch.equal(*found)
 
 
 def test_group_sparsity_along_an_axis_that_a_layer_has_not():

@@ -5,7 +5,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_fold.regularizers import Smoothness
 
@@ -37,7 +37,7 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
         return self._generate_state_key(**self.arguments())
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Refuse strategies that split the weights; say so if no layer matches."""
+        """Refuse what the penalties cannot train with, and say so if no layer matches."""
         check_regularization(self, trainer, pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -73,13 +73,19 @@ def check_regularization(
     """Refuse what ``smoothness`` cannot train with, and name the layers that it leaves out.
 
     Raises:
-        ValueError: the strategy splits the weights, no layer of the module is selected, or a pattern matches none.
+        ValueError: the strategy splits the weights, an optimizer is LBFGS, no layer of the module is selected, or a
+            pattern matches none.
     """
     whole = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
     if not whole or trainer.strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
         raise ValueError(
             f"{type(smoothness).__name__}: Trainer(strategy={type(trainer.strategy).__name__}) may split the weights "
             "between processes; expected one device or DDP, for example strategy='ddp'."
+        )
+    if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+        raise ValueError(
+            f"{type(smoothness).__name__}: LBFGS computes the loss and its gradients several times in each step, and the "
+            "penalties would be added each time; expected an optimizer that does so once, for example torch.optim.AdamW."
         )
     if computed := smoothness.computed(pl_module):
         rank_zero_warn(

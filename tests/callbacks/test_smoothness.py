@@ -309,6 +309,14 @@ def test_computed_weights_are_named_at_the_start(make_plain, make_trainer, data)
     torch.testing.assert_close(layers[4].weight_orig.detach(), before - 0.1 * 0.1 * mask * gradient)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_lbfgs_is_refused(make_classifier, make_trainer, data, own):
+    """Its closure runs several times in a step, each time with the penalties."""
+    module = make_classifier(regularizers=[Smoothness()] if own else None, optimizer=torch.optim.LBFGS)
+    with pytest.raises(ValueError, match=r"^Smoothness(Regularization)?: LBFGS computes .* expected an optimizer"):
+        make_trainer(1, *([] if own else [SmoothnessRegularization()])).fit(module, data)
+
+
 def test_layers_that_match_nothing_are_refused(make_plain, make_trainer, data):
     with pytest.raises(ValueError, match=r"SmoothnessRegularization\(layers=\['head'\].*expected patterns of dotted"):
         make_trainer(1, SmoothnessRegularization(layers=["head"])).fit(make_plain(), data)

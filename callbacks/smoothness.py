@@ -13,9 +13,10 @@ from lightning_fold.regularizers import Smoothness
 class SmoothnessRegularization(Smoothness, lightning.Callback):
     """Trains weights that factorize, fold and prune with less loss, without a change of the module or its loss.
 
-    Before an optimizer step, after gradients are unscaled and reduced and before they are clipped, the gradients of the
-    penalties are added, once per step under accumulation. Optimizers that step more or less often are each counted for
-    themselves. After a rewrite it goes on with the layers that are there; frozen ones join once they train.
+    Before an optimizer step, after gradients are unscaled and reduced, the gradients of the penalties are added, once
+    per step under accumulation. ``Trainer(gradient_clip_val=...)`` clips them too; ``self.clip_gradients`` of manual
+    optimization comes before and does not. Optimizers that step more or less often are each counted for themselves.
+    After a rewrite it goes on with the layers that are there; frozen ones join once they train.
 
     Logs, averaged over the epoch, each penalty without its strength as ``smoothness/<penalty>``, and at the epoch's
     end ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values. The second
@@ -84,8 +85,8 @@ def check_regularization(
         )
     if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
         raise ValueError(
-            f"{type(smoothness).__name__}: LBFGS computes the loss and its gradients several times in each step, and the "
-            "penalties would be added each time; expected an optimizer that does so once, for example torch.optim.AdamW."
+            f"{type(smoothness).__name__}: LBFGS computes the gradients several times in each step, and the penalties "
+            "would be added each time; expected an optimizer that does so once, for example torch.optim.AdamW."
         )
     if computed := smoothness.computed(pl_module):
         rank_zero_warn(

@@ -18,6 +18,7 @@ from lightning_fold.checkpointing import Snapshot, StructureCheckpoint, follow
 from lightning_fold.models.factory import accepted_arguments, build_network, find_builder, without_pretraining
 from lightning_fold.modules.distillation import distillation_loss
 from lightning_fold.modules.hyperparameters import plain_arguments
+from lightning_fold.regularizers import Smoothness
 from lightning_fold.structure.trace import unwrapped
 
 
@@ -33,7 +34,8 @@ class NetworkModule(StructureCheckpoint):
     Raises:
         ValueError: the number of classes, label_smoothing, distillation, temperature or the network's name is out of
             range.
-        TypeError: network_args do not fit the network, or are given along with a module.
+        TypeError: network_args do not fit the network, or are given along with a module; regularizers are no list of
+            penalties.
     """
 
     size: ClassVar[str]
@@ -220,4 +222,11 @@ def _check(call: str, size: str, arguments: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{call}(distillation={distillation}, temperature={temperature}): expected distillation in [0, 1] "
             "and temperature above 0"
+        )
+    regularizers = arguments["regularizers"]
+    several = isinstance(regularizers, (list, tuple)) and all(isinstance(each, Smoothness) for each in regularizers)
+    if regularizers is not None and not several:
+        raise TypeError(
+            f"{call}(regularizers={regularizers!r}): expected a list of Smoothness, for example "
+            "regularizers=[Smoothness({'nuclear_norm': 1e-3})]"
         )

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.modules import Classifier
+from lightning_fold.regularizers import Smoothness
 
 NETWORK = {"in_features": 64, "hidden": [20], "out_features": 10}
 
@@ -133,6 +134,21 @@ def test_number_of_classes_reaches_networks_that_take_it():
         ({"network": "resnet1"}, ValueError, r"network='resnet1'"),
         ({"network_args": {}}, TypeError, r"network_args takes in_features"),
         ({"network": nn.Linear(2, 2), "network_args": {"a": 1}}, TypeError, r"leave network_args out"),
+        (
+            {"regularizers": ["nuclear_norm"]},
+            TypeError,
+            r"\(regularizers=\['nuclear_norm'\]\): expected a list of Smooth",
+        ),
+        (
+            {"regularizers": {"nuclear_norm": 1e-3}},
+            TypeError,
+            r"regularizers=\{'nuclear_norm': 0\.001\}\): expected a li",
+        ),
+        (
+            {"regularizers": Smoothness()},
+            TypeError,
+            r"Classifier\(regularizers=<.*Smoothness.*>\): expected a list of Sm",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, error, message):

@@ -24,8 +24,8 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
 
     Suggested: the nuclear norm before LowRankFactorization, with a warm-up. What counts is learning rate x strength x
     steps: 0.005 was best for 1,200 steps at 0.05 with momentum 0.9, so take less for long training. Too much costs
-    accuracy of the dense network. It does not help layers that are left alone afterwards: skip
-    them. With Adam a penalty is divided by the size of the gradients, so weights that hardly get any feel it most.
+    accuracy of the dense network. It does not help layers that are left alone afterwards: skip them. With Adam a
+    penalty is divided by the size of the gradients, so weights that hardly get any feel it most.
 
     Source: "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469).
     """
@@ -45,7 +45,7 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
         """Begin to count the steps of each optimizer, unless a checkpoint has brought the counts."""
         optimizers = len(trainer.optimizers)
         if trainer.global_step == 0 or len(self._steps) != optimizers:
-            self._steps = (trainer.global_step // optimizers,) * optimizers
+            self._steps = tuple(trainer.global_step // optimizers for _ in trainer.optimizers)
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Optimizer

@@ -196,10 +196,11 @@ class _Weight:
     mask: Tensor | None
 
     def is_real(self) -> bool:
-        """Whether it has numbers, and real ones; what a lazy module has not made yet is taken to."""
+        """Whether it holds real numbers, as those are taken to that a lazy module has yet to make."""
         return self.parameter.dtype.is_floating_point and (is_lazy(self.parameter) or self.parameter.numel() > 0)
 
     def masked(self) -> Tensor:
+        """What the layer computes with."""
         return self.parameter if self.mask is None else self.parameter * self.mask
 
 

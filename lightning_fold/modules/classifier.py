@@ -48,7 +48,8 @@ class Classifier(NetworkModule):
     Raises:
         ValueError: num_classes, label_smoothing, distillation, temperature or the network's name outside what is said
             above.
-        TypeError: network_args do not fit the network, or are given along with a module.
+        TypeError: network_args do not fit the network, or are given along with a module; regularizers is no list of
+            penalties.
     """
 
     size = "num_classes"

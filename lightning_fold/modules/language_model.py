@@ -41,7 +41,8 @@ class LanguageModel(NetworkModule):
     Raises:
         ValueError: vocab_size, label_smoothing, distillation, temperature or the network's name outside what is said
             above; in ``setup``, data with more tokens than vocab_size.
-        TypeError: network_args do not fit the network, or are given along with a module.
+        TypeError: network_args do not fit the network, or are given along with a module; regularizers is no list of
+            penalties.
     """
 
     size = "vocab_size"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import is_pruned
 
-from lightning_fold.models.factory import build_network, without_pretraining
+from lightning_fold.models.factory import build_network, checked_builder, without_pretraining
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.safetensors_files import read_safetensors, write_safetensors
 from lightning_fold.structure.description import describe
@@ -36,16 +36,19 @@ def save(
         model: the network; ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` around it stay out.
         path: file to write; it is replaced only once the new one is complete. ``.safetensors`` makes it one of that
             format, with everything but the tensors in its metadata.
-        network: dotted class path or timm name that builds the network before compression.
+        network: dotted class path, function annotated to return an ``nn.Module`` or timm name that builds the network
+            before compression.
         network_args: its arguments, plain values; timm's ``pretrained`` is not kept, since the file holds the values.
         example_inputs: inputs whose shapes and types are kept, so that the file can be measured and exported later.
 
     Raises:
         OSError: the file cannot be written; an older file of that name is as it was.
-        ValueError: ``torch.nn.utils.prune`` holds masks on the network.
+        ValueError: nothing called ``network`` builds networks, or ``torch.nn.utils.prune`` holds masks on ``model``.
+        TypeError: ``network`` takes no such arguments, or needs others.
         ModuleNotFoundError: ``.safetensors`` without the extra ``export``.
     """
     path, model = Path(path), unwrapped(model)
+    checked_builder(network, network_args or {})
     if is_pruned(model):
         raise ValueError(
             f"save({type(model).__name__}): torch.nn.utils.prune holds masks on it, which no network that is built "

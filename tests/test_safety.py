@@ -108,7 +108,8 @@ def test_missing_checkpoint():
 def test_full_disk_loses_nothing(tmp_path, name):
     def write(path):
         if name == "small.pt":
-            lf.save(nn.Linear(300, 300), path, network="torch.nn.Linear", network_args={})
+            arguments = {"in_features": 300, "out_features": 300}
+            lf.save(nn.Linear(300, 300), path, network="torch.nn.Linear", network_args=arguments)
         else:
             write_atomically(path, lambda partial: partial.write_text("x" * 100_000))
 
@@ -124,5 +125,6 @@ def test_full_disk_loses_nothing(tmp_path, name):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs /proc, where nobody can write")
 def test_folder_nobody_can_write_to():
+    arguments = {"in_features": 2, "out_features": 2}
     with pytest.raises(OSError, match=r"'/proc/lightning_fold/small\.pt' could not be written"):
-        lf.save(nn.Linear(2, 2), "/proc/lightning_fold/small.pt", network="torch.nn.Linear")
+        lf.save(nn.Linear(2, 2), "/proc/lightning_fold/small.pt", network="torch.nn.Linear", network_args=arguments)

@@ -1,6 +1,7 @@
 """save and load: one file, complete or refused."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,12 @@ def test_failing_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="could not be written"):
-        lf.save(nn.Linear(2, 2), tmp_path / "file" / "x.ckpt", network="torch.nn.Linear")
+        lf.save(
+            nn.Linear(2, 2),
+            tmp_path / "file" / "x.ckpt",
+            network="torch.nn.Linear",
+            network_args={"in_features": 2, "out_features": 2},
+        )
 
 
 class Scaled(nn.Module):
@@ -146,3 +152,26 @@ def test_masks_are_refused_before_a_file_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"save\(CifarResNet\): torch.nn.utils.prune holds masks"):
         lf.save(model, tmp_path / "x.pt", network=NETWORK, network_args=ARGUMENTS)
     assert not list(tmp_path.iterdir())
+
+
+def unannotated():
+    return CifarResNet(**ARGUMENTS)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize(
+    ("network", "arguments"),
+    [("nope.foo", {}), (f"{__name__}.unannotated", {}), (NETWORK, {"depth": 8, "q": 1}), ("torch.nn.Linear", {})],
+)
+def test_what_builds_no_network_is_refused_before_a_file_is_written(
+    tmp_path: Path, suffix: str, network: str, arguments: dict[str, int]
+) -> None:
+    """With the error of ``build_network``, which reads the file later; an older file stays."""
+    pytest.importorskip("safetensors", reason="needs the extra export")
+    path = tmp_path / f"x.{suffix}"
+    path.write_text("older")
+    with pytest.raises((ValueError, TypeError)) as expected:
+        lf.models.build_network(network, arguments)
+    with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+        lf.save(CifarResNet(**ARGUMENTS), path, network=network, network_args=arguments)
+    assert path.read_text() == "older"

@@ -29,16 +29,34 @@ def build_network(network: str, network_args: Mapping[str, Any]) -> nn.Module:
         TypeError: An argument is unknown or missing (the message lists those accepted), or the result is no
             ``nn.Module``.
     """
-    build = find_builder(network)
-    call = f"build_network({network!r}, {dict(network_args)!r})"
-    _check_arguments(build, network_args, call)
+    build = checked_builder(network, network_args)
     try:
         module = build(**network_args)
     except TypeError as error:  # an argument passed on through **kwargs and refused further inside
-        raise TypeError(f"{call}: {error}. Check network_args.") from error
+        raise TypeError(f"{_call(network, network_args)}: {error}. Check network_args.") from error
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{call}: expected an nn.Module, found {type(module).__name__}")
+        raise TypeError(f"{_call(network, network_args)}: expected an nn.Module, found {type(module).__name__}")
     return module
+
+
+def checked_builder(network: str, network_args: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return the callable that a name stands for, once its signature is known to take the arguments; none is built.
+
+    Args:
+        network: Dotted path or timm model name.
+        network_args: Its keyword arguments.
+
+    Raises:
+        ValueError: There is no such module, class or model.
+        TypeError: An argument is unknown or missing.
+    """
+    build = find_builder(network)
+    try:
+        inspect.signature(build).bind(**network_args)
+    except TypeError as error:
+        accepted = ", ".join(accepted_arguments(build))
+        raise TypeError(f"{_call(network, network_args)}: {error}. network_args takes {accepted}") from error
+    return build
 
 
 def find_builder(network: str) -> Callable[..., Any]:
@@ -121,11 +139,8 @@ def _timm_builder(network: str) -> Callable[..., Any]:
     return create
 
 
-def _check_arguments(build: Callable[..., Any], arguments: Mapping[str, Any], call: str) -> None:
-    try:
-        inspect.signature(build).bind(**arguments)
-    except TypeError as error:
-        raise TypeError(f"{call}: {error}. network_args takes {', '.join(accepted_arguments(build))}") from error
+def _call(network: str, network_args: Mapping[str, Any]) -> str:
+    return f"build_network({network!r}, {dict(network_args)!r})"
 
 
 def _suggest(name: str, names: Iterable[str]) -> str:

@@ -89,10 +89,10 @@ class RewriteOnce(RewriteCallback):
             warnings.simplefilter("ignore")  # they come again
             self.change([few] if self._count else None)(deepcopy(network), few, ())
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite at the end of training."""
-        due = self.at_epoch == -1 and not trainer.interrupted
-        return due and self._rewrite_once(trainer, pl_module)
+        if self.at_epoch == -1 and not trainer.interrupted:
+            self._rewrite_once(trainer, pl_module)
 
     def unfinished(self, epochs: int) -> str:
         """The epoch that was not reached."""
@@ -110,12 +110,11 @@ class RewriteOnce(RewriteCallback):
         super().load_state_dict(state_dict)
         self.done = state_dict["done"]
 
-    def _rewrite_once(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
+    def _rewrite_once(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self.done:
-            return False
+            return
         self.rewrite(trainer, pl_module, self.method, self.change(self._batches(trainer, pl_module)))
         self.done = True
-        return True
 
     def _batches(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Inputs] | None:
         """The network's inputs for the first training batches, the same ones on every process."""

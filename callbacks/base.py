@@ -44,7 +44,8 @@ class RewriteCallback(lightning.Callback):
         self.ended = False
         self._example: Inputs | None = None
         self._epoch = self._start = -1
-        self._missed = self._unseen = False  # of a metric; of a change by a validation
+        self._missed = False  # whether a validation logged no such metric
+        self._unseen = False  # whether no validation has followed the last change of the network
         self._copies = Copies(type(self).__name__)
 
     @property
@@ -102,6 +103,7 @@ class RewriteCallback(lightning.Callback):
         """
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        self._unseen = False
         if self.monitor not in trainer.callback_metrics:
             self._miss(trainer)
             return
@@ -125,9 +127,8 @@ class RewriteCallback(lightning.Callback):
     def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """What happens before the first batch of each epoch."""
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
-        """What happens once, after the last epoch; whether it changed the network."""
-        return False
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """What happens once, after the last epoch."""
 
     def unfinished(self, epochs: int) -> str:
         """What to say where training ended, after so many epochs, before this callback had done its work."""
@@ -139,11 +140,12 @@ class RewriteCallback(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"metric": self.metric}
+        return {"metric": self.metric, "unseen": self._unseen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of an interrupted run."""
         self.metric = state_dict["metric"]
+        self._unseen = state_dict.get("unseen", False)
 
     def rewrite(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, method: str, change: Rewrite
@@ -157,6 +159,7 @@ class RewriteCallback(lightning.Callback):
         self._copies.warn(trainer, pl_module)
         remember_dense(pl_module, self.metric, self.monitor)
         report = self.report = change(network, self._example, trainer.optimizers)
+        self._unseen = True
         self._tell(trainer, report)
         record: CompressionRecord = follow(pl_module)
         record.methods.append({"method": method, "epoch": trainer.current_epoch, "parameters": report.parameters_after})
@@ -180,15 +183,12 @@ class RewriteCallback(lightning.Callback):
             rank_zero_warn(f"{type(self).__name__}, {epoch}: {note}")
 
     def _finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        changed = self.finish(trainer, pl_module)
+        self.finish(trainer, pl_module)
         self.ended = not trainer.interrupted
         if self.ended and not self.finished and not trainer.fast_dev_run:
             rank_zero_warn(self.unfinished(trainer.current_epoch))
-        self._unseen = self._unseen or changed
         if is_settled(trainer) and any(callback._unseen for callback in rewriting(trainer)):
             validate(trainer)
-            for callback in rewriting(trainer):
-                callback._unseen = False
 
     def _look(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int

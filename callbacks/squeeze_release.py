@@ -206,14 +206,12 @@ class SqueezeRelease(RewriteCallback):
                 for name, mask in self.masks.items():
                     parameters[name].mul_(mask)
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
+    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Minimize what is still masked; if the final network is worse than allowed, bring the last good one back."""
         if self.masks:
             self._end_cycle(trainer, pl_module, last=True)
-            return True
-        if worse := self._too_bad(pl_module):
+        elif self._too_bad(pl_module):
             self._revert(trainer, pl_module)
-        return worse
 
     def unfinished(self, epochs: int) -> str:
         """How many cycles were left."""
@@ -309,7 +307,7 @@ class SqueezeRelease(RewriteCallback):
             f"{trainer.max_epochs}: {self.monitor} fell to {self.metric:.4g}, so the last good network is back: "
             f"{good.parameters:,} parameters, {self.monitor} {good.metrics.get(self.monitor, torch.nan):.4g}"
         )
-        self.metric, self.report = good.metrics.get(self.monitor), None
+        self.metric, self.report, self._unseen = good.metrics.get(self.monitor), None, True
         del record.methods[self.good_methods :]
         renew(trainer, pl_module)
 

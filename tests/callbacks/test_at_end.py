@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
@@ -222,6 +223,24 @@ def test_accuracy_before_and_after_is_logged(make_classifier, make_trainer, data
     assert shown["dense/accuracy"] == pytest.approx([validated[before - 1]] * len(validated[before:]))
     (again,) = trainer.validate(module, data, verbose=False)
     assert again["accuracy/val"] == pytest.approx(validated[-1])
+
+
+@pytest.mark.parametrize("limit", [{"check_val_every_n_epoch": 2}, {"max_steps": 7}])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_rewrite_that_no_validation_follows_is_validated_at_the_end(
+    make_classifier, make_trainer, data, tmp_path, limit, resumed
+):
+    """Before an epoch that is not validated, or not finished; also where the run is resumed after its last step."""
+    module, saving = make_classifier("conv"), ModelCheckpoint(tmp_path, save_on_train_epoch_end=True)
+    trainer = make_trainer(3, ChannelFolding(ratio=0.5, at_epoch=2), saving, **limit)
+    trainer.fit(module, data)
+    if resumed:
+        module, trainer = make_classifier("conv"), make_trainer(3, ChannelFolding(ratio=0.5, at_epoch=2), **limit)
+        trainer.fit(module, data, ckpt_path=saving.best_model_path, weights_only=True)
+    (again,) = make_trainer(1).validate(module, data, verbose=False)
+    assert follow(module).methods[-1]["epoch"] == 2
+    for name in ("accuracy/val", "compressed/accuracy"):
+        assert trainer.callback_metrics[name] == pytest.approx(again["accuracy/val"])
 
 
 def test_size_and_what_was_undone_is_told(make_classifier, make_trainer, data, caplog, monkeypatch):

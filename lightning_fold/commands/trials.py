@@ -1,6 +1,7 @@
 """Every method at several sizes on trained networks, measured; a second call goes on with what is missing."""
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -9,8 +10,9 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import torch
@@ -177,6 +179,14 @@ def _in_processes(pool: Executor, trials: Sequence[Trial], config: str | None) -
 def _prepare_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     silence()
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A process that is killed tells its workers nothing: they would wait for it for ever."""
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,8 @@
 import csv
 import inspect
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -210,6 +212,29 @@ def test_rows_that_came_before_a_process_ended_are_kept(checkpoint, mistake, row
     error, _ = mistake("compare", "--checkpoint", checkpoint, *words)
     assert "1 of 2 rows were lost" in error and "(SystemError: the process was killed)" in error
     assert [float(row["keep"]) for row in rows("out/comparison.csv")] == [1.0, 0.4]
+
+
+WORKER = """
+import time
+from multiprocessing import get_context
+from lightning_fold.commands import trials
+
+def work():
+    trials._prepare_worker(1)
+    print("working", flush=True)
+    time.sleep(60)
+
+get_context("fork").Process(target=work).start()
+time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    """Both write to one pipe, which ends once neither of them lives."""
+    process = subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"working\n"
+    process.kill()
+    assert process.communicate(timeout=20) == (b"", None)
 
 
 def test_what_a_method_notes_is_shown_and_not_measured_again(run, resnet, rows, capsys, monkeypatch):

@@ -31,6 +31,9 @@ METHODS: dict[Method, Callable[..., RewriteReport]] = {
 }
 
 
+SIZES = ("ratio", "keep_parameters", "keep_flops")
+
+
 def apply(
     method: Method,
     network: nn.Module,
@@ -49,7 +52,7 @@ def apply(
         batches: training batches, for the rewrite where it takes them, and to repair the network. A repair that makes
             the outputs on the last one worse is undone and noted in the report.
         skip: patterns of layers whose widths stay, for prune and fold.
-        sizes: ``ratio``, ``keep_parameters`` and ``keep_flops``; those that are ``None`` keep the rewrite's default.
+        sizes: some of ``SIZES``; those that are ``None`` keep the rewrite's default.
 
     Raises:
         ValueError: the method takes no such size, or no ``skip``; the message lists what it takes.
@@ -58,7 +61,7 @@ def apply(
     given |= {"skip": list(skip)} if skip else {}
     accepted = inspect.signature(METHODS[method]).parameters
     if unknown := [name for name in given if name not in accepted]:
-        expected = " or ".join(name for name in sizes if name in accepted)
+        expected = " or ".join(name for name in SIZES if name in accepted)
         without_size = "no size, since the zeros of the network say what goes"
         advice = "it with prune and fold alone" if unknown[0] == "skip" else expected or without_size
         raise ValueError(f"the method {method!r} takes no {unknown[0]}={given[unknown[0]]}; expected {advice}.")

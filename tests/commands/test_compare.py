@@ -152,6 +152,16 @@ def test_what_a_method_cannot_do_is_reported_and_tried_again(run, checkpoint, ro
     assert "factorize at 1%: factorize(keep_parameters=0.01): " in " ".join(capsys.readouterr().out.split())
 
 
+def test_size_that_a_method_does_not_take_is_reported_with_those_it_takes(run, checkpoint, rows):
+    words = ["--of", "channels", "--methods", "[factorize]", "--sizes", "[0.5]", "--output", "out"]
+    run("compare", "--checkpoint", checkpoint, *words)
+    _, failed = rows("out/comparison.csv")
+    takes = set(inspect.signature(lf.factorize).parameters) & {"ratio", "keep_parameters", "keep_flops"}
+    said, _, expected = failed["note"].partition("; expected ")
+    assert said == "the method 'factorize' takes no ratio=0.5"
+    assert set(expected.removesuffix(".").split(" or ")) == takes
+
+
 def test_network_that_is_not_finite_has_rows_that_say_so(run, checkpoint, rows, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"][next(iter(content["state_dict"]))][0] = float("nan")

@@ -132,7 +132,7 @@ def _measure(trial: Trial, config: str | None) -> Row:
         flops=count_flops(network, first_examples(run.inputs, 1)),
         accuracy=metrics[trial.monitor],
         seconds=round(seconds, 2),
-        note="; ".join(notes),
+        note="; ".join(note.replace("; ", ", ") for note in notes),  # the table takes them apart again
     )
 
 

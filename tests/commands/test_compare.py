@@ -265,6 +265,20 @@ def test_what_a_method_notes_is_shown_and_not_measured_again(run, resnet, rows, 
     assert rows("out/comparison.csv") == first
 
 
+def test_note_is_one_whatever_is_in_it(run, checkpoint, capsys, monkeypatch):
+    def noted(*args, **options):
+        return replace(apply(*args, **options), notes=("one half; the other half", "another: 3"))
+
+    monkeypatch.setattr(trials, "apply", noted)
+    words = ["--methods", "[prune]", "--sizes", "[0.5]", "--output", "out"]
+    run("compare", "--checkpoint", checkpoint, *words)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line for line in shown if line.startswith("prune at 50%: ")] == [
+        "prune at 50%: one half, the other half",
+        "prune at 50%: another",
+    ]
+
+
 class DrawnAnew(lightning.LightningDataModule):
     """Draws its splits whenever it is set up, from the global generator."""
 

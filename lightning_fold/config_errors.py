@@ -47,10 +47,19 @@ def summarise(message: str) -> str:
         One line.
     """
     lines = (line.strip().removeprefix("- ") for line in message.splitlines())
-    text = " ".join(line for line in lines if line and not _NOISE.match(line))
+    text = " ".join(line for line in dict.fromkeys(lines) if line and not _NOISE.match(line))  # one per union member
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
+    text = re.sub(r"key '([\w.]+)': expected list, found ([^{}]+)$", _with_list, text)
     return text + _suggestion(text)
+
+
+def _with_list(found: re.Match[str]) -> str:
+    """Show how a list is written; a pattern that begins with a star needs quotes in YAML."""
+    key, value = found.groups()
+    items = (item.strip() for item in value.strip("[]").split(","))
+    written = ",".join(f"'{item}'" if item.startswith("*") else item for item in items)
+    return f"key '{key}': expected a list, found {value}: --{key} \"[{written}]\""
 
 
 def _suggestion(text: str) -> str:

@@ -114,6 +114,10 @@ def test_classifier_is_the_default_model(run, capsys):
         (changed(model={"class_path": "lightning_fold.modules.Classifer"}), ["'model'", "'Classifier'"]),
         (changed(data={"class_path": "MNISTDatamodule"}), ["'data'", "did you mean", "'MNISTDataModule'"]),
         (changed(data={"init_args": {"batch_size": 0}}), ["DigitsDataModule(batch_size=0)"]),
+        (
+            changed(trainer={"callbacks": [{"class_path": "SqueezeRelease", "init_args": {"sparsity": 0.5}}]}),
+            ["sparsity': expected a list, found 0.5: --", 'sparsity "[0.5]"'],
+        ),
         (changed(trainer={"max_epoch": 3}), ["'trainer.max_epoch'", "did you mean 'max_epochs'"]),
         (changed(trainer={"max_epochs": "three"}), ["'trainer.max_epochs'", "expected int, found three"]),
         ({**CONFIG, "trainr": {"max_epochs": 3}}, ["'trainr.max_epochs'", "did you mean 'trainer'"]),
@@ -166,6 +170,14 @@ def test_commands_after_training_explain_their_options(capsys, command):
     assert exit_info.value.code == 0
     assert shown.startswith(f"usage: lightning-fold {command}") and "--config CONFIG" in shown
     assert "Lightning checkpoint" in " ".join(shown.split()) or "a folder that holds some" in " ".join(shown.split())
+
+
+def test_mistake_in_a_callback_is_reported_once(capsys):
+    """The parser tries a callback, and a list of callbacks."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--trainer.callbacks", "ChannelFolding", "--trainer.callbacks.ratoi", "0.5"])
+    error, _ = capsys.readouterr().err.splitlines()
+    assert error == "error: key 'trainer.callbacks': Option 'ratoi' is not accepted; did you mean 'ratio' or 'rtol'?"
 
 
 def test_summarise_leaves_a_plain_sentence_alone():

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,6 +171,19 @@ def test_commands_after_training_explain_their_options(capsys, command):
     assert exit_info.value.code == 0
     assert shown.startswith(f"usage: lightning-fold {command}") and "--config CONFIG" in shown
     assert "Lightning checkpoint" in " ".join(shown.split()) or "a folder that holds some" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("command", ["compress", "compare"])
+def test_every_list_is_shown_as_it_is_written(capsys, command):
+    """And ``compare``, which compares sizes, does not offer the method that takes none."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    _, *shown = re.split(r"^  --", capsys.readouterr().out, flags=re.MULTILINE)
+    options = {option.partition(" ")[0]: " ".join(option.split()) for option in shown}
+    lists = {name: option for name, option in options.items() if "type: list" in option}
+    assert set(lists) == ({"methods", "sizes", "skip", "repair"} if command == "compare" else {"skip"})
+    assert all(re.search(r'"\[[\w,.*]+\]"', option.partition("(type: ")[0]) for option in lists.values())
+    assert "minimize" not in lists.get("methods", "")
 
 
 def test_mistake_in_a_callback_is_reported_once(capsys):

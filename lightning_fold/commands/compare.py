@@ -9,18 +9,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lightning_fold.commands.comparison_table import Mode, draw, tables_of
-from lightning_fold.commands.methods import Method
+from lightning_fold.commands.methods import SizedMethod
 from lightning_fold.commands.rows import Of, Repair
 from lightning_fold.commands.runs import SUFFIXES
 from lightning_fold.commands.trials import plan, run_trials
 from lightning_fold.evaluation import Split
 
-COMPARED: list[Method] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
+COMPARED: list[SizedMethod] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
 
 
 def compare(
     checkpoint: str,
-    methods: list[Method] = COMPARED,
+    methods: list[SizedMethod] = COMPARED,
     sizes: list[float] = [0.7, 0.5, 0.3],  # noqa: B006  read only
     of: Of = "parameters",
     skip: list[str] = [],  # noqa: B006  read only
@@ -41,22 +41,24 @@ def compare(
     Args:
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
         methods: prune (by the L2 norm), prune-l1, fold, factorize; prune-least-squares and fold-least-squares also fit
-            the layers behind to the channels that stay.
-        sizes: shares to keep, in (0, 1).
+            the layers behind to the channels that stay; as a list: --methods "[fold,factorize]".
+        sizes: shares of the dense network to keep, in (0, 1), as a list: --sizes "[0.7,0.5]".
         of: what they are shares of: parameters or flops of the network, or channels, the same share in every width that
             prune and fold can shrink.
-        skip: patterns of layers, for prune and fold; what they write and read stays as it is.
-        repair: data repairs each network with training batches and undoes what makes its outputs on held-out ones
-            worse, none does not; "[none,data]" measures both.
+        skip: layers by name pattern, for prune and fold, for example "[layer1*]"; their input and output widths are
+            kept.
+        repair: data: estimate BatchNorm statistics and tune LayerNorms on training batches, undone where held-out
+            outputs get worse; none: no repair; "[none,data]" measures both.
         split: the data that is measured: test or val.
         monitor: the metric, as the LightningModule logs it; by default accuracy/test or accuracy/val.
         mode: max where the best value of the metric is the highest, min where it is the lowest.
         limit_batches: batches that are measured; 0 measures all.
-        workers: processes that measure at the same time.
+        workers: processes that measure at the same time, at least 1.
         output: folder for comparison.csv, comparison.png and the TensorBoard figure; by default "comparison" in the
             folder that holds the checkpoints.
         config: configuration of the runs; by default the config.yaml beside each checkpoint or above its folder.
     """
+    _check({"methods": methods, "sizes": sizes, "repair": repair}, {"limit_batches": limit_batches, "workers": workers})
     files = find_checkpoints(checkpoint)
     folder = Path(output) if output is not None else Path(commonpath([file.absolute().parent for file in files]))
     folder = folder if output is not None else folder / "comparison"
@@ -70,6 +72,15 @@ def compare(
         )
     draw(rows, folder)
     Console().print(*tables_of(rows, mode), f"table, plot and TensorBoard figure in {folder}", sep="\n")
+
+
+def _check(lists: dict[str, list[Any]], counts: dict[str, int]) -> None:
+    for name, values in lists.items():
+        if not values:
+            raise ValueError(f"compare({name}=[]): expected at least one. Leave --{name} out for the usual ones.")
+    for name, count in counts.items():
+        if count < (least := 1 if name == "workers" else 0):
+            raise ValueError(f"compare({name}={count}): expected a whole number of at least {least}.")
 
 
 def find_checkpoints(pattern: str) -> list[Path]:

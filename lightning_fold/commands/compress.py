@@ -37,9 +37,10 @@ def compress(
         ratio: share of the channels to remove, in [0, 1), for prune and fold.
         keep_parameters: share of the parameters to keep, in (0, 1].
         keep_flops: share of the operations to keep, in (0, 1].
-        skip: patterns of layers, for prune and fold; what they write and read stays as it is.
-        repair: data repairs the network with training batches, for example its BatchNorm statistics, and undoes what
-            makes its outputs on held-out ones worse; none does not.
+        skip: layers by name pattern, for prune and fold, for example "[layer1*]"; their input and output widths are
+            kept.
+        repair: data: estimate BatchNorm statistics and tune LayerNorms on training batches, undone where held-out
+            outputs get worse; none: no repair.
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
     """
     path = Path(output)

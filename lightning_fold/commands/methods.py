@@ -18,7 +18,8 @@ from lightning_fold.rewrites.pruning import prune
 from lightning_fold.rewrites.repair import repair
 from lightning_fold.structure.inputs import Inputs
 
-Method = Literal["prune", "prune-l1", "prune-least-squares", "fold", "fold-least-squares", "factorize", "minimize"]
+SizedMethod = Literal["prune", "prune-l1", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
+Method = Literal[SizedMethod, "minimize"]
 
 METHODS: dict[Method, Callable[..., RewriteReport]] = {
     "prune": prune,

@@ -352,8 +352,16 @@ def test_patterns_of_files_and_of_folders(tmp_path, pattern):
     [
         (["--checkpoint", "nowhere/*.ckpt"], "'nowhere/*.ckpt': there is no such file"),
         (["--sizes", "[1.5]"], "compare(sizes=[1.5]): expected shares of the parameters in (0, 1)"),
-        (["--sizes", "0.5"], "key 'sizes'"),
-        (["--methods", "[luck]"], "key 'methods'"),
+        (["--sizes", "0.5"], "key 'sizes': expected a list, found 0.5: --sizes \"[0.5]\""),
+        (["--methods", "fold,prune"], "key 'methods': expected a list, found fold,prune: --methods \"[fold,prune]\""),
+        (["--skip", "*attn*"], "key 'skip': expected a list, found *attn*: --skip \"['*attn*']\""),
+        (["--methods", "[luck]"], "key 'methods': expected one of 'prune', "),
+        (["--methods", "[minimize]"], "'factorize', found minimize"),
+        (["--methods", "[]"], "compare(methods=[]): expected at least one"),
+        (["--sizes", "[]"], "compare(sizes=[]): expected at least one"),
+        (["--repair", "[]"], "compare(repair=[]): expected at least one"),
+        (["--workers", "0"], "compare(workers=0): expected a whole number of at least 1"),
+        (["--limit_batches", "-1"], "compare(limit_batches=-1): expected a whole number of at least 0"),
         (
             ["--monitor", "accuracy/tset"],
             "'accuracy/tset'): the test data gives ['accuracy/test', 'loss/test']",

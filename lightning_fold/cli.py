@@ -2,6 +2,8 @@
 
 import sys
 import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +31,13 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 # The commands that need no Trainer, by name; their arguments are those of the functions.
 COMMANDS = {"compress": compress, "compare": compare, "export": export_network}
 
-_EPILOG = f"After training: lightning-fold {{{','.join(COMMANDS)}}} --help"
+_TRAINING = {
+    "fit": "Train a network, compress it with the callbacks of a configuration, and measure dense against compressed.",
+    "validate": "Measure a checkpoint on the validation data.",
+    "test": "Measure a checkpoint on the test data.",
+    "predict": "Run a checkpoint on the data for predictions.",
+}
+_ABOUT = "Train networks with PyTorch Lightning and make them much smaller."
 _HINT_FOR_KEYS = (
     "'lightning-fold --help' lists the commands, 'lightning-fold fit --help' the keys, 'lightning-fold fit "
     "--model.help CLASS_PATH' (or --data.help, --trainer.callbacks.help) those of a class"
@@ -92,9 +100,13 @@ def main(args: ArgsType = None) -> None:
     silence()
     words = args if isinstance(args, list) else sys.argv[1:] if args is None else []
     try:
-        if words and words[0] in COMMANDS:
+        if words[:1] in (["-h"], ["--help"]):
+            sys.stdout.write(f"usage: lightning-fold COMMAND [options]\n\n{_ABOUT}\n\n{_listed()}")
+        elif words and words[0] in COMMANDS:
             COMMANDS[words[0]](**vars(command_parser(words[0]).parse_args(words[1:])))
         else:
+            if args is None or isinstance(args, list):
+                _check_command(words)
             _run_lightning(args)
     except OSError as error:
         _fail(str(error), "check the paths in the configuration and on the command line, and the space on the disk")
@@ -108,9 +120,31 @@ def main(args: ArgsType = None) -> None:
 def command_parser(name: str) -> Parser:
     """The parser of a command after training: its options are the arguments of the command's function."""
     function = COMMANDS[name]
-    parser = Parser(prog=f"lightning-fold {name}", description=cleandoc(function.__doc__ or "").partition("\n\n")[0])
+    parser = Parser(prog=f"lightning-fold {name}", description=_first_line(function))
     parser.add_function_arguments(function, as_positional=False, as_group=False)
     return parser
+
+
+def _first_line(function: Callable[..., None]) -> str:
+    return cleandoc(function.__doc__ or "").partition("\n\n")[0]
+
+
+def _listed() -> str:
+    """Every command with what it does."""
+    known = _TRAINING | {name: _first_line(function) for name, function in COMMANDS.items()}
+    lines = [f"  {name:<9} {does}\n" for name, does in known.items()]
+    return f"commands:\n{''.join(lines)}\n'lightning-fold COMMAND --help' lists the options of each.\n"
+
+
+def _check_command(words: list[str]) -> None:
+    """Report a command that is missing or unknown; options before it, as in ``--config FILE fit``, are Lightning's."""
+    known = [*_TRAINING, *COMMANDS]
+    if words and (words[0] in known or words[0].startswith("-")):
+        return
+    close = get_close_matches(words[0], known, n=2) if words else []
+    advice = f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; expected one of {', '.join(known)}"
+    sys.stderr.write(_listed() + "\n")
+    _fail((f"there is no command {words[0]!r}" if words else "no command is given") + advice, _HINT_FOR_KEYS)
 
 
 def _run_lightning(args: ArgsType) -> None:
@@ -123,7 +157,7 @@ def _run_lightning(args: ArgsType) -> None:
         seed_everything_default=42,
         auto_configure_optimizers=False,
         parser_class=Parser,
-        parser_kwargs={"epilog": _EPILOG},
+        parser_kwargs={"description": _ABOUT},
         args=args,
     )
 

@@ -138,9 +138,40 @@ def test_mistake_is_reported_in_one_line_with_the_key_and_the_fix(run, capsys, c
     assert all(words in error for words in expected), error
 
 
+EVERY_COMMAND = ["fit", "validate", "test", "predict", "compress", "compare", "export"]
+
+
+def listed(text):
+    """The commands that a text lists, each in a line with what it does."""
+    return re.findall(r"^  (\w+) +[A-Z].*\.$", text, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["fitt"], "choose from 'fit', 'validate', 'test', 'predict'"), (["fit", "--config", "none.yaml"], "none.yaml")],
+    [
+        (["fitt"], "error: there is no command 'fitt'; did you mean 'fit'?"),
+        (["compres", "--checkpoint", "x"], "error: there is no command 'compres'; did you mean 'compress'"),
+        (["shrink"], f"error: there is no command 'shrink'; expected one of {', '.join(EVERY_COMMAND)}"),
+        ([], f"error: no command is given; expected one of {', '.join(EVERY_COMMAND)}"),
+    ],
+)
+def test_unknown_command_is_reported_with_all_there_are(capsys, arguments, expected):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    shown = capsys.readouterr().err
+    assert listed(shown) == EVERY_COMMAND
+    assert shown.splitlines()[-2].startswith(expected) and shown.splitlines()[-1].startswith("hint: ")
+
+
+def test_configuration_may_come_before_the_command(run, tmp_path):
+    Path("first.yaml").write_text(yaml.safe_dump({"fit": CONFIG}))
+    main(["--config", "first.yaml", "fit", "--trainer.fast_dev_run", "true"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--config", "none.yaml", "fit"], "none.yaml"), (["fit", "--config", "none.yaml"], "none.yaml")],
 )
 def test_wrong_command_is_reported(run, capsys, arguments, expected):
     with pytest.raises(SystemExit) as exit_info:
@@ -159,8 +190,7 @@ def test_missing_checkpoint_is_reported(run, capsys):
 def test_installed_command_shows_its_help():
     shown = subprocess.run([Path(sys.executable).parent / "lightning-fold", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
-    assert "{fit,validate,test,predict}" in shown.stdout
-    assert "lightning-fold {compress,compare,export} --help" in shown.stdout
+    assert listed(shown.stdout) == EVERY_COMMAND
 
 
 @pytest.mark.parametrize("command", ["compress", "compare", "export"])

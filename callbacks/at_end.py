@@ -7,7 +7,7 @@ from typing import Any, get_args
 import lightning
 from torch import nn
 
-from lightning_fold.arguments import as_list, check_choice, check_share
+from lightning_fold.arguments import as_list, check_choice, check_count, check_share
 from lightning_fold.callbacks.base import Rewrite, RewriteCallback
 from lightning_fold.callbacks.batches import training_batches
 from lightning_fold.callbacks.inputs import network_inputs
@@ -159,9 +159,9 @@ class ReduceOnce(RewriteOnce):
         self.size = one_size(call, size, {"ratio": 0.3})
         check_choice(call, "compensate", compensate, get_args(Compensate))
         check_choice(call, "repair", repair, repairs)
-        if batches < 0 or (repair == "data" and batches == 0):
-            least = 1 if repair == "data" else 0
-            raise ValueError(f"{call}(batches={batches}, repair={repair!r}): expected at least {least} batches.")
+        check_count(call, "batches", batches)
+        if repair == "data" and batches == 0:
+            raise ValueError(f"{call}(batches=0, repair='data'): expected at least 1 batch.")
         self.ratio, self.keep_parameters, self.keep_flops = size["ratio"], size["keep_parameters"], size["keep_flops"]
         self.batches = batches
         self.compensate, self.repair, self.skip = compensate, repair, as_list(call, "skip", skip)

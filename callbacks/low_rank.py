@@ -1,5 +1,6 @@
 """LowRankFactorization: splits layers into two of low rank at the end of training."""
 
+from lightning_fold.arguments import check_count
 from lightning_fold.callbacks.at_end import RewriteOnce, one_size
 from lightning_fold.callbacks.base import Rewrite
 from lightning_fold.rewrites.low_rank import factorize
@@ -40,8 +41,7 @@ class LowRankFactorization(RewriteOnce):
         super().__init__("factorize", at_epoch, module, monitor, whiten_batches)
         size = {"keep_parameters": keep_parameters, "keep_flops": keep_flops}
         self.size = one_size("LowRankFactorization", size, {"keep_parameters": 0.5})
-        if whiten_batches < 0:
-            raise ValueError(f"LowRankFactorization(whiten_batches={whiten_batches}): expected at least 0.")
+        check_count("LowRankFactorization", "whiten_batches", whiten_batches)
         self.keep_parameters, self.keep_flops = keep_parameters, keep_flops
         self.whiten_batches = whiten_batches
 

@@ -1,6 +1,7 @@
 """Checks of arguments that several constructors share; each error shows the call as it was written."""
 
 from collections.abc import Iterable
+from numbers import Integral
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,6 +18,12 @@ def check_choice(call: str, name: str, value: str, choices: tuple[str, ...]) -> 
     """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{call}({name}={value!r}): expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_count(call: str, name: str, value: int, least: int = 0) -> None:
+    """Raise ``ValueError`` unless ``value`` is a whole number of at least ``least``."""
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{call}({name}={value!r}): expected a whole number of at least {least}.")
 
 
 def check_share(call: str, name: str, value: float, *, one: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lightning_fold.arguments import check_count
 from lightning_fold.commands.comparison_table import Mode, draw, tables_of
 from lightning_fold.commands.methods import SizedMethod
 from lightning_fold.commands.rows import Of, Repair
@@ -79,8 +80,7 @@ def _check(lists: dict[str, list[Any]], counts: dict[str, int]) -> None:
         if not values:
             raise ValueError(f"compare({name}=[]): expected at least one. Leave --{name} out for the usual ones.")
     for name, count in counts.items():
-        if count < (least := 1 if name == "workers" else 0):
-            raise ValueError(f"compare({name}={count}): expected a whole number of at least {least}.")
+        check_count("compare", name, count, 1 if name == "workers" else 0)
 
 
 def find_checkpoints(pattern: str) -> list[Path]:

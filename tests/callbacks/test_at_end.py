@@ -285,7 +285,13 @@ def test_rewrite_is_done_once(make_classifier, make_trainer, data):
         (lambda: ChannelFolding(0.2, 0.5), r"Folding\(ratio=0\.2, keep_parameters=0\.5\): expected one of them"),
         (lambda: ChannelPruning(keep_flops=0.0), r"ChannelPruning\(keep_flops=0\.0\): expected a share in \(0, 1\]"),
         (lambda: LowRankFactorization(keep_flops=1.1), r"keep_flops=1\.1\)"),
-        (lambda: LowRankFactorization(whiten_batches=-1), r"whiten_batches=-1\): expected at least 0"),
+        (lambda: LowRankFactorization(whiten_batches=-1), r"whiten_batches=-1\): expected a whole number of at least 0"),
+        (lambda: LowRankFactorization(whiten_batches=2.5), r"whiten_batches=2\.5\): expected a whole number"),
+        (lambda: LowRankFactorization(whiten_batches="8"), r"whiten_batches='8'\): expected a whole number"),
+        (lambda: ChannelFolding(batches=2.5), r"ChannelFolding\(batches=2\.5\): expected a whole number of at least 0"),
+        (lambda: ChannelPruning(batches="8"), r"ChannelPruning\(batches='8'\): expected a whole number of at least 0"),
+        (lambda: ChannelPruning(batches=-1), r"ChannelPruning\(batches=-1\): expected a whole number of at least 0"),
+        (lambda: ChannelFolding(repair="data"), r"batches=0, repair='data'\): expected at least 1 batch\."),
     ],
 )
 def test_values_out_of_range_are_refused(build, message):

@@ -177,7 +177,7 @@ class RewriteCallback(lightning.Callback):
 
     def _tell(self, trainer: lightning.Trainer, report: RewriteReport) -> None:
         """Name the size in the terminal, and what the user should know of how it came about."""
-        epoch = f"epoch {trainer.current_epoch} of {trainer.max_epochs}"
+        epoch = place_in(trainer)
         rank_zero_info(f"{type(self).__name__}, {epoch}: {report.summary}")
         for note in report.notes:
             rank_zero_warn(f"{type(self).__name__}, {epoch}: {note}")
@@ -222,6 +222,12 @@ def rewriting(trainer: lightning.Trainer) -> list[RewriteCallback]:
     """The callbacks that rewrite networks."""
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return [callback for callback in callbacks if isinstance(callback, RewriteCallback)]
+
+
+def place_in(trainer: lightning.Trainer) -> str:
+    """Where training is; of how many epochs it has is known where no number of steps or time alone ends it."""
+    known = trainer.max_epochs is not None and trainer.max_epochs >= 0
+    return f"epoch {trainer.current_epoch}" + (f" of {trainer.max_epochs}" if known else "")
 
 
 def renew(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -13,6 +13,7 @@ from lightning_fold.arguments import as_list, check_choice, check_share
 from lightning_fold.callbacks.base import (
     RewriteCallback,
     learning_rate,
+    place_in,
     remember_dense,
     renew,
 )
@@ -303,9 +304,9 @@ class SqueezeRelease(RewriteCallback):
         rebuild(network, good.structure, optimizers=trainer.optimizers)
         network.load_state_dict(good.state_dict)
         rank_zero_warn(
-            f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}), epoch {trainer.current_epoch} of "
-            f"{trainer.max_epochs}: {self.monitor} fell to {self.metric:.4g}, so the last good network is back: "
-            f"{good.parameters:,} parameters, {self.monitor} {good.metrics.get(self.monitor, torch.nan):.4g}"
+            f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}), {place_in(trainer)}: {self.monitor} fell to "
+            f"{self.metric:.4g}, so the last good network is back: {good.parameters:,} parameters, "
+            f"{self.monitor} {good.metrics.get(self.monitor, torch.nan):.4g}"
         )
         self.metric, self.report, self._unseen = good.metrics.get(self.monitor), None, True
         del record.methods[self.good_methods :]

@@ -253,6 +253,14 @@ def test_size_and_what_was_undone_is_told(make_classifier, make_trainer, data, c
     assert f"ChannelFolding, epoch 1 of 1: {folding.report.summary}" in caplog.text
 
 
+@pytest.mark.parametrize("epochs", [-1, None])
+def test_number_of_epochs_is_told_where_it_is_known(make_classifier, make_trainer, data, caplog, epochs):
+    folding = ChannelFolding(ratio=0.4)
+    with caplog.at_level("INFO"):
+        make_trainer(epochs, folding, max_steps=3).fit(make_classifier(), data)
+    assert f"ChannelFolding, epoch 1: {folding.report.summary}" in caplog.text
+
+
 def test_one_class_twice(make_classifier, make_trainer, data, run_and_save):
     """Folded before two epochs, stopped in between: as the unbroken run."""
     unbroken, resumed = make_classifier("conv"), make_classifier("conv")
@@ -285,7 +293,10 @@ def test_rewrite_is_done_once(make_classifier, make_trainer, data):
         (lambda: ChannelFolding(0.2, 0.5), r"Folding\(ratio=0\.2, keep_parameters=0\.5\): expected one of them"),
         (lambda: ChannelPruning(keep_flops=0.0), r"ChannelPruning\(keep_flops=0\.0\): expected a share in \(0, 1\]"),
         (lambda: LowRankFactorization(keep_flops=1.1), r"keep_flops=1\.1\)"),
-        (lambda: LowRankFactorization(whiten_batches=-1), r"whiten_batches=-1\): expected a whole number of at least 0"),
+        (
+            lambda: LowRankFactorization(whiten_batches=-1),
+            r"whiten_batches=-1\): expected a whole number of at least 0",
+        ),
         (lambda: LowRankFactorization(whiten_batches=2.5), r"whiten_batches=2\.5\): expected a whole number"),
         (lambda: LowRankFactorization(whiten_batches="8"), r"whiten_batches='8'\): expected a whole number"),
         (lambda: ChannelFolding(batches=2.5), r"ChannelFolding\(batches=2\.5\): expected a whole number of at least 0"),

@@ -66,14 +66,15 @@ class CompressionMonitor(lightning.Callback):
     ) -> None:
         """Show the size in the progress bar."""
         if batch_idx == 0:
-            sizes = self._sizes(pl_module)
-            shown = {"kparams": sizes["compression/parameters"] / 1000, "factor": sizes["compression/factor"]}
+            shown = _in_progress_bar(self._sizes(pl_module))
             pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log the size of the network."""
+        """Log the size of the network, and show it: behind a rewrite at the end comes no training batch."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            pl_module.log_dict(self._all_sizes(pl_module))
+            sizes = self._all_sizes(pl_module)
+            pl_module.log_dict(sizes)
+            pl_module.log_dict(_in_progress_bar(sizes), prog_bar=True, logger=False)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the accuracy at this size, and keep it for the figures."""
@@ -150,6 +151,10 @@ class CompressionMonitor(lightning.Callback):
         if self._flops[0] != parameters:
             self._flops = (parameters, count_flops(network, on_device(self._example, device_of(network))))
         return self._flops[1]
+
+
+def _in_progress_bar(sizes: dict[str, float]) -> dict[str, float]:
+    return {"kparams": sizes["compression/parameters"] / 1000, "factor": sizes["compression/factor"]}
 
 
 def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:

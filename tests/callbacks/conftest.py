@@ -114,12 +114,15 @@ def make_trainer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("root")
 
     def make(epochs, *callbacks, **arguments):
-        settings = {"logger": False, "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks)}
+        settings = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        }
         return lightning.Trainer(
             max_epochs=epochs,
             accelerator="cpu",
             default_root_dir=folder,
-            enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=list(callbacks),
             **{**settings, **arguments},

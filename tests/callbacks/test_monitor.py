@@ -1,8 +1,10 @@
 import csv
+import re
 from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -153,6 +155,17 @@ def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, 
     events.Reload()
     assert values(events, "compression/parameters")[-1] == small
     assert "compression/spectra" in events.Tags()["images"]
+
+
+def test_progress_bar_ends_with_the_network_as_it_ends(make_classifier, make_trainer, data, capfd):
+    module, monitor = make_classifier(), CompressionMonitor()
+    trainer = make_trainer(1, ChannelPruning(ratio=0.5), monitor, TQDMProgressBar(), enable_progress_bar=True)
+    trainer.fit(module, data)
+    frames = "".join(capfd.readouterr())
+    small, dense = lf.count_parameters(module.network), follow(module).dense.parameters
+    shown = re.findall(r"kparams=([\d.]+), factor=([\d.]+)", frames)
+    assert tuple(map(float, shown[0])) == pytest.approx((dense / 1000, 1), rel=1e-2)
+    assert tuple(map(float, shown[-1])) == pytest.approx((small / 1000, dense / small), rel=1e-2)
 
 
 def test_nested_hyperparameters_become_flat():

@@ -11,6 +11,7 @@ from lightning_fold.arguments import as_list, check_choice, check_count, check_s
 from lightning_fold.callbacks.base import Rewrite, RewriteCallback
 from lightning_fold.callbacks.batches import training_batches
 from lightning_fold.callbacks.inputs import network_inputs
+from lightning_fold.report import counted
 from lightning_fold.rewrites.options import Compensate
 from lightning_fold.structure.inputs import Inputs, few_examples
 
@@ -97,8 +98,9 @@ class RewriteOnce(RewriteCallback):
     def unfinished(self, epochs: int) -> str:
         """The epoch that was not reached."""
         return (
-            f"{type(self).__name__}(at_epoch={self.at_epoch}): training ended after {epochs} epochs, and the network "
-            "stays as it is. Set an earlier epoch, or at_epoch=-1 for the end of training, whenever that comes."
+            f"{type(self).__name__}(at_epoch={self.at_epoch}): training ended after {counted(epochs, 'epoch')}, and "
+            "the network stays as it is. Set an earlier epoch, or at_epoch=-1 for the end of training, whenever "
+            "that comes."
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lightning_fold.callbacks.base import (
 )
 from lightning_fold.checkpointing import Snapshot, follow, network_of
 from lightning_fold.regularizers import GroupSparsity
-from lightning_fold.report import RewriteReport
+from lightning_fold.report import RewriteReport, counted
 from lightning_fold.rewrites.minimization import minimize
 from lightning_fold.rewrites.rebuild import rebuild
 from lightning_fold.rewrites.release import release
@@ -217,8 +217,8 @@ class SqueezeRelease(RewriteCallback):
     def unfinished(self, epochs: int) -> str:
         """How many cycles were left."""
         return (
-            f"SqueezeRelease(cycles={self.cycles}): training ended after {epochs} epochs, when {self.minimized} cycles "
-            f"were done. All of them take {self.last_epoch} epochs."
+            f"SqueezeRelease(cycles={self.cycles}): training ended after {counted(epochs, 'epoch')}, with "
+            f"{counted(self.minimized, 'cycle')} done. All of them take {self.last_epoch} epochs."
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from lightning_fold.arguments import check_choice
 from lightning_fold.extras import require
 from lightning_fold.rewrites.transaction import TOLERANCES, float_tensors, outputs, relative_error
 from lightning_fold.serialization import load, save, write_atomically
@@ -64,12 +65,12 @@ def export(
         OSError: the file cannot be written; an older file of that name is as it was.
     """
     path, suffix = Path(path), Path(path).suffix.removeprefix(".")
+    if format is not None:
+        check_choice("export", "format", format, get_args(Format))
     kind = cast(Format, format or suffix)
     if kind not in get_args(Format) or kind != suffix:
-        raise ValueError(
-            f"export(path={str(path)!r}, format={format!r}): expected a path that ends in "
-            f"{' or '.join(f'.{name}' for name in get_args(Format))}, as its format does."
-        )
+        wanted = f".{kind} for format={kind!r}" if format else ".onnx, .pt2 or .safetensors"
+        raise ValueError(f"export(path={str(path)!r}): expected a path ending in {wanted}.")
     twin = deepcopy(unwrapped(model)).cpu().eval()
     examples = tuple(value.detach().cpu() for value in as_inputs(example_inputs))
     batches = [_of_size(examples, size) for size in _BATCHES]

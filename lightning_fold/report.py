@@ -83,7 +83,8 @@ class RewriteReport:
             console.print(self._table())
         for kept in self.kept:
             cost = "" if kept.parameters is None else f" ({kept.parameters:,} parameters)"
-            console.print(f"kept {kept.channels} channels of {kept.tensor}: {kept.reason}{cost}", soft_wrap=True)
+            what = f"{counted(kept.channels, 'channel')} of {kept.tensor}"
+            console.print(f"kept {what}: {kept.reason}{cost}", soft_wrap=True)
         for note in self.notes:
             console.print(f"note: {note}", soft_wrap=True)
         return lines.getvalue().rstrip()
@@ -93,6 +94,11 @@ class RewriteReport:
         for change in self.changes:
             table.add_row(change.tensor, _shape(change.before), _shape(change.after))
         return table
+
+
+def counted(number: int, noun: str) -> str:
+    """How many there are: ``1 channel``, ``2 channels``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def some_of(names: Iterable[str]) -> str:

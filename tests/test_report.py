@@ -36,5 +36,7 @@ def test_text_names_numbers_tensors_and_reasons() -> None:
 
 
 def test_reasons_with_brackets_are_printed_as_they_are() -> None:
-    report = lf.RewriteReport("fold", 4, 2, kept=(lf.Kept("a.weight", 2, "shape [red] has no rule"),))
+    kept = (lf.Kept("a.weight", 2, "shape [red] has no rule"), lf.Kept("b.weight", 1, "why"))
+    report = lf.RewriteReport("fold", 4, 2, kept=kept)
     assert "kept 2 channels of a.weight: shape [red] has no rule" in str(report) and report.factor == 2
+    assert "kept 1 channel of b.weight: why" in str(report)

@@ -60,7 +60,8 @@ class ChannelGroup:
 
     def __str__(self) -> str:
         sides = ", ".join(f"{m.tensor}[{':, ' * m.dim}{'reads' if m.reads else 'writes'}]" for m in self.members)
-        return f"{self.size} channels: {sides}" + (f" (stays: {self.pinned})" if self.pinned else "")
+        size = f"{self.size} channel{'' if self.size == 1 else 's'}"
+        return f"{size}: {sides}" + (f" (stays: {self.pinned})" if self.pinned else "")
 
 
 @dataclass(frozen=True)

@@ -402,7 +402,7 @@ def test_epoch_that_is_not_reached_is_said(make_classifier, make_trainer, data):
     folding = ChannelFolding(ratio=0.4, at_epoch=3)
     trainer = make_trainer(5, folding, LowRankFactorization(keep_parameters=0.6), max_steps=3)
     module = make_classifier("conv")
-    with pytest.warns(match=r"ChannelFolding\(at_epoch=3\): training ended after 1 epochs"):
+    with pytest.warns(match=r"ChannelFolding\(at_epoch=3\): training ended after 1 epoch, and"):
         trainer.fit(module, data)
     assert [each["method"] for each in follow(module).methods] == ["factorize"]
     assert "compressed/accuracy" in trainer.callback_metrics  # nothing more is to come: the network is what it ends as

@@ -360,7 +360,7 @@ def test_limit_needs_a_validation_after_every_epoch(make_classifier, make_traine
 
 def test_training_that_ends_before_its_cycles_is_said(make_classifier, make_trainer, data):
     trainer = make_trainer(5, squeeze(cycles=2), max_steps=3)
-    with pytest.warns(match=r"SqueezeRelease\(cycles=2\): training ended after 1 epochs, when 0 cycles were done"):
+    with pytest.warns(match=r"SqueezeRelease\(cycles=2\): training ended after 1 epoch, with 0 cycles done"):
         trainer.fit(make_classifier(), data)
 
 

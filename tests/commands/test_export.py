@@ -120,8 +120,9 @@ class FixedBatch(nn.Module):
     ("model", "path", "arguments", "expected"),
     [
         (FixedBatch(), "x.pt2", {}, "cannot trace it for batches of any size"),
-        (nn.Linear(4, 4), "x.tflite", {}, r"expected a path that ends in \.onnx or \.pt2 or \.safetensors"),
-        (nn.Linear(4, 4), "x.pt2", {"format": "onnx"}, "as its format does"),
+        (nn.Linear(4, 4), "x.tflite", {}, r"x\.tflite'\): expected a path ending in \.onnx, \.pt2 or \.safetensors\."),
+        (nn.Linear(4, 4), "x.pt2", {"format": "onnx"}, r"expected a path ending in \.onnx for format='onnx'\."),
+        (nn.Linear(4, 4), "x.onnx", {"format": "onxx"}, r"export\(format='onxx'\): expected one of 'onnx', 'pt2', "),
         (nn.Linear(4, 4), "x.safetensors", {}, "give network="),
     ],
 )
@@ -207,7 +208,7 @@ def test_network_that_says_everything_needs_no_configuration(run, mistake, netwo
 
 def test_mistakes_of_the_command(mistake, trained, monkeypatch):
     checkpoint = trained / "checkpoints" / "last.ckpt"
-    assert "ends in .onnx" in mistake("export", "--checkpoint", checkpoint, "--output", "small.tflite")[0]
+    assert "ending in .onnx" in mistake("export", "--checkpoint", checkpoint, "--output", "small.tflite")[0]
     monkeypatch.setattr("lightning_fold.extras.find_spec", lambda name: None)
     error, _ = mistake("export", "--checkpoint", checkpoint, "--output", "small.onnx")
     assert "pip install 'lightning-fold[export]'" in error

@@ -22,10 +22,10 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
     end ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values. The second
     of several, a module's own ``regularizers`` first, logs as ``smoothness/nuclear_norm 2`` and so on.
 
-    Suggested: the nuclear norm before LowRankFactorization, with a warm-up. What counts is learning rate x strength x
-    steps: 0.005 was best for 1,200 steps at 0.05 with momentum 0.9, so take less for long training. Too much costs
-    accuracy of the dense network. It does not help layers that are left alone afterwards: skip them. With Adam a
-    penalty is divided by the size of the gradients, so weights that hardly get any feel it most.
+    Suggested: the nuclear norm before LowRankFactorization or ChannelFolding, with a warm-up. What counts is learning
+    rate x strength x steps: 0.005 was best for 1,200 steps at 0.05 with momentum 0.9, so take less for long training.
+    Too much costs accuracy of the dense network. It does not help layers that are left alone afterwards: skip them.
+    With Adam a penalty is divided by the size of the gradients, so weights that hardly get any feel it most.
 
     Source: "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469).
     """

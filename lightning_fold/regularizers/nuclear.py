@@ -38,6 +38,9 @@ def polar_factor(matrix: Tensor) -> Tensor:
     1e-3 in float32; smaller ones become something between 0 and 1, larger for larger. Steps commute with the matrix, so
     they are taken on its Gram matrix, which is computed anew half-way, before rounding errors have grown.
 
+    Simulated with products in TF32, which ``torch.set_float32_matmul_precision("high")`` allows GPUs, the result for
+    random matrices is within 5 % of the polar factor (Frobenius norm), its singular values below 1.005.
+
     Args:
         matrix: (m, n) float32 or float64, finite.
 

@@ -86,7 +86,7 @@ def reads_less(shape: Shape) -> bool:
     return columns < rows
 
 
-def second_moments(
+def moments_of(
     model: nn.Module, example_inputs: Inputs, batches: Iterable[Any], found: Sequence[Shape]
 ) -> dict[int, Tensor]:
     """Second moments by ``id`` of each shape, float64: of its outputs, or of what its columns read if those are fewer.

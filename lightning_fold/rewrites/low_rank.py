@@ -13,7 +13,7 @@ from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.budget import at_least, missed
 from lightning_fold.rewrites.calibration import precise
-from lightning_fold.rewrites.factors import KINDS, Shape, product, reads_less, second_moments, shapes
+from lightning_fold.rewrites.factors import KINDS, Shape, moments_of, product, reads_less, shapes
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.uses import Use, find_irreplaceable, find_uses
 from lightning_fold.rewrites.wrappers import on_network
@@ -39,9 +39,13 @@ def factorize(
     A linear layer becomes two. A k x k convolution becomes k x k to r channels then 1 x 1, or k x 1 then 1 x k,
     whichever keeps more energy at a third of the cost. The ranks are allocated over the whole network: singular values
     with the most energy (as a share of their layer's) per parameter, or per FLOP, come first, until the budget is
-    spent: what is left of it is less than one more rank anywhere would cost. A layer whose factors would not be
-    smaller is left alone, and so is one whose weight other code reads. The fast path of ``nn.TransformerEncoderLayer``
-    does: to have its layers factorized, call ``torch.backends.mha.set_fastpath_enabled(False)``, always from then on.
+    spent: what is left of it is less than one more rank anywhere would cost. Two layers from an earlier call are read
+    as the one that they stand for.
+
+    A layer whose factors would not be smaller is left alone. So is one that is called by another way than as the
+    submodule it is, one whose type the code asks for, and one whose weight other code reads. The fast path of
+    ``nn.TransformerEncoderLayer`` does: to have its layers factorized, call
+    ``torch.backends.mha.set_fastpath_enabled(False)``, always from then on.
 
     With ``batches`` the decomposition is that of the layer's outputs on data: of W C^(1/2), C the second moment of its
     inputs, so that the error of the outputs, not that of the weights, is the smallest of its rank (for k x 1 then
@@ -138,7 +142,7 @@ def _layers(
             f"{_left_alone(reasons)}"
         )
     each = [shape for group in found for shape in group]
-    moments = None if batches is None else second_moments(model, example_inputs, batches, each)
+    moments = None if batches is None else moments_of(model, example_inputs, batches, each)
     layers = []
     for group in found:
         if moments is not None and id(group[0]) not in moments:

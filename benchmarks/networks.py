@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from lightning_fold.complexity import count_parameters
-from lightning_fold.rewrites.filling import parameters_left
+from lightning_fold.rewrites.exact.round_widths import parameters_left
 from lightning_fold.structure.groups import read_structure
 from lightning_fold.structure.liveness import live_groups
 

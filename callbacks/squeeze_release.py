@@ -10,23 +10,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_fold.arguments import as_list, check_choice, check_share
-from lightning_fold.callbacks.base import (
+from lightning_fold.callbacks.rewriting.base import (
     RewriteCallback,
     learning_rate,
     place_in,
     remember_dense,
     renew,
 )
-from lightning_fold.checkpointing import Snapshot, follow, network_of
+from lightning_fold.inputs import Inputs
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.report import RewriteReport, counted
-from lightning_fold.rewrites.minimization import minimize
-from lightning_fold.rewrites.rebuild import rebuild
-from lightning_fold.rewrites.release import release
-from lightning_fold.rewrites.sparsification import Criterion, prunable_weights, sparsify
-from lightning_fold.rewrites.target import sparsity_within
+from lightning_fold.rewrites.exact.minimize import minimize
+from lightning_fold.rewrites.sparsity.release import release
+from lightning_fold.rewrites.sparsity.sparsify import Criterion, prunable_weights, sparsify
+from lightning_fold.rewrites.sparsity.sparsity_for_target import sparsity_within
+from lightning_fold.storage.checkpoints import Snapshot, follow, network_of
+from lightning_fold.storage.rebuild import rebuild
 from lightning_fold.structure.groups import channel_groups
-from lightning_fold.structure.inputs import Inputs
 
 Phase = Literal["dense", "shrink", "masked", "final"]
 

@@ -6,22 +6,22 @@ Every rewrite works in place on any network that ``torch.export`` can trace and 
 from typing import TYPE_CHECKING, Any
 
 from lightning_fold.complexity import Latency, count_bytes, count_flops, count_parameters, measure_latency
-from lightning_fold.deployment import ExportReport, export
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
-from lightning_fold.rewrites.folding import fold
-from lightning_fold.rewrites.low_rank import factorize
-from lightning_fold.rewrites.minimization import minimize
-from lightning_fold.rewrites.pruning import prune
-from lightning_fold.rewrites.rebuild import rebuild
-from lightning_fold.rewrites.release import release
+from lightning_fold.rewrites.exact.minimize import minimize
+from lightning_fold.rewrites.factorization.factorize import factorize
+from lightning_fold.rewrites.reduction.fold import fold
+from lightning_fold.rewrites.reduction.prune import prune
 from lightning_fold.rewrites.repair import repair
-from lightning_fold.rewrites.sparsification import sparsify, sparsity_of
-from lightning_fold.serialization import load, save
-from lightning_fold.structure.description import describe
+from lightning_fold.rewrites.sparsity.release import release
+from lightning_fold.rewrites.sparsity.sparsify import sparsify, sparsity_of
+from lightning_fold.storage.describe import describe
+from lightning_fold.storage.export import ExportReport, export
+from lightning_fold.storage.files import load, save
+from lightning_fold.storage.rebuild import rebuild
 from lightning_fold.structure.groups import ChannelGroup, Member, channel_groups
 
 if TYPE_CHECKING:
-    from lightning_fold.checkpointing import load_from_checkpoint
+    from lightning_fold.storage.checkpoints import load_from_checkpoint
 
 __all__ = [
     "Change",
@@ -57,7 +57,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``load_from_checkpoint`` on first use: it alone needs Lightning, which takes seconds to import."""
     if name == "load_from_checkpoint":
-        from lightning_fold.checkpointing import load_from_checkpoint
+        from lightning_fold.storage.checkpoints import load_from_checkpoint
 
         return load_from_checkpoint
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

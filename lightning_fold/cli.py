@@ -16,10 +16,10 @@ from rich.console import Console
 import lightning_fold.data
 import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
 from lightning_fold.commands import compare, compress, export_network
-from lightning_fold.config_errors import summarise
+from lightning_fold.commands.config_errors import summarise
+from lightning_fold.commands.summary import summarise_run
 from lightning_fold.remarks import silence
-from lightning_fold.serialization import read_checkpoint
-from lightning_fold.summary import summarise_run
+from lightning_fold.storage.files import read_checkpoint
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {

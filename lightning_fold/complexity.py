@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_fold.structure.inputs import Inputs, call
-from lightning_fold.structure.trace import evaluation_mode, written_out
+from lightning_fold.inputs import Inputs, call
+from lightning_fold.structure.graph.trace import evaluation_mode, written_out
 
 
 def count_parameters(model: nn.Module) -> int:

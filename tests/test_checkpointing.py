@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelPruning
-from lightning_fold.checkpointing import Snapshot, follow, network_of, restore_structure, store_structure
 from lightning_fold.models import MLP
 from lightning_fold.modules import Classifier
+from lightning_fold.storage.checkpoints import Snapshot, follow, network_of, restore_structure, store_structure
 
 ARGUMENTS = {"in_features": 8, "hidden": [12, 10], "out_features": 3}
 INPUTS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))

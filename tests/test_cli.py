@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from lightning_fold.cli import main
-from lightning_fold.config_errors import summarise
+from lightning_fold.commands.config_errors import summarise
 from lightning_fold.modules import Classifier
 
 CONFIG = {

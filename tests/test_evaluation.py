@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_fold.evaluation import evaluate
+from lightning_fold.evaluation.evaluate import evaluate
 
 INPUTS = torch.arange(12.0).reshape(6, 2)
 

@@ -10,9 +10,9 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.datasets import load_digits
 
-from lightning_fold.checkpointing import follow
 from lightning_fold.complexity import count_parameters
 from lightning_fold.data import ImageFolderDataModule
+from lightning_fold.storage.checkpoints import follow
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -15,7 +15,7 @@ from lightning_fold.callbacks import (
     LowRankFactorization,
     SqueezeRelease,
 )
-from lightning_fold.checkpointing import follow
+from lightning_fold.storage.checkpoints import follow
 
 
 def squeeze():

@@ -16,7 +16,7 @@ from lightning_fold.callbacks import ChannelPruning
 from lightning_fold.cli import main
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.modules import Classifier
-from lightning_fold.serialization import write_atomically
+from lightning_fold.storage.files import write_atomically
 
 NETWORK = {"in_features": 64, "hidden": [12], "out_features": 10}
 

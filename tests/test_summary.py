@@ -15,10 +15,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelFolding
 from lightning_fold.cli import main
+from lightning_fold.commands.summary import summarise_run
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.models import MLP
 from lightning_fold.modules import Classifier
-from lightning_fold.summary import summarise_run
 
 NETWORK = {"in_features": 64, "hidden": [24, 16], "out_features": 10}
 SQUEEZE = {"dense_epochs": 2, "cycles": 1, "shrink_epochs": 1, "masked_epochs": 1, "sparsity": [0.5]}

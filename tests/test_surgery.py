@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.surgery import Surgery
+from lightning_fold.surgery.transaction import Surgery
 from tests.zoo import ZOO, build
 
 

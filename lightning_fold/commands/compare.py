@@ -14,7 +14,7 @@ from lightning_fold.commands.methods import SizedMethod
 from lightning_fold.commands.rows import Of, Repair
 from lightning_fold.commands.runs import SUFFIXES
 from lightning_fold.commands.trials import plan, run_trials
-from lightning_fold.evaluation import Split
+from lightning_fold.evaluation.evaluate import Split
 
 COMPARED: list[SizedMethod] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
 

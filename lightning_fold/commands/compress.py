@@ -10,9 +10,9 @@ from lightning_fold.commands.rows import Repair
 from lightning_fold.commands.runs import SUFFIXES, Run, read_run
 from lightning_fold.commands.trials import REPAIR_BATCHES
 from lightning_fold.complexity import Latency, count_bytes
-from lightning_fold.deployment import export
-from lightning_fold.measurement import Measurement, latency_note, measure, side_by_side
-from lightning_fold.serialization import save
+from lightning_fold.evaluation.measurement import Measurement, latency_note, measure, side_by_side
+from lightning_fold.storage.export import export
+from lightning_fold.storage.files import save
 
 
 def compress(

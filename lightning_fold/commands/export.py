@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from lightning_fold.commands.runs import read_run
-from lightning_fold.deployment import Format, export
+from lightning_fold.storage.export import Format, export
 
 
 def export_network(checkpoint: str, output: str, format: Format | None = None, config: str | None = None) -> None:

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.calibration import from_batches
-from lightning_fold.rewrites.folding import fold
-from lightning_fold.rewrites.improvement import improved
-from lightning_fold.rewrites.low_rank import factorize
-from lightning_fold.rewrites.minimization import minimize
-from lightning_fold.rewrites.pruning import prune
+from lightning_fold.rewrites.exact.minimize import minimize
+from lightning_fold.rewrites.factorization.factorize import factorize
+from lightning_fold.rewrites.reduction.fold import fold
+from lightning_fold.rewrites.reduction.prune import prune
+from lightning_fold.rewrites.reduction.recovery.recovery import improved
 from lightning_fold.rewrites.repair import repair
-from lightning_fold.structure.inputs import Inputs
 
 SizedMethod = Literal["prune", "prune-l1", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
 Method = Literal[SizedMethod, "minimize"]

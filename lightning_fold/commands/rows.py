@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from filelock import FileLock
 
-from lightning_fold.serialization import write_atomically
+from lightning_fold.storage.files import write_atomically
 
 Repair = Literal["none", "data"]
 Of = Literal["parameters", "flops", "channels"]

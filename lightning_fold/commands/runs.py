@@ -11,13 +11,13 @@ import lightning
 import yaml
 from torch import Tensor, nn
 
-from lightning_fold.checkpointing import follow, network_of
-from lightning_fold.config_errors import summarise
+from lightning_fold.commands.config_errors import summarise
+from lightning_fold.inputs import Inputs
 from lightning_fold.models.factory import without_pretraining
 from lightning_fold.modules import Classifier
 from lightning_fold.modules.base import network_source
-from lightning_fold.serialization import example_of, load_file, read_checkpoint
-from lightning_fold.structure.inputs import Inputs
+from lightning_fold.storage.checkpoints import follow, network_of
+from lightning_fold.storage.files import example_of, load_file, read_checkpoint
 
 SUFFIXES = (".ckpt", ".pt", ".safetensors")  # of the files that hold a network
 

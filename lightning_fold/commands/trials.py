@@ -21,10 +21,10 @@ from lightning_fold.commands.methods import Method, apply
 from lightning_fold.commands.rows import DENSE, Of, Repair, Row, Trial, read_rows, write_rows
 from lightning_fold.commands.runs import Run, read_config, read_run
 from lightning_fold.complexity import count_flops, count_parameters
-from lightning_fold.evaluation import Split, evaluate
+from lightning_fold.evaluation.evaluate import Split, evaluate
+from lightning_fold.inputs import first_examples
 from lightning_fold.remarks import silence
 from lightning_fold.report import RewriteError
-from lightning_fold.structure.inputs import first_examples
 
 REPAIR_BATCHES = 50
 

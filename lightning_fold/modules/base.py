@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from lightning_fold.callbacks.smoothness import check_regularization, log_spectrum, regularize
-from lightning_fold.checkpointing import Snapshot, StructureCheckpoint, follow
+from lightning_fold.callbacks.smoothness_regularization import check_regularization, log_spectrum, regularize
 from lightning_fold.models.factory import accepted_arguments, build_network, find_builder, without_pretraining
 from lightning_fold.modules.distillation import distillation_loss
 from lightning_fold.modules.hyperparameters import plain_arguments
 from lightning_fold.regularizers import Smoothness
-from lightning_fold.structure.trace import unwrapped
+from lightning_fold.storage.checkpoints import Snapshot, StructureCheckpoint, follow
+from lightning_fold.structure.graph.trace import unwrapped
 
 
 class NetworkModule(StructureCheckpoint):

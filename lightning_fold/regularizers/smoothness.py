@@ -14,12 +14,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_fold.arguments import as_list
-from lightning_fold.origins import replaced_by
 from lightning_fold.regularizers.differences import first_difference, second_difference
 from lightning_fold.regularizers.group_sparsity import group_sparsity
 from lightning_fold.regularizers.nuclear import nuclear_norm
 from lightning_fold.regularizers.penalty import Axis, dimensions
-from lightning_fold.structure.trace import unwrapped
+from lightning_fold.structure.graph.trace import unwrapped
+from lightning_fold.surgery.origins import replaced_by
 
 Penalty = Literal["nuclear_norm", "first_difference", "second_difference", "group_sparsity"]
 

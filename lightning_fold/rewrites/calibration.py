@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.rewrites.repair import estimate_statistics
-from lightning_fold.structure.inputs import (
+from lightning_fold.inputs import (
     Inputs,
     batch_size,
     call,
@@ -23,7 +22,8 @@ from lightning_fold.structure.inputs import (
     on_device,
     only_input,
 )
-from lightning_fold.structure.trace import evaluation_mode
+from lightning_fold.rewrites.repair import estimate_statistics
+from lightning_fold.structure.graph.trace import evaluation_mode
 
 _MOST_EXAMPLES = 256
 _CHUNK = 128  # examples that small batches are joined to

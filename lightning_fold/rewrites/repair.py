@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_fold.inputs import Inputs, batch_size, call, device_of, inputs_of_batch, join_inputs, on_device
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.structure.inputs import Inputs, batch_size, call, device_of, inputs_of_batch, join_inputs, on_device
-from lightning_fold.structure.trace import evaluation_mode
+from lightning_fold.structure.graph.trace import evaluation_mode
 
 
 def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:

@@ -9,12 +9,12 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_fold.complexity import count_parameters, counted_run
+from lightning_fold.inputs import Inputs, call
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
+from lightning_fold.structure.graph.trace import evaluation_mode
 from lightning_fold.structure.groups import read_structure
-from lightning_fold.structure.inputs import Inputs, call
-from lightning_fold.structure.trace import evaluation_mode
-from lightning_fold.surgery import Surgery
+from lightning_fold.surgery.transaction import Surgery
 
 # Largest relative change of an output that an exact rewrite may show before it is taken back: some thousand roundings
 # in single precision, about ten in half precision, where every layer's rounding is already seen in the output.

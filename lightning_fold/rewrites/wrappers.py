@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_fold.structure.trace import unwrapped, unwrapped_once
-from lightning_fold.surgery import Surgery
+from lightning_fold.structure.graph.trace import unwrapped, unwrapped_once
+from lightning_fold.surgery.transaction import Surgery
 
 Rewrite = TypeVar("Rewrite", bound=Callable[..., Any])
 

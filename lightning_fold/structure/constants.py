@@ -12,10 +12,10 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_fold.structure.known import Values, has_unknown, tidy, unknown
+from lightning_fold.structure.constant_values import Values, has_unknown, tidy, unknown
+from lightning_fold.structure.graph.trace import Trace, interpret
 from lightning_fold.structure.operators import family, functional
 from lightning_fold.structure.rules import RULES
-from lightning_fold.structure.trace import Trace, interpret
 
 
 def constants(trace: Trace) -> Values:

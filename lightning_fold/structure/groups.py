@@ -7,13 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.inputs import Inputs
 from lightning_fold.structure.columns import Columns, find_columns
+from lightning_fold.structure.constant_values import Values
 from lightning_fold.structure.constants import constants
-from lightning_fold.structure.inputs import Inputs
-from lightning_fold.structure.known import Values
-from lightning_fold.structure.labelling import label_channels
+from lightning_fold.structure.graph.trace import Trace, trace, unwrapped
+from lightning_fold.structure.label_channels import label_channels
 from lightning_fold.structure.labels import PINNED, WINDOW, Axis, Labels, Pin
-from lightning_fold.structure.trace import Trace, trace, unwrapped
 
 
 @dataclass(frozen=True)

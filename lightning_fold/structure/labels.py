@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
+from lightning_fold.structure.constant_values import Values
 from lightning_fold.structure.contractions import contraction_groups, is_transposed
-from lightning_fold.structure.known import Values
+from lightning_fold.structure.graph.trace import Trace, layer_of
 from lightning_fold.structure.operators import operands, operator_name
-from lightning_fold.structure.trace import Trace, layer_of
 from lightning_fold.structure.values import Value, blank, labels_in
 
 PINNED = 0

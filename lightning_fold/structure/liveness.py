@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from lightning_fold.structure.constant_values import channel_constants, depends
 from lightning_fold.structure.contractions import contraction_channel, oriented
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.known import channel_constants, depends
 from lightning_fold.structure.labels import Contraction, HeadUse, Norm, Product
 from lightning_fold.structure.operators import compact, family, feeds_softmax, operator_name, shape_operands
 from lightning_fold.structure.values import Value

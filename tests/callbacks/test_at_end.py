@@ -19,7 +19,7 @@ from lightning_fold.callbacks import (
     LowRankFactorization,
     SqueezeRelease,
 )
-from lightning_fold.checkpointing import follow
+from lightning_fold.storage.checkpoints import follow
 from tests.callbacks.conftest import ConvNet, Plain
 from tests.callbacks.projects import loader, project
 
@@ -246,7 +246,7 @@ def test_rewrite_that_no_validation_follows_is_validated_at_the_end(
 def test_size_and_what_was_undone_is_told(make_classifier, make_trainer, data, caplog, monkeypatch):
     module, folding = make_classifier("conv"), ChannelFolding(ratio=0.4)
     noted = lambda *a, **k: replace(lf.fold(*a, **k), notes=("a repair was undone",))  # noqa: E731
-    monkeypatch.setattr("lightning_fold.callbacks.folding.fold", noted)
+    monkeypatch.setattr("lightning_fold.callbacks.channel_folding.fold", noted)
     with caplog.at_level("INFO"), pytest.warns(UserWarning, match="ChannelFolding, epoch 1 of 1: a repair was undone"):
         make_trainer(1, folding).fit(module, data)
     assert folding.report.parameters_after == lf.count_parameters(module.network)

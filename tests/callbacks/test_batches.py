@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fold.callbacks import ChannelFolding, LowRankFactorization
-from lightning_fold.callbacks.batches import training_batches
+from lightning_fold.callbacks.loop.batches import training_batches
 
 
 class Project(lightning.LightningModule):

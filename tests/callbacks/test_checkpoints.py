@@ -8,7 +8,7 @@ from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelFolding, ChannelPruning, LowRankFactorization
-from lightning_fold.checkpointing import ADVICE
+from lightning_fold.storage.checkpoints import ADVICE
 from tests.callbacks.projects import CALLBACKS, EPOCHS, REWRITES, Project, loader, project
 
 rewriting = pytest.mark.parametrize("name", [name for name in CALLBACKS if REWRITES[name]])

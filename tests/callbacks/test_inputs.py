@@ -16,9 +16,9 @@ from lightning_fold.callbacks import (
     LowRankFactorization,
     SqueezeRelease,
 )
-from lightning_fold.callbacks.inputs import network_inputs
-from lightning_fold.checkpointing import follow
-from lightning_fold.structure.inputs import first_examples, join_inputs
+from lightning_fold.callbacks.loop.inputs import network_inputs
+from lightning_fold.inputs import first_examples, join_inputs
+from lightning_fold.storage.checkpoints import follow
 
 EXAMPLES = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 
 import lightning_fold as lf
-from lightning_fold.checkpointing import follow
+from lightning_fold.storage.checkpoints import follow
 from tests.callbacks.projects import CALLBACKS, EPOCHS, REWRITES, loader, project
 
 every_callback = pytest.mark.parametrize("name", list(CALLBACKS))

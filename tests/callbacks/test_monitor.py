@@ -11,8 +11,8 @@ from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelPruning, CompressionMonitor, SqueezeRelease
-from lightning_fold.callbacks.monitor import flatten, layer_widths
-from lightning_fold.checkpointing import follow
+from lightning_fold.callbacks.compression_monitor import flatten, layer_widths
+from lightning_fold.storage.checkpoints import follow
 
 
 def squeeze():

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.prune import random_unstructured
 
 from lightning_fold.callbacks import LowRankFactorization, SmoothnessRegularization
-from lightning_fold.callbacks.smoothness import regularize
+from lightning_fold.callbacks.smoothness_regularization import regularize
 from lightning_fold.modules import Classifier
 from lightning_fold.regularizers import Smoothness, first_difference, nuclear_norm, spectrum_decay
 

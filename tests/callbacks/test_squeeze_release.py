@@ -10,10 +10,10 @@ from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.callbacks import CompressionMonitor, LowRankFactorization, SqueezeRelease
-from lightning_fold.checkpointing import follow
 from lightning_fold.layers import SelectFeatures
 from lightning_fold.modules import Classifier
 from lightning_fold.regularizers import GroupSparsity
+from lightning_fold.storage.checkpoints import follow
 
 SETTINGS = {
     "dense_epochs": 1,

@@ -135,7 +135,7 @@ def test_mistakes(tmp_path, model, path, arguments, expected):
 def test_file_that_differs_is_not_put_in_place(network, tmp_path, monkeypatch):
     (tmp_path / "x.pt2").write_text("old")
     other = CifarResNet(**ARGUMENTS).eval()
-    monkeypatch.setattr("lightning_fold.deployment.load", lambda path, trusted: other)
+    monkeypatch.setattr("lightning_fold.storage.export.load", lambda path, trusted: other)
     with pytest.raises(ValueError, match=r"the file's outputs are .* of their size off for a batch of 2"):
         lf.export(network, torch.randn(2, 3, 8, 8), tmp_path / "x.pt2")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.pt2", "old")]
@@ -176,7 +176,7 @@ def test_outputs_that_are_no_floats(tmp_path, kind):
 
 @needs_onnx
 def test_onnx_of_more_than_one_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_fold.deployment._ONNX_BYTES", 59)
+    monkeypatch.setattr("lightning_fold.storage.export._ONNX_BYTES", 59)
     with pytest.raises(ValueError, match=r"found 60 bytes of weights, expected at most 59"):
         lf.export(Guess(), torch.randn(2, 4), tmp_path / "guess.onnx")
     assert not list(tmp_path.iterdir())

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import lightning_fold as lf
-from lightning_fold.checkpointing import Snapshot, follow, network_of
 from lightning_fold.models import MLP
 from lightning_fold.modules import Classifier
 from lightning_fold.modules.distillation import distillation_loss
+from lightning_fold.storage.checkpoints import Snapshot, follow, network_of
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

@@ -13,10 +13,10 @@ import yaml
 
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelFolding, ChannelPruning
-from lightning_fold.checkpointing import follow
 from lightning_fold.cli import main
 from lightning_fold.data import TextDataModule
 from lightning_fold.modules import LanguageModel
+from lightning_fold.storage.checkpoints import follow
 
 pytest.importorskip("transformers", reason="needs the extra transformers")
 

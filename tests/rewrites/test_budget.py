@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_fold as lf
-from lightning_fold.rewrites.costs import cost_model
-from lightning_fold.rewrites.widths import find_widths
+from lightning_fold.rewrites.channels.widths import find_widths
+from lightning_fold.rewrites.reduction.budget.cost_model import cost_model
 from tests.zoo import ZOO, build, run
 
 ATTENTION = ["attention_fused", "attention_apart", "attention_by_hand", "attention_single"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.rewrites.filling import parameters_left
+from lightning_fold.rewrites.exact.round_widths import parameters_left
 from lightning_fold.structure.groups import read_structure
 from lightning_fold.structure.liveness import live_groups
 from tests.zoo import PATTERNS, ZOO, build, error_of, run

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.rewrites.batch_norms import homogeneous
-from lightning_fold.rewrites.clustering import Clustering, _features
-from lightning_fold.rewrites.cut import merge
-from lightning_fold.rewrites.merging import fold_ar_scale
-from lightning_fold.rewrites.widths import Width, find_widths
+from lightning_fold.rewrites.channels.merge import fold_ar_scale
+from lightning_fold.rewrites.channels.producers import homogeneous
+from lightning_fold.rewrites.channels.widths import Width, find_widths
+from lightning_fold.rewrites.reduction.clustering import Clustering, _features
+from lightning_fold.rewrites.reduction.cut import merge
 from lightning_fold.structure.groups import read_structure
-from lightning_fold.surgery import Surgery
+from lightning_fold.surgery.transaction import Surgery
 from tests.zoo import ZOO, Head, build, error_of, run
 
 
@@ -352,7 +352,7 @@ def test_many_channels_start_from_a_tree(monkeypatch) -> None:
         clustering = Clustering(Surgery(model), structure, seed=0)
         best += spread(clustering, width, clustering.assign(width, 24))
         with monkeypatch.context() as patched:
-            patched.setattr("lightning_fold.rewrites.clustering._PRODUCTS", 0)
+            patched.setattr("lightning_fold.rewrites.reduction.clustering._PRODUCTS", 0)
             assignment = clustering.assign(width, 24)
         assert len(assignment.unique()) == 24
         ours = spread(clustering, width, assignment)

@@ -9,8 +9,8 @@ from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedRMSNorm
-from lightning_fold.rewrites.improvement import Improvement
-from lightning_fold.rewrites.least_squares import _ridge_regression
+from lightning_fold.rewrites.reduction.recovery.least_squares import _ridge_regression
+from lightning_fold.rewrites.reduction.recovery.recovery import Improvement
 from lightning_fold.rewrites.repair import is_layer_norm, tune_layer_norms
 from tests.zoo import ZOO, build, error_of, run
 

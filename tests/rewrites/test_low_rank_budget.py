@@ -7,7 +7,7 @@ from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.models import MLP, CifarResNet
-from lightning_fold.rewrites.factors import shapes
+from lightning_fold.rewrites.factorization.matrix_views import shapes
 from tests.zoo import ZOO, build, error_of, run
 
 LAYERS = {

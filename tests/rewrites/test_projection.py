@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from lightning_fold.rewrites.projection import (
+from lightning_fold.rewrites.reduction.projection import (
     least_squares_projector,
     membership,
     project,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lightning_fold as lf
-from lightning_fold.rewrites.target import sparsity_within
+from lightning_fold.rewrites.sparsity.sparsity_for_target import sparsity_within
 
 INPUTS = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
 

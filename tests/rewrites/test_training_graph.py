@@ -13,9 +13,9 @@ from torchvision.ops import StochasticDepth
 
 import lightning_fold as lf
 from benchmarks.networks import error_of, estimate_statistics, training_step
-from lightning_fold.rewrites.costs import cost_model
-from lightning_fold.rewrites.widths import find_widths
-from lightning_fold.structure.trace import trace
+from lightning_fold.rewrites.channels.widths import find_widths
+from lightning_fold.rewrites.reduction.budget.cost_model import cost_model
+from lightning_fold.structure.graph.trace import trace
 
 
 class Auxiliary(nn.Module):

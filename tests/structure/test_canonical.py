@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_fold.structure.canonical import einsum
+from lightning_fold.structure.graph.canonical import einsum
 
 SHAPES = {"b": 2, "h": 3, "n": 4, "m": 5, "d": 6, "o": 7}
 EQUATIONS = [

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.structure.inputs import as_inputs, call, first_examples
+from lightning_fold.inputs import as_inputs, call, first_examples
 
 
 class Ordered(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lightning_fold.structure.known import unknown
+from lightning_fold.structure.constant_values import unknown
 from lightning_fold.structure.labels import Contraction, HeadUse, Labelling, Product
 from lightning_fold.structure.operators import (
     argument,

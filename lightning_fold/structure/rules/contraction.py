@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from lightning_fold.structure.constant_values import along, channel_constants, depends, unknown
 from lightning_fold.structure.contractions import (
     contraction_channel,
     contraction_groups,
@@ -13,11 +14,10 @@ from lightning_fold.structure.contractions import (
     is_transposed,
     oriented,
 )
-from lightning_fold.structure.known import along, channel_constants, depends, unknown
+from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, Labelling
 from lightning_fold.structure.operators import family, operands, operator_name
 from lightning_fold.structure.rules.rule import Rule
-from lightning_fold.structure.trace import layer_of
 from lightning_fold.structure.values import Value, blank, labels_in
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.structure.known import UNKNOWN, unknown
+from lightning_fold.structure.constant_values import UNKNOWN, unknown
 from lightning_fold.structure.labels import HeadUse, Labelling
 from lightning_fold.structure.operators import compact, functional, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads

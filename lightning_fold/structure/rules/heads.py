@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from lightning_fold.structure.known import Values
+from lightning_fold.structure.constant_values import Values
+from lightning_fold.structure.graph.trace import Trace, layer_of
 from lightning_fold.structure.labels import Blocks, Labelling, Labels, Size
 from lightning_fold.structure.operators import compact, family, operands, operator_name
 from lightning_fold.structure.rules.contraction import is_contraction
-from lightning_fold.structure.trace import Trace, layer_of
 
 # Python attributes that repeat the size of one attention head, of all, and the number of heads.
 HEAD_SIZES = ("head_dim", "attention_head_size", "dim_head")

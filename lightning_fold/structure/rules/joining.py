@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_fold.structure.known import tidy
+from lightning_fold.structure.constant_values import tidy
+from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import PINNED, Blocks, Labelling
 from lightning_fold.structure.operators import compact, functional, restride
 from lightning_fold.structure.rules.heads import heads_dim, inner_dim
 from lightning_fold.structure.rules.rule import Rule
-from lightning_fold.structure.trace import layer_of
 from lightning_fold.structure.values import Value
 
 

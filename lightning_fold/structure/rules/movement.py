@@ -8,7 +8,8 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.structure.known import UNKNOWN, along, depends, tidy
+from lightning_fold.structure.constant_values import UNKNOWN, along, depends, tidy
+from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import Blocks, Labelling
 from lightning_fold.structure.operators import argument, compact, functional, operator_name, restride, shape_operands
 from lightning_fold.structure.rules.heads import (
@@ -27,7 +28,6 @@ from lightning_fold.structure.rules.heads import (
     keep_slices,
 )
 from lightning_fold.structure.rules.rule import Rule
-from lightning_fold.structure.trace import layer_of
 from lightning_fold.structure.values import Value, blank
 
 

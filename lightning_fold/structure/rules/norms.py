@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from lightning_fold.structure.known import UNKNOWN, along, channel_constants, depends, unknown
+from lightning_fold.structure.constant_values import UNKNOWN, along, channel_constants, depends, unknown
+from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import Blocks, Labelling, Norm, Share
 from lightning_fold.structure.operators import (
     WRITTEN_NORMS,
@@ -21,7 +22,6 @@ from lightning_fold.structure.operators import (
 )
 from lightning_fold.structure.rules.heads import by_head, fix_heads, inner_dim
 from lightning_fold.structure.rules.rule import Rule
-from lightning_fold.structure.trace import layer_of
 from lightning_fold.structure.values import Value, argument_value, blank, labels_in
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_fold.structure.known import along, channel_constants, tidy, unknown
+from lightning_fold.structure.constant_values import along, channel_constants, tidy, unknown
 from lightning_fold.structure.labels import Labelling
 from lightning_fold.structure.operators import argument, functional, operator_name
 from lightning_fold.structure.rules.rule import Rule

@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_fold.structure.known import UNKNOWN, along, channel_constants, unknown
+from lightning_fold.structure.constant_values import UNKNOWN, along, channel_constants, unknown
 from lightning_fold.structure.labels import HeadUse, Labelling
 from lightning_fold.structure.operators import argument, functional, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads

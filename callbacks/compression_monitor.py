@@ -1,0 +1,204 @@
+"""CompressionMonitor: what became of the network, epoch by epoch, in the progress bar and the loggers."""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import nn
+from torch.utils.tensorboard.summary import hparams
+
+from lightning_fold.callbacks.loop.inputs import network_inputs
+from lightning_fold.callbacks.rewriting.base import RewriteCallback, is_compressed
+from lightning_fold.complexity import count_flops, count_parameters
+from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figure
+from lightning_fold.inputs import Inputs, device_of, first_examples, on_device
+from lightning_fold.regularizers import Smoothness
+from lightning_fold.rewrites.sparsity.sparsify import sparsity_of
+from lightning_fold.storage.checkpoints import follow, network_of
+
+_FINAL_TAGS = (
+    *("compressed/accuracy", "dense/accuracy", "accuracy/test", "compression/factor", "compression/parameters"),
+    *("compression/flops", "latency/compressed_ms", "latency/dense_ms"),
+)
+
+
+class CompressionMonitor(lightning.Callback):
+    """Logs the size of the network and its accuracy as it shrinks; it changes nothing.
+
+    After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (once the
+    network has its final shapes) and ``dense/accuracy`` (of the network before its first rewrite).
+    Parameters (in thousands) and factor stand in the progress bar. FLOPs are those of one example, 2 for each
+    multiply-add.
+
+    At the end of training every logger that takes figures gets the width of every layer over the epochs, the singular
+    values of the weights, and accuracy against parameters; TensorBoard also gets its hyper-parameter page, with the
+    callbacks' settings and the final metrics (unless its logger has written one:
+    ``TensorBoardLogger(default_hp_metric=False)`` does not).
+
+    Args:
+        module: dotted path of the network inside the LightningModule; empty finds it.
+        monitor: name of the logged validation metric that is shown as accuracy.
+    """
+
+    def __init__(self, module: str = "", monitor: str = "accuracy/val") -> None:
+        self.module = module
+        self.monitor = monitor
+        self.history: list[dict[str, Any]] = []
+        self._example: Inputs | None = None
+        self._flops: tuple[int, int] = (-1, 0)
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Find the network."""
+        follow(pl_module, self.module)
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember one example, for counting operations."""
+        if self._example is None:
+            self._example = first_examples(network_inputs(pl_module, batch, batch_idx), 1)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the size in the progress bar."""
+        if batch_idx == 0:
+            shown = _in_progress_bar(self._sizes(pl_module))
+            pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log the size of the network, and show it: behind a rewrite at the end comes no training batch."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            sizes = self._all_sizes(pl_module)
+            pl_module.log_dict(sizes)
+            pl_module.log_dict(_in_progress_bar(sizes), prog_bar=True, logger=False)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log the accuracy at this size, and keep it for the figures."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        network, dense = network_of(pl_module), follow(pl_module).dense
+        accuracy = trainer.callback_metrics.get(self.monitor)
+        row = {"epoch": trainer.current_epoch, "parameters": count_parameters(network), "widths": layer_widths(network)}
+        metrics = {}
+        if accuracy is not None:
+            row["accuracy"] = float(accuracy)
+            if is_compressed(trainer, pl_module):
+                metrics["compressed/accuracy"] = float(accuracy)
+        if dense is not None and self.monitor in dense.metrics:
+            metrics["dense/accuracy"] = dense.metrics[self.monitor]
+        self.history.append(row)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Log the size that the network ends with, draw the figures, fill the hyper-parameter page."""
+        if not self.history or not trainer.is_global_zero:  # the loggers of other processes take nothing
+            return
+        sizes, step = self._all_sizes(pl_module), trainer.global_step
+        for logger in trainer.loggers:
+            logger.log_metrics(sizes, step=step)
+        boards = [logger for logger in trainer.loggers if hasattr(logger.experiment, "add_figure")]
+        figures = self._figures(pl_module) if boards else {}
+        for logger in boards:
+            for name, figure in figures.items():
+                logger.experiment.add_figure(f"compression/{name}", figure, step)
+            if isinstance(logger, TensorBoardLogger):
+                done = dict.fromkeys(method["method"] for method in follow(pl_module).methods)
+                fill_page(logger, settings(trainer) | {"rewrites": ", ".join(done)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history so far."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the history of an interrupted run."""
+        self.history = list(state_dict["history"])
+
+    def _figures(self, pl_module: lightning.LightningModule) -> dict[str, Figure]:
+        network, dense = network_of(pl_module), follow(pl_module).dense
+        states = {"dense": dense.state_dict} if dense is not None else {}
+        states["as it ends"] = network.state_dict()
+        buffers = {name for name, _ in network.named_buffers()}  # tables and masks, which are no weights
+        weights = {
+            title: {name: tensor for name, tensor in state.items() if name not in buffers}
+            for title, state in states.items()
+        }
+        figures = {"widths": width_figure(self.history), "spectra": spectrum_figure(weights)}
+        return figures | ({"accuracy": accuracy_figure(self.history)} if "accuracy" in self.history[-1] else {})
+
+    def _sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:
+        network, dense = network_of(pl_module), follow(pl_module).dense
+        parameters = count_parameters(network)
+        before = dense.parameters if dense is not None else parameters
+        return {
+            "compression/parameters": float(parameters),
+            "compression/factor": before / max(parameters, 1),
+            "compression/sparsity": sparsity_of(network),
+        }
+
+    def _all_sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:
+        if self._example is None:
+            return self._sizes(pl_module)
+        return self._sizes(pl_module) | {"compression/flops": float(self._count_flops(network_of(pl_module)))}
+
+    def _count_flops(self, network: nn.Module) -> int:
+        assert self._example is not None
+        parameters = count_parameters(network)
+        if self._flops[0] != parameters:
+            self._flops = (parameters, count_flops(network, on_device(self._example, device_of(network))))
+        return self._flops[1]
+
+
+def _in_progress_bar(sizes: dict[str, float]) -> dict[str, float]:
+    return {"kparams": sizes["compression/parameters"] / 1000, "factor": sizes["compression/factor"]}
+
+
+def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:
+    """Write TensorBoard's hyper-parameter page: what the logger knows, ``extra``, and the final values of some tags.
+
+    TensorBoard keeps the first page of a run, so ``TensorBoardLogger`` must not have written its own before.
+    """
+    known = flatten(logger.hparams) | extra
+    for summary in hparams(known, dict.fromkeys(_FINAL_TAGS, 0.0)):  # it reads the values from the tags themselves
+        logger.experiment.file_writer.add_summary(summary)
+
+
+def settings(trainer: lightning.Trainer) -> dict[str, Any]:
+    """The constructor's arguments of every callback that compresses or regularizes, ``SqueezeRelease/cycles``.
+
+    The second of a class is ``ChannelFolding 2``.
+    """
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    found = {}
+    for callback in callbacks:
+        if isinstance(callback, (RewriteCallback, Smoothness)):
+            values = ((name, getattr(callback, name, "")) for name in signature(type(callback)).parameters)
+            kind = type(callback).__name__
+            number = 1 + sum(key.partition(" ")[0] == kind for key in found)
+            found[kind if number == 1 else f"{kind} {number}"] = {name: value for name, value in values if value != ""}
+    return flatten(found)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by ``/``; private keys and ``None`` left out, other objects as text."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        elif value is not None and not key.startswith("_"):
+            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat
+
+
+def layer_widths(network: nn.Module) -> dict[str, int]:
+    """The number of outputs of every linear layer and convolution, by dotted name."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return {
+        name or type(module).__name__: module.weight.shape[0]
+        for name, module in network.named_modules()
+        if isinstance(module, kinds)
+    }

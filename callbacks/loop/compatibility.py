@@ -1,0 +1,58 @@
+"""What cannot be combined with a network whose shapes change: refused by name before training starts."""
+
+import lightning
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+from lightning_fold.inputs import Inputs
+from lightning_fold.storage.checkpoints import follow, network_of
+from lightning_fold.structure.graph.trace import trace
+from lightning_fold.surgery.optimizers import check_optimizers
+
+
+def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
+    """Refuse strategies that keep their own copy of the parameters, and processes that send only weights back.
+
+    FSDP, DeepSpeed and ModelParallel are of the first kind; the second load into a network that has kept its shapes.
+    """
+    strategy, followed = trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
+    if not isinstance(strategy, followed) or strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
+        raise ValueError(
+            f"{call}: Trainer(strategy={type(strategy).__name__}) keeps its own copy of the parameters, whose "
+            "shapes change here; expected one device or DDP, for example strategy='ddp'."
+        )
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            f"{call}: Trainer(strategy='ddp_spawn' or 'ddp_fork') trains in processes that send only weights back, "
+            "which do not fit the network they came from once it has shrunk; expected strategy='ddp'."
+        )
+
+
+def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    """Refuse optimizers that store all parameters in one row, and missing batches.
+
+    Raises:
+        ValueError: the message names the optimizer or step, and what to do.
+    """
+    check_optimizers(trainer.optimizers)
+    if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+        raise ValueError(
+            f"{call}: {type(pl_module).__name__}.training_step takes dataloader_iter; expected training_step(batch, "
+            "batch_idx), whose first batch shows what the network's inputs are."
+        )
+
+
+def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: Inputs) -> None:
+    """Refuse to take a whole LightningModule as the network where its ``forward`` leaves submodules unused."""
+    if follow(pl_module).network:
+        return
+    graph = trace(network_of(pl_module), inputs)
+    used = {name.partition(".")[0] for node, name in graph.names.items() if node.users}
+    children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
+    unused = [name for name in children if name not in used]
+    if unused:
+        raise ValueError(
+            f"{call}(module=''): {type(pl_module).__name__} has several networks, and its forward does not use "
+            f"{unused}. Name the one to compress: module=NAME, one of {children}."
+        )

@@ -1,0 +1,127 @@
+"""Copies of a network that would not follow a change of its shapes: averages of the weights, however they are held."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
+
+from lightning_fold.storage.checkpoints import network_of
+
+_TABLES = ("_parameters", "_buffers", "_modules")  # what a module has registered
+_KNOWN = ("builtins", "lightning", "lightning_fold", "torch")  # objects of these packages hold no average unnoticed
+_DEPTH = 2  # objects in attributes of objects: ``module.ema.shadow`` is found, the inside of a data set is not
+
+Held = nn.Module | list[Tensor]
+
+
+class Copies:
+    """What around a network would not follow it through a change of shapes.
+
+    A copy is anything whose tensors have, in order, the shapes of the network's trained parameters, but are not these
+    and are trained by no optimizer. Mappings and lists of tensors are there to be combined with the network's own: they
+    are refused, and so are networks that callbacks keep. A second network in the LightningModule may be a teacher,
+    which is only called and may keep its shapes: it is refused once it changes, as an average does.
+
+    Args:
+        call: name of the callback that asks.
+    """
+
+    def __init__(self, call: str) -> None:
+        self.call = call
+        self._first: dict[str, Tensor] = {}  # of every second network the last tensor, as it was at first
+        self._warned = False
+
+    def check(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Refuse what cannot follow.
+
+        Raises:
+            ValueError: the message names the callback or the attribute, and says what to do.
+        """
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if any(_copied(held, trainer, pl_module) for _, held in _search(callback, "", pl_module)):
+                raise self._refusal(f"{type(callback).__name__} keeps a second copy of the network, which")
+        for name, held in _around(pl_module):
+            if not (copied := _copied(held, trainer, pl_module)):
+                continue
+            if isinstance(held, AveragedModel):
+                raise self._refusal(f"{name} is an AveragedModel, which")
+            if not isinstance(held, nn.Module):
+                raise self._refusal(f"{name} holds a copy of the network's parameters, which")
+            last = copied[-1].detach()
+            if not torch.equal(self._first.setdefault(name, last.clone()), last):
+                raise self._refusal(f"{name} changes though no optimizer trains it: it is an average, which")
+
+    def warn(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Name, before the first change of shapes, what may be in the way of it afterwards."""
+        own = {id(parameter) for parameter in network_of(pl_module).parameters()}
+        for name, held in () if self._warned else _around(pl_module):
+            if isinstance(held, nn.Module) and _copied(held, trainer, pl_module):
+                rank_zero_warn(
+                    f"{self.call}: {name} keeps its shapes while those of the network change. A teacher may; an "
+                    "average of the network must be left out."
+                )
+            elif not isinstance(held, nn.Module) and any(id(tensor) in own for tensor in held):
+                rank_zero_warn(
+                    f"{self.call}: {name} holds parameters of the network, which has others after the change of its "
+                    "shapes. Look them up where they are used."
+                )
+        self._warned = True
+
+    def _refusal(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.call}: {what} would not follow the network's change of shape. Leave it out, or train with it first "
+            "and compress the result afterwards."
+        )
+
+
+def _around(pl_module: lightning.LightningModule) -> Iterator[tuple[str, Held]]:
+    """The other submodules of ``pl_module``, and what the attributes of all modules around its network hold."""
+    network = network_of(pl_module)
+    inside = set(network.modules()) - {pl_module}
+    for path, module in pl_module.named_modules():
+        if module in inside:
+            continue
+        name = f"{type(pl_module).__name__}.{path}".removesuffix(".")
+        yield from _search(module, name, pl_module)
+        if network not in module.modules():
+            yield name, module
+
+
+def _search(
+    owner: Any, name: str, pl_module: lightning.LightningModule, depth: int = _DEPTH
+) -> Iterator[tuple[str, Held]]:
+    """The networks, and the mappings and lists of tensors, in attributes of ``owner`` that are not registered in it."""
+    for key, value in vars(owner).items():
+        if value is pl_module or (isinstance(owner, nn.Module) and key in _TABLES):
+            continue
+        path = f"{name}.{key}"
+        parts = tree_leaves(value)  # of mappings and lists; anything else is its only part
+        yield path, [part for part in parts if isinstance(part, Tensor)]
+        yield from ((path, part) for part in parts if isinstance(part, nn.Module) and part is not pl_module)
+        if depth and hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _KNOWN:
+            yield from _search(value, path, pl_module, depth - 1)
+
+
+def _copied(held: Held, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Tensor]:
+    """The tensors in ``held`` that have the shapes of the network's parameters; none where it is no copy."""
+    network = list(network_of(pl_module).parameters())
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    trained = {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
+    others = trained | {id(parameter) for parameter in network}
+    tensors = [*held.parameters(), *held.buffers()] if isinstance(held, nn.Module) else held
+    candidates = [tensor for tensor in tensors if tensor.is_floating_point() and id(tensor) not in others]
+    return _in_order(candidates, [parameter.shape for parameter in network if parameter.requires_grad])
+
+
+def _in_order(tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The first tensors that have ``shapes`` one after the other, others in between; none where one is missing."""
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if len(found) < len(shapes) and tensor.shape == shapes[len(found)]:
+            found.append(tensor)
+    return found if len(found) == len(shapes) else []

@@ -1,0 +1,132 @@
+"""What a network is called with in training, seen by a hook on the network: the training step may do as it likes."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from lightning_fold.inputs import Inputs, join_inputs, on_device
+from lightning_fold.storage.checkpoints import follow, network_of
+from lightning_fold.structure.graph.trace import evaluation_mode
+
+
+class _Reached(BaseException):
+    """Ends a training step that has shown what was to be seen; no error handler of the step stops it."""
+
+
+def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> Inputs:
+    """What ``training_step`` first calls the network with, for ``batch``: in order if it can be, else by name.
+
+    The step runs on a copy of the batch until the network is called, and no further: without gradients, logging or
+    random numbers that anybody else would miss, modules in evaluation mode, compiled code set aside.
+
+    Raises:
+        ValueError: the step calls the network with arguments of which some have no position and others no name, or not
+            at all before a backward pass by hand or an optimizer's step.
+    """
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def look(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+        raise _Reached
+
+    network = network_of(pl_module)
+    indexed = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+    handles = [network.register_forward_pre_hook(look, with_kwargs=True), register_optimizer_step_pre_hook(_stop)]
+    try:
+        with _undisturbed(pl_module), suppress(_Reached):
+            pl_module.training_step(deepcopy(batch), *([batch_idx] if indexed else []))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        raise _never_called(pl_module)
+    return _in_order(network, *seen[0])
+
+
+def global_inputs(trainer: lightning.Trainer, inputs: Inputs) -> Inputs:
+    """The inputs of all processes as one batch, the same on each; those of the first where they do not fit together."""
+    if trainer.world_size == 1:
+        return inputs
+    everyones: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everyones, on_device(inputs, "cpu"))
+    joined = join_inputs(everyones)
+    return on_device(everyones[0] if joined is None else joined, trainer.lightning_module.device)
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise _Reached
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    pass
+
+
+@contextmanager
+def _undisturbed(pl_module: lightning.LightningModule) -> Iterator[None]:
+    trainer = pl_module._trainer
+    schedulers = [] if trainer is None else [config.scheduler for config in trainer.strategy.lr_scheduler_configs]
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(pl_module, log=_ignore, manual_backward=_stop))
+        for scheduler in schedulers:
+            stack.enter_context(_replaced(scheduler, step=_ignore))
+        for context in (isolate_rng(), torch.no_grad(), evaluation_mode(pl_module)):
+            stack.enter_context(context)
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for parameter in pl_module.parameters():  # a step may toggle optimizers
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, **methods: Any) -> Iterator[None]:
+    """Other ``methods`` inside the block; afterwards every attribute is what it was, counters too."""
+    before = dict(vars(owner))
+    vars(owner).update(methods)
+    try:
+        yield
+    finally:
+        vars(owner).clear()
+        vars(owner).update(before)
+
+
+def _never_called(pl_module: lightning.LightningModule) -> ValueError:
+    kind, path = type(pl_module).__name__, follow(pl_module).network
+    call = f"self.{path}(...)" if path else "self(...)"
+    children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
+    return ValueError(
+        f"{kind}.training_step does not call {call}, which shows what the network's inputs are; expected it before any "
+        f"optimizer steps. Name the submodule that it calls: module=NAME, for example one of {children}."
+    )
+
+
+def _in_order(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    """Arguments given by name at their positions, defaults in between; all by name where one has no position."""
+    if not kwargs:
+        return args
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    bound = inspect.signature(network.forward).bind(*args, **kwargs)
+    given = [parameter for parameter in parameters if parameter.name in bound.arguments]
+    if any(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in given):
+        return _by_name(network, given, bound.arguments)
+    bound.apply_defaults()
+    return bound.args[: parameters.index(given[-1]) + 1]
+
+
+def _by_name(network: nn.Module, given: list[inspect.Parameter], values: dict[str, Any]) -> dict[str, Any]:
+    unnamed = [p.name for p in given if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
+    if unnamed:
+        raise ValueError(
+            f"{type(network).__name__}.forward was called with {unnamed}, which can be given in order alone, and with "
+            "others that can be given by name alone; expected one or the other. Give forward() plain parameters."
+        )
+    extra = {name: value for p in given if p.kind == p.VAR_KEYWORD for name, value in values[p.name].items()}
+    return {p.name: values[p.name] for p in given if p.kind != p.VAR_KEYWORD} | extra

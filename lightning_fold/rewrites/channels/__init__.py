@@ -1,0 +1,1 @@
+"""What every method that removes or merges channels shares."""

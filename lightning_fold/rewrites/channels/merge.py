@@ -1,0 +1,117 @@
+"""Merging channels: producers take the mean of their cluster, consumers the sum; queries make up for their keys."""
+
+import torch
+from torch import Tensor
+
+from lightning_fold.rewrites.channels.producers import effective_rows, find_producers
+from lightning_fold.structure.constant_values import along
+from lightning_fold.structure.groups import Structure, reading_axes
+from lightning_fold.surgery.transaction import Surgery
+
+
+def combine(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
+    """Give the channel that stands for each cluster the mean of rows and the sum of columns; sizes stay."""
+    reading = reading_axes(structure)
+    contractions = structure.labels.contractions
+    names = structure.trace.names
+    grouped = {names[c.weight]: c for c in contractions if c.groups > 1 and c.columns is not None and c.weight in names}
+    for (name, dim), axis in structure.labels.axes.items():
+        target = targets(structure.groups(axis), cluster_of)
+        if bool((target != torch.arange(axis.size)).any()) and not (name in grouped and dim == 1):
+            mean = _gather(target, dim, mean=True)
+            surgery.transform(name, _gather(target, dim, mean=False) if (name, dim) in reading else mean, moments=mean)
+    for name, contraction in grouped.items():
+        assert contraction.columns is not None
+        if surgery.tensor(name).shape[1] > 1:
+            target = targets(structure.group_of[contraction.columns], cluster_of)
+            if bool((target != torch.arange(len(target))).any()):
+                _combine_grouped(surgery, name, target, contraction.groups)
+    _make_up_for_keys(surgery, structure, cluster_of)
+
+
+def targets(groups: Tensor, cluster_of: Tensor) -> Tensor:
+    """(size,) for each index of a dimension, whose groups are given, the index that stands for its cluster.
+
+    A group that owns several indices (after a flatten) merges with the same positions of the other groups.
+    """
+    seen: dict[int, int] = {}
+    place: dict[tuple[int, int], int] = {}
+    occurrence = []
+    for index, group in enumerate(groups.tolist()):
+        occurrence.append(seen.get(group, 0))
+        seen[group] = occurrence[-1] + 1
+        place[group, occurrence[-1]] = index
+    pairs = zip(cluster_of[groups].tolist(), occurrence, strict=True)
+    return torch.tensor([place.get(pair, index) for index, pair in enumerate(pairs)])
+
+
+def _gather(target: Tensor, dim: int, *, mean: bool):
+    def apply(tensor: Tensor) -> Tensor:
+        index = target.to(tensor.device)
+        total = torch.zeros_like(tensor).index_add(dim, index, tensor)
+        count = torch.bincount(index, minlength=tensor.shape[dim]).clamp_min(1)
+        return total / along(count.to(tensor), dim, tensor.shape) if mean else total
+
+    return apply
+
+
+def _combine_grouped(surgery: Surgery, name: str, target: Tensor, groups: int) -> None:
+    def change(weight: Tensor) -> Tensor:
+        blocks = weight.reshape(groups, -1, *weight.shape[1:])
+        inner = (target.reshape(groups, -1) - torch.arange(groups)[:, None] * blocks.shape[2]).to(weight.device)
+        index = inner.reshape(groups, 1, -1, *[1] * (weight.dim() - 2)).expand_as(blocks)
+        return torch.zeros_like(blocks).scatter_add(2, index, blocks).reshape(weight.shape)
+
+    surgery.transform(name, change, moments=lambda moment: moment)
+
+
+def is_whole(groups: Tensor) -> bool:
+    """Whether the channels of each head, last dimension of ``groups``, are one: heads merge, channels inside do not."""
+    return groups.shape[-1] > 1 and bool((groups == groups[..., :1]).all())
+
+
+def _make_up_for_keys(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
+    """A product of N queries and N keys summed is N times that of their means."""
+    count = torch.bincount(cluster_of, minlength=structure.count).double()
+    for product in structure.labels.products:
+        writer = product.writer
+        if writer is None or writer.rows is None or is_whole(structure.group_of[product.channels]):
+            continue
+        queries = torch.isin(writer.rows, product.channels)
+        scale = torch.where(queries, count[structure.group_of[writer.rows]].clamp_min(1), 1.0)
+        if bool((scale != 1).any()):
+            for node in (writer.weight, writer.bias):
+                if node is not None:
+                    row_dim = 1 - writer.column_dim if node is writer.weight else 0
+                    view = along(scale, row_dim, node.meta["val"].shape)
+                    name = structure.trace.names[node]
+                    surgery.transform(name, lambda t, v=view: t * v.to(t), moments=lambda moment: moment)
+
+
+def fold_ar(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> dict[str, Tensor]:
+    """Fold-AR: for each BatchNorm right behind a merged layer the factor of every channel that stands for a cluster."""
+    scales = {}
+    for producer in find_producers(structure):
+        if producer.norm is None or (producer.norm[0], 0) not in structure.labels.axes:
+            continue
+        target = targets(structure.groups(structure.labels.axes[producer.norm[0], 0]), cluster_of)
+        matrix = torch.nn.functional.one_hot(target, len(target)).T.double()
+        if bool((matrix.sum(1) > 1).any()):
+            factor = fold_ar_scale(effective_rows(surgery, producer)[0], matrix)
+            scales[producer.norm[0]] = torch.where(matrix.sum(1) > 1, factor, 1.0)
+    return scales
+
+
+def fold_ar_scale(rows: Tensor, membership: Tensor) -> Tensor:
+    """(clusters,) N / sqrt(N + (N^2 - N) E): 1 for identical rows, sqrt(N) for orthogonal ones.
+
+    Args:
+        rows: (channels, elements) rows of the layer, scaled by its BatchNorm.
+        membership: (clusters, channels) 0/1.
+
+    Source: Fold-AR of "Model Folding" (arXiv 2502.10216).
+    """
+    unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    size = membership.sum(1)
+    pairs = (membership @ unit).square().sum(1) - (membership @ unit.square().sum(1, keepdim=True))[:, 0]
+    return size / (size + pairs).clamp_min(1e-12 + 0 * size).sqrt().clamp_min(1e-6)

@@ -1,0 +1,129 @@
+"""Removing channel groups so that every tensor stays rectangular: shared by minimize and prune."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_fold.structure.constant_values import along
+from lightning_fold.structure.groups import Structure
+from lightning_fold.structure.labels import Blocks, Product
+from lightning_fold.surgery.transaction import Surgery
+
+
+@dataclass
+class Removal:
+    """Which groups go: ``removed`` is (groups,) boolean; ``reasons`` says why a group had to be taken back."""
+
+    removed: Tensor
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+def complete(structure: Structure, removed: Tensor, *, exact: bool = False) -> Removal:
+    """Take groups back from ``removed`` until every tensor is rectangular and none is empty.
+
+    With ``exact``, channels that share statistics leave together or not at all.
+    """
+    removal = Removal(removed.clone())
+    changed = True
+    while changed:
+        changed = any(
+            [_keep_one(structure, removal), *(_even(structure, b, removal, exact) for b in structure.labels.blocks)]
+        )
+    return removal
+
+
+def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
+    """Cut the removed groups out of every tensor they live in."""
+    for product in structure.labels.products:
+        _keep_scale(surgery, structure, product, removal)
+    names = structure.trace.names
+    contractions = [c for c in structure.labels.contractions if c.weight in names and c.columns is not None]
+    grouped = {names[c.weight]: c for c in contractions if c.groups > 1}
+    for (name, dim), axis in structure.labels.axes.items():
+        if name not in grouped:
+            _select(surgery, name, dim, _staying(removal, structure.groups(axis)))
+    for name, contraction in grouped.items():
+        assert contraction.columns is not None and contraction.rows is not None
+        rows = _staying(removal, structure.group_of[contraction.rows])
+        columns = _staying(removal, structure.group_of[contraction.columns])
+        if len(columns) < len(contraction.columns) or len(rows) < len(contraction.rows):
+            surgery.select_grouped(name, rows, columns, contraction.groups)
+    for blocks in structure.labels.blocks:
+        if blocks.whole:
+            staying = ~removal.removed[structure.group_of[blocks.sides[0]]]
+            surgery.set_attribute(blocks.layer, "num_groups", int(staying.any(1).sum()))
+            surgery.set_attribute(blocks.layer, "num_channels", int(staying.sum()))
+    for size in structure.labels.sizes:
+        staying = ~removal.removed[structure.group_of[size.labels]]
+        value = size.value * _counted(staying, size.counts) // _counted(torch.ones_like(staying), size.counts)
+        surgery.set_attribute(size.layer, size.attribute, value)
+
+
+def _counted(staying: Tensor, what: str) -> int:
+    """The number of channels, of blocks, or of channels of a block that stay: (blocks, channels of a block)."""
+    if what == "channels":
+        return int(staying.sum())
+    return int(staying.any(1).sum() if what == "blocks" else staying.sum(1).max())
+
+
+def _keep_scale(surgery: Surgery, structure: Structure, product: Product, removal: Removal) -> None:
+    """Scale the queries where attention divides by the root of their number, which gets smaller."""
+    labels, writer = product.channels, product.writer
+    staying = ~removal.removed[structure.group_of[labels]].reshape(-1, labels.shape[-1])
+    left = int(staying.sum(1).max())
+    if writer is None or writer.rows is None or left == labels.shape[-1]:
+        return
+    queries = torch.isin(writer.rows, labels)
+    scale = torch.where(queries, (left / labels.shape[-1]) ** 0.5, torch.ones((), dtype=torch.float64))
+    for node in (writer.weight, writer.bias):
+        if node is not None:
+            row_dim = 1 - writer.column_dim if node is writer.weight else 0
+            name, shape = structure.trace.names[node], node.meta["val"].shape
+            view = along(scale, row_dim, shape)
+            surgery.transform(name, lambda t, v=view: t * v.to(t), moments=lambda moment: moment)
+
+
+def _staying(removal: Removal, groups: Tensor) -> Tensor:
+    return torch.nonzero(~removal.removed[groups]).flatten()
+
+
+def _select(surgery: Surgery, name: str, dim: int, keep: Tensor) -> None:
+    if len(keep) < surgery.tensor(name).shape[dim]:
+        surgery.select(name, dim, keep)
+
+
+def _keep_one(structure: Structure, removal: Removal) -> bool:
+    changed = False
+    for axis in structure.labels.axes.values():
+        groups = structure.groups(axis)
+        if bool(removal.removed[groups].all()):
+            _take_back(removal, int(groups[0]), "is the last channel of its layer")
+            changed = True
+    return changed
+
+
+def _even(structure: Structure, blocks: Blocks, removal: Removal, exact: bool) -> bool:
+    """Take back until all blocks that stay keep equally many on every side, and leave on all sides or on none."""
+    sides = [structure.group_of[side] for side in blocks.sides]
+    before = int(removal.removed.sum())
+    for _ in range(max(side.shape[1] for side in sides) + 1):
+        kept = torch.stack([(~removal.removed[side]).sum(1) for side in sides])
+        staying = kept.any(0) | blocks.counted
+        goal = kept.max(1).values
+        if blocks.fixed or (blocks.whole and exact):
+            goal = goal.clamp_min(sides[0].shape[1] if bool(staying.any()) else 0)
+        if bool((kept[:, staying] == goal[:, None]).all()):
+            break
+        for side, have, want in zip(sides, kept, goal.tolist(), strict=True):
+            for block in torch.nonzero(staying & (have < want)).flatten().tolist():
+                lost = [g for g in side[block].tolist() if removal.removed[g]]
+                short = want - (side.shape[1] - len(lost))  # what another block took back counts here too
+                for group in lost[: max(short, 0)]:
+                    _take_back(removal, group, blocks.reason)
+    return int(removal.removed.sum()) != before
+
+
+def _take_back(removal: Removal, group: int, reason: str) -> None:
+    removal.removed[group] = False
+    removal.reasons[group] = reason

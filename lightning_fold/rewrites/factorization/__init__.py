@@ -1,0 +1,1 @@
+"""Layers become pairs of low rank."""

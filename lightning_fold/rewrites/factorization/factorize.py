@@ -1,0 +1,279 @@
+"""factorize: linear layers and convolutions become two of low rank, by singular value decomposition."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+from lightning_fold.complexity import count_flops, count_parameters
+from lightning_fold.inputs import Inputs
+from lightning_fold.report import Kept, RewriteReport
+from lightning_fold.rewrites.calibration import precise
+from lightning_fold.rewrites.factorization.matrix_views import KINDS, Shape, moments_of, product, reads_less, shapes
+from lightning_fold.rewrites.factorization.replaceability import Use, find_irreplaceable, find_uses
+from lightning_fold.rewrites.reduction.budget.allocation import at_least, missed
+from lightning_fold.rewrites.transaction import rewrite
+from lightning_fold.rewrites.wrappers import on_network
+from lightning_fold.surgery.transaction import Surgery
+
+_BISECTIONS = 60
+_FIXED = "is called otherwise than as the submodule it is, or asked for its type, so two layers in its place do not do"
+
+
+@on_network
+def factorize(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    keep_parameters: float | None = None,
+    keep_flops: float | None = None,
+    batches: Iterable[Any] | None = None,
+    optimizers: Iterable[Optimizer] = (),
+) -> RewriteReport:
+    """Replace linear layers and convolutions of ``model``, in place, by two layers of low rank each.
+
+    A linear layer becomes two. A k x k convolution becomes k x k to r channels then 1 x 1, or k x 1 then 1 x k,
+    whichever keeps more energy at a third of the cost. The ranks are allocated over the whole network: singular values
+    with the most energy (as a share of their layer's) per parameter, or per FLOP, come first, until the budget is
+    spent: what is left of it is less than one more rank anywhere would cost. Two layers from an earlier call are read
+    as the one that they stand for.
+
+    A layer whose factors would not be smaller is left alone. So is one that is called by another way than as the
+    submodule it is, one whose type the code asks for, and one whose weight other code reads. The fast path of
+    ``nn.TransformerEncoderLayer`` does: to have its layers factorized, call
+    ``torch.backends.mha.set_fastpath_enabled(False)``, always from then on.
+
+    With ``batches`` the decomposition is that of the layer's outputs on data: of W C^(1/2), C the second moment of its
+    inputs, so that the error of the outputs, not that of the weights, is the smallest of its rank (for k x 1 then
+    1 x k: with every column of the window by itself).
+
+    Source: the compressor of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469); shapes, allocation and
+    whitening are this project's own.
+
+    Args:
+        model: any network with at least one linear layer or convolution inside.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
+        keep_parameters: share of the network's parameters to keep, in (0, 1]; 0.3 where neither share is given.
+        keep_flops: share of its floating-point operations to keep, in (0, 1], in place of ``keep_parameters``.
+        batches: a few batches of inputs, of (inputs, ...) as many as the network takes, or mappings.
+        optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
+            bias stays the same parameter.
+
+    Raises:
+        ValueError: a share is out of range or both are given, there is no layer to factorize, there are no batches, or
+            the budget cannot be reached.
+        RewriteError: the network does not run afterwards; everything is as it was before.
+    """
+    if keep_parameters is not None and keep_flops is not None:
+        raise ValueError(
+            f"factorize(keep_parameters={keep_parameters}, keep_flops={keep_flops}): expected one of them, not both."
+        )
+    unit = "parameters" if keep_flops is None else "flops"
+    share = keep_flops if keep_flops is not None else 0.3 if keep_parameters is None else keep_parameters
+    if not 0 < share <= 1:
+        raise ValueError(f"factorize(keep_{unit}={share}): expected a share in (0, 1], for example 0.3.")
+
+    def change(surgery: Surgery) -> list[Kept]:
+        count = lambda: count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)  # noqa: E731
+        before = count()
+        merged = _merge_pairs(surgery)
+        layers, kept = _layers(model, example_inputs, unit, batches)
+        ranks = _allocate(layers, count() if merged else before, before, share, unit, kept)
+        return kept + _replace(surgery, layers, ranks)
+
+    report = rewrite("factorize", model, example_inputs, optimizers, change)
+    note = missed(report, share, unit)
+    return replace(report, notes=(note,) if note else ())
+
+
+def _merge_pairs(surgery: Surgery) -> bool:
+    """Put one layer in the place of the two that stand for it since an earlier call; whether there were any."""
+    pairs = {path: layer for path, pair in surgery.model.named_modules() if path and (layer := product(pair))}
+    for path, layer in pairs.items():
+        surgery.replace_module(path, layer)
+    return bool(pairs)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer to factorize.
+
+    Attributes:
+        shape: how it is read as a matrix.
+        size: what it costs as it is, in parameters or FLOPs.
+        cost: what one rank costs.
+        basis: (rows, rows or columns) orthonormal directions of the outputs, the most energy first.
+        energies: the share of the energy in each of them.
+    """
+
+    shape: Shape
+    size: int
+    cost: int
+    basis: Tensor
+    energies: Tensor
+
+    def spent(self, rank: int) -> int:
+        """What it costs with this rank; 0 leaves it as it is."""
+        return rank * self.cost if rank else self.size
+
+    def at(self, rank: int) -> int:
+        """``rank``, or 0 where factors of this rank would not be smaller."""
+        return rank if rank * self.cost < self.size else 0
+
+
+def _layers(
+    model: nn.Module, example_inputs: Inputs, unit: str, batches: Iterable[Any] | None
+) -> tuple[list[_Layer], list[Kept]]:
+    """The layers that can be factorized, decomposed, and the other weights with the reason why they stay."""
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, _ConvNd))}
+    uses = find_uses(model, example_inputs, modules.values())
+    reasons = {name: why for name, module in modules.items() if (why := _reason(model, name, module, uses[module]))}
+    tried = {module: use for module, use in uses.items() if not any(modules[name] is module for name in reasons)}
+    fixed = find_irreplaceable(model, example_inputs, tried)
+    reasons |= {name: _FIXED for name, module in modules.items() if module in fixed}
+    found = [shapes(name, module) for name, module in modules.items() if name not in reasons]  # pyright: ignore
+    if not found:
+        raise ValueError(
+            f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none."
+            f"{_left_alone(reasons)}"
+        )
+    each = [shape for group in found for shape in group]
+    moments = None if batches is None else moments_of(model, example_inputs, batches, each)
+    layers = []
+    for group in found:
+        if moments is not None and id(group[0]) not in moments:
+            reasons[group[0].path] = "is not called on the batches"
+            continue
+        candidates = [_decompose(shape, uses[shape.layer].calls, unit, moments) for shape in group]
+        smaller = [layer for layer in candidates if layer.cost < layer.size]
+        if smaller:
+            layers.append(max(smaller, key=lambda layer: float(layer.energies[: layer.size // (3 * layer.cost)].sum())))
+        else:
+            reasons[group[0].path] = "two factors would not be smaller"
+    kept = [Kept(name, modules[name].weight.shape[0], reason) for name, reason in reasons.items()]
+    return layers, kept + _other_weights(model)
+
+
+def _reason(model: nn.Module, name: str, module: nn.Module, use: Use) -> str | None:
+    """Why a layer cannot be replaced."""
+    weight = module._parameters.get("weight")
+    owners = [m for m in model.modules() if any(p is weight for p in m._parameters.values())]
+    if not name:
+        return "the network itself cannot be replaced in place: pass nn.Sequential(network)"
+    if use.read:
+        return f"cannot be two layers: another module reads its {use.read[0]}"
+    if not use.calls:
+        return "is not called on the example inputs"
+    if type(module) not in KINDS or weight is None:
+        return f"is a {type(module).__name__}, which may compute more than its weight says"
+    if getattr(module, "groups", 1) > 1:
+        return "is grouped: each of its groups is a matrix of its own, and small"
+    if len(owners) > 1:
+        return "shares its weight with another layer"
+    return None
+
+
+def _other_weights(model: nn.Module) -> list[Kept]:
+    """Parameters of two dimensions and more that belong to no linear layer or convolution."""
+    return [
+        Kept(f"{path}.{name}".removeprefix("."), parameter.shape[0], f"is a parameter of a {type(module).__name__}")
+        for path, module in model.named_modules()
+        if not isinstance(module, (nn.Linear, _ConvNd))
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() > 1
+    ]
+
+
+def _left_alone(reasons: Mapping[str, str]) -> str:
+    """What to say of the weights that stay: by reason, the first three names of each."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name or "the network")
+    found = [f"{', '.join(some[:3])}{', ...' * (len(some) > 3)}: {reason}" for reason, some in names.items()]
+    return f" Left alone: {'; '.join(found)}." if found else ""
+
+
+def _decompose(shape: Shape, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
+    matrix = precise(shape.matrix)
+    basis, energies = _directions(matrix, None if moments is None else moments[id(shape)], reads_less(shape))
+    size, cost = shape.layer.weight.numel(), sum(matrix.shape)
+    if unit == "flops":
+        one = shape.pair(matrix[:, :1], matrix[:1])
+        size = sum(count_flops(shape.layer, each) for each in calls)
+        cost = sum(count_flops(one, each) for each in calls)
+    return _Layer(shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
+
+
+def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple[Tensor, Tensor]:
+    """Orthonormal directions of the outputs of M, ``matrix``, and the energy in each, the most first.
+
+    They are those of M C^(1/2), C the second moment of what M reads; without any C is the identity.
+    """
+    if moment is not None and not of_inputs:  # M C M^H
+        energies, basis = torch.linalg.eigh(moment)
+        rank = min(matrix.shape)
+        return basis.flip(1)[:, :rank].to(matrix), energies.flip(0)[:rank].clamp_min(0)
+    if moment is not None:
+        values, vectors = torch.linalg.eigh(moment)
+        matrix = matrix @ (vectors * values.clamp_min(0).sqrt()).to(matrix)
+    basis, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return basis, values.square()
+
+
+def _allocate(layers: list[_Layer], whole: int, before: int, share: float, unit: str, kept: list[Kept]) -> list[int]:
+    """The rank of each layer, 0 where it stays, so that of a ``whole`` network at most ``share * before`` is left."""
+    rest, budget = whole - sum(layer.size for layer in layers), int(share * before)
+
+    def total(ranks: list[int]) -> int:
+        return rest + sum(layer.spent(rank) for layer, rank in zip(layers, ranks, strict=True))
+
+    def ranks_at(threshold: float) -> list[int]:
+        return [layer.at(max(int((layer.energies / layer.cost >= threshold).sum()), 1)) for layer in layers]
+
+    smallest = total([layer.at(1) for layer in layers])
+    if smallest > budget:
+        raise ValueError(
+            f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / before)} of "
+            f"them; expected keep_{unit} of at least that. Or fold or prune the network first."
+            f"{_left_alone({each.tensor: each.reason for each in kept})}"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low * high) ** 0.5 if low > 0 else high / 1e3
+        low, high = (middle, high) if total(ranks_at(middle)) > budget else (low, middle)
+    ranks = ranks_at(high)
+    return _spend_rest(layers, ranks, budget - total(ranks))
+
+
+def _spend_rest(layers: list[_Layer], ranks: list[int], left: int) -> list[int]:
+    """One more rank, or the layer as it was, wherever that still fits, the most energy first."""
+    while True:
+        prices = {
+            index: layer.spent(layer.at(rank + 1)) - layer.spent(rank)
+            for index, (layer, rank) in enumerate(zip(layers, ranks, strict=True))
+            if 0 < rank < len(layer.energies)
+        }
+        fitting = [index for index, price in prices.items() if price <= left]
+        if not fitting:
+            return ranks
+        best = max(fitting, key=lambda index: float(layers[index].energies[ranks[index]]) / layers[index].cost)
+        left -= prices[best]
+        ranks = [layers[i].at(rank + 1) if i == best else rank for i, rank in enumerate(ranks)]
+
+
+def _replace(surgery: Surgery, layers: list[_Layer], ranks: list[int]) -> list[Kept]:
+    kept = []
+    for layer, rank in zip(layers, ranks, strict=True):
+        if rank == 0:
+            reason = "two factors would not be smaller at this energy"
+            kept.append(Kept(layer.shape.path, layer.shape.layer.weight.shape[0], reason))
+            continue
+        basis = layer.basis[:, :rank]
+        inner = basis.mH @ layer.shape.matrix.to(basis.dtype)
+        root = inner.norm(dim=1).clamp_min(torch.finfo(basis.dtype).tiny).sqrt()  # both factors of one size
+        surgery.replace_module(layer.shape.path, layer.shape.pair(basis * root, inner / root[:, None]))
+    return kept

@@ -1,0 +1,1 @@
+"""prune and fold: fewer channels, the function changes as little as possible."""

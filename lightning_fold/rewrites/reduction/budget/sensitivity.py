@@ -1,0 +1,102 @@
+"""How much the outputs of a network move when one of its widths alone gets smaller."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fold.inputs import call
+from lightning_fold.rewrites.calibration import Calibration, relative_squared_error, second_moments
+from lightning_fold.rewrites.channels.consumers import find_consumers
+from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.reduction.budget.allocation import Curve, error_curve
+from lightning_fold.rewrites.reduction.cut import plan_cut
+from lightning_fold.rewrites.reduction.projection import least_squares_projector, membership, project
+from lightning_fold.rewrites.reduction.selector import Chooser
+from lightning_fold.rewrites.transaction import float_tensors
+from lightning_fold.structure.graph.trace import evaluation_mode
+from lightning_fold.structure.groups import Member, Structure
+from lightning_fold.surgery.transaction import Surgery, Transform
+
+_EXAMPLES = 32  # on which the error of a width is measured
+
+
+def error_curves(
+    calibration: Calibration, structure: Structure, widths: list[Width], chooser: Chooser, *, refitted: bool
+) -> list[Curve]:
+    """For each width the error of the outputs at every size, relative to how much they vary.
+
+    The width alone is projected: the network keeps its shapes, its rows are multiplied with C, and with ``refitted``
+    the columns behind with what least squares makes of them.
+    """
+    sensitivity = _Sensitivity(calibration, structure, chooser, refitted)
+    return [error_curve(width, lambda size, w=width: sensitivity.error(w, size)) for width in widths]
+
+
+class _Sensitivity:
+    """The dense network, what it gives, and the second moments of its consumers' inputs."""
+
+    def __init__(self, calibration: Calibration, structure: Structure, chooser: Chooser, refitted: bool) -> None:
+        self.network, self.structure, self.chooser = calibration.network, structure, chooser
+        self.inputs = calibration.examples(_EXAMPLES)
+        self.expected = self._outputs({})
+        self.moments: dict[str, Tensor] = {}
+        if refitted:
+            consumers = [each for each in find_consumers(structure) if each.reads_each_once(structure)]
+            found = second_moments(calibration, [consumer.path for consumer in consumers])
+            self.moments = {consumer.weight: found[consumer.path] for consumer in consumers}
+
+    def error(self, width: Width, size: int) -> float:
+        """The error when ``width`` is projected to ``size`` channels in each block."""
+        assignment = self.chooser.sketch(width, size)
+        overlay = _Overlay(self.network)
+        plan_cut(overlay, self.structure, self.chooser, [width], [assignment]).rescaling.apply(overlay)
+        for member in width.group.members:
+            if not member.reads:
+                overlay.transform(member.tensor, _on_channels(member, lambda rows: project(rows, assignment)))
+            elif member.tensor in self.moments and member.indices.shape[1] == 1:
+                refit = self._refit(width, member, assignment)
+                overlay.transform(member.tensor, _on_channels(member, lambda columns, a=refit: a.to(columns) @ columns))
+        return relative_squared_error(self._outputs(overlay.changed), self.expected)
+
+    def _refit(self, width: Width, member: Member, assignment: Tensor) -> Tensor:
+        """(channels, channels) what the columns are multiplied with, once those that are merged have been rescaled."""
+        matrix = membership(assignment)
+        merged = matrix[:, matrix.sum(0) > 1].sum(1) > 0
+        lengths = torch.where(merged, self.chooser.lengths(width), 1.0)
+        index = member.indices[:, 0]
+        moments = self.moments[member.tensor][index][:, index] / (lengths[:, None] * lengths)
+        return least_squares_projector(moments, matrix).T
+
+    def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:
+        with evaluation_mode(self.network), torch.no_grad():
+            return float_tensors(call(self.network, self.inputs, changed))
+
+
+class _Overlay(Surgery):
+    """Surgery that leaves the network alone and keeps the changed tensors beside it; shapes stay."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.changed: dict[str, Tensor] = {}
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor ``name`` as it is by now."""
+        return self.changed[name] if name in self.changed else super().tensor(name)
+
+    def transform(self, name: str, change: Transform, moments: Any = None) -> None:
+        """Keep ``change(tensor)``."""
+        self.changed[name] = change(self.tensor(name).detach())
+
+
+def _on_channels(member: Member, change: Transform) -> Transform:
+    """``change`` for what ``member`` holds for each channel, (channels, elements)."""
+
+    def apply(tensor: Tensor) -> Tensor:
+        moved = tensor.movedim(member.dim, 0).clone()
+        index = member.indices.to(tensor.device)
+        channels = moved[index]
+        moved[index] = change(channels.flatten(1)).reshape(channels.shape)
+        return moved.movedim(0, member.dim)
+
+    return apply

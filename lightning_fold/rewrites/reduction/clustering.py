@@ -1,0 +1,231 @@
+"""k-means clusters of the channels of a width."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from lightning_fold.rewrites.channels.producers import Producer, effective_rows, find_producers, homogeneous
+from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.reduction.importance import channel_rows
+from lightning_fold.structure.groups import Member, Structure
+from lightning_fold.surgery.transaction import Surgery
+
+_STARTS: Any = 3  # scikit-learn annotates it as a string
+_SAME = 1e-6  # of the largest distance
+_TINY = torch.finfo(torch.float64).tiny
+_LEAST = 1e-6  # of the mean weight
+_ELEMENTS = 1024  # more, for more points than that, cost minutes
+_PRODUCTS = 2**28  # of points, clusters and elements: k-means++ with more costs minutes
+
+
+class Clustering:
+    """Clusters of any size for the channels of any width of one network.
+
+    A channel is described by the rows that write it (with bias and BatchNorm as one affine map) and the direction of
+    the columns that read it; each tensor weighs the same. Where a positive factor passes from writers to readers, as
+    through ReLU, rows are compared at length 1.
+
+    With rows a, columns b and their means over the cluster a', b', merging changes what comes behind by no more than
+    the sum of |a - a'| |b - b'|, at most half that of |a| |b| (|a - a'|^2 / |a|^2 + |b - b'|^2 / |b|^2). So a channel
+    weighs |a| |b| in k-means, and weak ones take no clusters from strong ones. Where a = a' for all, merging is exact
+    whatever b: channels that are written alike are one before k-means begins.
+
+    Args:
+        surgery: the network.
+        structure: what was read from it.
+        seed: seed of k-means.
+    """
+
+    def __init__(self, surgery: Surgery, structure: Structure, seed: int) -> None:
+        self.surgery, self.structure, self.seed = surgery, structure, seed
+        self._producers = {producer.weight: producer for producer in find_producers(structure)}
+        self._homogeneous = homogeneous(structure)
+        self._lengths: dict[int, Tensor] = {}
+        self._points: dict[int, list[_Points]] = {}
+
+    def lengths(self, width: Width) -> Tensor:
+        """(channels,) the length of everything that writes each channel; 1 where channels cannot be scaled."""
+        key = int(width.group.ids[0])
+        if key not in self._lengths:
+            self._lengths[key] = self._length(width)
+        return self._lengths[key]
+
+    def _length(self, width: Width) -> Tensor:
+        group = width.group
+        parts = self._written(width)
+        length = torch.cat(parts, dim=1).norm(dim=1) if parts else torch.zeros(group.size, dtype=torch.float64)
+        scaled = bool(self._homogeneous[group.ids].all()) and bool((length > 0).all())
+        return length if scaled else torch.ones(group.size, dtype=torch.float64)
+
+    def assign(self, width: Width, clusters: int) -> Tensor:
+        """(channels,) the cluster of each channel, ``clusters`` in each block (fewer where channels are identical).
+
+        The best of a few starts of k-means++; where those cost too much, from the clusters of a Ward tree.
+        """
+
+        def k_means(points: _Points, wanted: int) -> np.ndarray:
+            weights = points.weights.numpy()
+            start: dict[str, Any] = {"n_init": _STARTS, "random_state": self.seed}
+            if points.coordinates.size * wanted > _PRODUCTS:
+                centers = points.centers(wanted)
+                wanted, start = len(centers), {"n_init": 1, "init": centers}
+            means = KMeans(wanted, **start)
+            return means.fit_predict(points.coordinates, sample_weight=weights)
+
+        return self._in_blocks(width, clusters, k_means)
+
+    def sketch(self, width: Width, clusters: int) -> Tensor:
+        """Much the same from a Ward tree, which is grown once for all sizes."""
+        return self._in_blocks(width, clusters, _Points.cut)
+
+    def _in_blocks(self, width: Width, clusters: int, find: Callable[["_Points", int], np.ndarray]) -> Tensor:
+        key = int(width.group.ids[0])
+        if key not in self._points:
+            written, read = self._describe(width)
+            self._points[key] = [_gather(written[block], read[block], self.seed) for block in width.blocks]
+        assignment = torch.full((width.group.size,), -1)
+        for block, points in zip(width.blocks, self._points[key], strict=True):
+            wanted = width.kept_in(block, clusters)
+            labels = find(points, wanted)[points.place] if wanted < len(points.weights) else points.split(wanted)
+            found = torch.from_numpy(np.unique(labels, return_inverse=True)[1]).long()
+            assignment[block] = found + int(assignment.max()) + 1
+        return assignment
+
+    def _describe(self, width: Width) -> tuple[Tensor, Tensor]:
+        """(channels, elements) what writes each channel, and what reads it."""
+        lengths = self.lengths(width)[:, None]
+        unknown = torch.eye(width.group.size, dtype=torch.float64)  # nothing says that any two are written alike
+        written = _alike([part / lengths for part in self._written(width)] or [unknown], width.group.size)
+        return written, _alike([self._rows(m) * lengths for m in width.group.members if m.reads], width.group.size)
+
+    def _written(self, width: Width) -> list[Tensor]:
+        """What writes the channels: layers with their BatchNorm as one, everything else as it is."""
+        members = [member for member in width.group.members if not member.reads]
+        producers = [self._producers[m.tensor] for m in members if m.tensor in self._producers]
+        joined = {name for producer in producers for name in producer.tensors}
+        parts = [self._affine(m, self._producers[m.tensor]) for m in members if m.tensor in self._producers]
+        return parts + [self._rows(member) for member in members if member.tensor not in joined]
+
+    def _affine(self, member: Member, producer: Producer) -> Tensor:
+        rows, bias = effective_rows(self.surgery, producer)
+        return torch.cat([rows, bias[:, None]], dim=1)[member.indices].flatten(1)
+
+    def _rows(self, member: Member) -> Tensor:
+        return channel_rows(self.surgery.model, member).double().cpu()
+
+
+@dataclass(frozen=True)
+class _Points:
+    """The channels of a block as points; those that are written alike are one.
+
+    Attributes:
+        features: (points, elements) what they are compared by.
+        weights: (points,) how much each counts.
+        place: (channels,) the point that each channel is part of.
+        distinct: how many channels are not the same as another, with all that reads them.
+    """
+
+    features: Tensor
+    weights: Tensor
+    place: np.ndarray
+    distinct: int
+
+    @cached_property
+    def coordinates(self) -> np.ndarray:
+        """The same points with the same distances in at most as many dimensions as there are points."""
+        if self.features.shape[1] <= self.features.shape[0]:
+            return self.features.numpy()
+        energies, directions = torch.linalg.eigh(self.features @ self.features.T)
+        return (directions * energies.clamp_min(0).sqrt()).numpy()
+
+    @cached_property
+    def tree(self) -> np.ndarray:
+        """Which join first where a channel's length, not its weight, says how much it counts."""
+        return _ward(self.features * self.weights.sqrt()[:, None])
+
+    def split(self, clusters: int) -> np.ndarray:
+        """(channels,) the point of each, some channels taken out again for so many ``clusters``; none that is a twin's.
+
+        Merging within a point is exact, so no more of it is done than is asked for.
+        """
+        others = np.setdiff1d(np.arange(len(self.place)), np.unique(self.place, return_index=True)[1])
+        alone = others[: max(min(clusters, self.distinct) - len(self.weights), 0)]
+        labels = self.place.copy()
+        labels[alone] = len(self.weights) + np.arange(len(alone))
+        return labels
+
+    def cut(self, clusters: int) -> np.ndarray:
+        """(channels,) the cluster of each, from 0."""
+        if len(self.features) == 1:
+            return np.zeros(1, dtype=np.int64)
+        return np.unique(fcluster(self.tree, clusters, "maxclust"), return_inverse=True)[1]
+
+    def centers(self, clusters: int) -> np.ndarray:
+        """(clusters, elements) the weighted means of :meth:`cut` in the coordinates."""
+        labels, weights = self.cut(clusters), self.weights.numpy()
+        total = np.zeros((labels.max() + 1, self.coordinates.shape[1]))
+        np.add.at(total, labels, self.coordinates * weights[:, None])
+        return total / np.bincount(labels, weights)[:, None]
+
+
+def _gather(written: Tensor, read: Tensor, seed: int) -> _Points:
+    """The points of channels, given what writes and what reads each, (channels, elements)."""
+    place = _twins(_few_elements(written, seed))
+    count, first = np.unique(place, return_index=True)
+    summed = torch.zeros(len(count), read.shape[1], dtype=read.dtype).index_add(0, torch.from_numpy(place).long(), read)
+    features, weights = _features(written[first], summed)
+    distinct = len(count)
+    if distinct < len(place):
+        distinct = len(np.unique(_twins(_few_elements(_features(written, read)[0], seed))))
+    return _Points(_few_elements(features, seed), weights, place, distinct)
+
+
+def _features(written: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """(channels, elements) what each channel is compared by, and (channels,) how much it counts."""
+    strength = written.norm(dim=1) * read.norm(dim=1)
+    features = torch.cat([written, read / read.norm(dim=1, keepdim=True).clamp_min(_TINY)], dim=1)
+    return features, (strength / strength.mean().clamp_min(_TINY)).clamp_min(_LEAST)
+
+
+def _twins(rows: Tensor) -> np.ndarray:
+    """(channels,) which of the different rows each is, from 0; the same up to rounding."""
+    if len(rows) == 1:
+        return np.zeros(1, dtype=np.int64)
+    tree = _ward(rows - rows.mean(0))
+    return np.unique(fcluster(tree, _SAME * tree[:, 2].max(), "distance"), return_inverse=True)[1]
+
+
+def _alike(parts: list[Tensor], size: int) -> Tensor:
+    """Parts (size, ...) of equal energy side by side; the root mean square length of a row is 1."""
+    if not parts:
+        return torch.ones(size, 1, dtype=torch.float64)
+    joined = torch.cat([part / part.norm().clamp_min(_TINY) for part in parts], dim=1)
+    return joined * (size / len(parts)) ** 0.5
+
+
+def _ward(features: Tensor) -> np.ndarray:
+    """Which points join first by Ward's criterion, the growth of what k-means makes small."""
+    products = features @ features.T
+    squares = products.diagonal()
+    distances = (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt().numpy()
+    return linkage(distances[np.triu_indices(len(distances), 1)], "ward")
+
+
+def _few_elements(features: Tensor, seed: int) -> Tensor:
+    """Points of so many elements that distances between so many of them are cheap.
+
+    Where there are more than _ELEMENTS of both, what lies along as many random directions: squared distances are kept
+    to within some 4 %, and points that are the same stay the same.
+    """
+    if min(features.shape) <= _ELEMENTS:
+        return features
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(features.shape[1], _ELEMENTS, generator=generator)
+    return (features.float() @ directions).double() / _ELEMENTS**0.5

@@ -1,0 +1,98 @@
+"""The cut of prune and fold: which channel stands for which, and which go; merging, removal, norms weighed."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_fold.rewrites.channels.compensated_norms import compensable, weigh
+from lightning_fold.rewrites.channels.merge import combine, fold_ar, targets
+from lightning_fold.rewrites.channels.producers import Rescaling, rescaling, widen
+from lightning_fold.rewrites.channels.removal import Removal, complete, remove
+from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.reduction.selector import Chooser
+from lightning_fold.structure.groups import Structure, reading_axes
+from lightning_fold.surgery.transaction import Surgery
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What happens to the channels of a network.
+
+    Attributes:
+        structure: what was read from the network.
+        cluster_of: (groups,) the group that stands for each group's cluster, one of its members.
+        removal: which groups go; those that stay have the means and sums of their clusters.
+        rescaling: what comes first, so that channels that differ by a positive factor are alike; no change by itself.
+    """
+
+    structure: Structure
+    cluster_of: Tensor
+    removal: Removal
+    rescaling: Rescaling
+
+    def apply(self, surgery: Surgery) -> None:
+        """Merge and remove in a network that was rescaled; norms go on counting every channel that was merged."""
+        narrowing = fold_ar(surgery, self.structure, self.cluster_of)
+        combine(surgery, self.structure, self.cluster_of)
+        remove(surgery, self.structure, self.removal)
+        for producer, spread in self.rescaling.spreads():
+            assert producer.contraction.rows is not None and producer.norm is not None
+            groups = self.structure.group_of[producer.contraction.rows]
+            found = self.means(groups) @ spread
+            if producer.norm[0] in narrowing:
+                found = found / narrowing[producer.norm[0]][self.staying(groups)]
+            widen(surgery, producer, found)
+        for norm in self.structure.labels.norms:
+            if compensable(self.structure, norm):
+                weigh(surgery, self.structure, norm, self.cluster_of, self.removal)
+
+    def staying(self, groups: Tensor) -> Tensor:
+        """(left,) the positions of a dimension, whose groups are given, that stay."""
+        return torch.nonzero(~self.removal.removed[groups]).flatten()
+
+    def means(self, groups: Tensor) -> Tensor:
+        """(left, channels) the mean over the clusters of a dimension, whose groups are given."""
+        matrix = (targets(groups, self.cluster_of)[None] == self.staying(groups)[:, None]).double()
+        return matrix / matrix.sum(1, keepdim=True)
+
+
+def plan_cut(
+    surgery: Surgery, structure: Structure, chooser: Chooser, widths: Iterable[Width], assignments: Iterable[Tensor]
+) -> Cut:
+    """The cut that gives each width its assignment, as far as every tensor stays rectangular.
+
+    Args:
+        surgery: the network, for the numbers of its BatchNorms.
+        structure: what was read from it.
+        chooser: it says what merged channels are divided by.
+        widths: the widths that shrink.
+        assignments: for each of them (channels,) the cluster of each channel, or -1 where it goes.
+    """
+    each, lengths = torch.arange(structure.count), torch.ones(structure.count, dtype=torch.float64)
+    cluster_of, removed = each.clone(), torch.zeros(structure.count, dtype=torch.bool)
+    for width, assignment in zip(widths, assignments, strict=True):
+        ids, labels = width.group.ids, assignment.tolist()
+        first = {label: position for position, label in reversed(list(enumerate(labels)))}
+        cluster_of[ids] = ids[torch.tensor([first[label] if label >= 0 else i for i, label in enumerate(labels)])]
+        removed[ids[assignment < 0]] = True
+        lengths[ids] = chooser.lengths(width)
+    return _completed(surgery, structure, cluster_of, removed, lengths)
+
+
+def merge(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
+    """Merge channels: ``cluster_of`` (groups,) names, for every group, the group that stands for its cluster."""
+    nothing, ones = torch.zeros(structure.count, dtype=torch.bool), torch.ones(structure.count, dtype=torch.float64)
+    cut = _completed(surgery, structure, cluster_of, nothing, ones)
+    cut.rescaling.apply(surgery)
+    cut.apply(surgery)
+
+
+def _completed(surgery: Surgery, structure: Structure, cluster_of: Tensor, removed: Tensor, lengths: Tensor) -> Cut:
+    """Channels that have to stay are by themselves."""
+    each = torch.arange(structure.count)
+    removal = complete(structure, removed | (cluster_of != each))
+    cluster_of = torch.where(removal.removed, cluster_of, each)
+    merged = torch.bincount(cluster_of, minlength=structure.count)[cluster_of] > 1
+    return Cut(structure, cluster_of, removal, rescaling(surgery, structure, merged, lengths, reading_axes(structure)))

@@ -1,0 +1,132 @@
+"""What prune and fold share, from beginning to end.
+
+Read the widths (``widths``); a way to choose channels (``choosing``: importances or clusters) is a ``projection``;
+sizes under a budget (``sensitivity``, ``budget``); the ``cut``: merging, removal, norms weighed (``compensation``);
+then what makes the result better (``improvement``: Fold-AR, least squares, ``repair``).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_fold.inputs import Inputs
+from lightning_fold.report import Kept, RewriteReport
+from lightning_fold.rewrites.calibration import Calibration, from_batches, from_noise
+from lightning_fold.rewrites.channels.merge import fold_ar
+from lightning_fold.rewrites.channels.widths import Width, check_patterns, find_widths, hold_bundles, pinned_widths
+from lightning_fold.rewrites.reduction.budget.allocation import allocate, missed, uniform
+from lightning_fold.rewrites.reduction.budget.cost_model import cost_model
+from lightning_fold.rewrites.reduction.budget.sensitivity import error_curves
+from lightning_fold.rewrites.reduction.cut import plan_cut
+from lightning_fold.rewrites.reduction.options import Budget, Options
+from lightning_fold.rewrites.reduction.recovery.recovery import Improvement
+from lightning_fold.rewrites.reduction.selector import Chooser, Setting
+from lightning_fold.rewrites.transaction import asking_attributes, rewrite
+from lightning_fold.structure.groups import Structure
+from lightning_fold.surgery.transaction import Surgery
+
+
+def reduce_widths(
+    method: str,
+    model: nn.Module,
+    example_inputs: Inputs,
+    budget: Budget,
+    options: Options,
+    optimizers: Iterable[Optimizer],
+    choose: Callable[[Setting], Chooser],
+) -> RewriteReport:
+    """Make the widths of ``model`` smaller, in place, in the way that ``choose`` gives.
+
+    Raises:
+        ValueError: the budget is out of range or cannot be met, or no channel can go.
+        RewriteError: the network does not run afterwards; everything is as it was before.
+    """
+    budget.check(method)
+    optimizers = list(optimizers)
+
+    def run(ask_attributes: bool) -> RewriteReport:
+        structure, widths = find_widths(method, model, example_inputs, ask_attributes=ask_attributes)
+        reduction = _Reduction(method, model, example_inputs, structure, widths, options, choose)
+        kept = reduction.sizes(budget)
+        report = rewrite(method, model, example_inputs, optimizers, lambda surgery: reduction.change(surgery, kept))
+        reduction.check_budget(budget, report)
+        return replace(report, notes=tuple(reduction.notes))
+
+    return asking_attributes(run, model, example_inputs)
+
+
+class _Reduction:
+    """One call of prune or fold."""
+
+    def __init__(
+        self,
+        method: str,
+        model: nn.Module,
+        example_inputs: Inputs,
+        structure: Structure,
+        widths: list[Width],
+        options: Options,
+        choose: Callable[[Setting], Chooser],
+    ) -> None:
+        self.method, self.model, self.example_inputs = method, model, example_inputs
+        self.structure, self.options = structure, options
+        self.notes: list[str] = []
+        self._calibration: Calibration | None = None
+        self._planned = 1.0
+        self.chooser = choose(Setting(model, Surgery(model), structure, self.calibrate))
+        check_patterns(method, widths, options.skip)
+        reasons = [width.skipped(options.skip) or self.chooser.refused(width) for width in widths]
+        self.refused, self.widths = hold_bundles(structure, widths, reasons)
+
+    def calibrate(self) -> Calibration:
+        """The dense network on data, or on noise."""
+        if self._calibration is None:
+            batches = self.options.batches
+            self._calibration = (
+                from_noise(self.model, self.example_inputs, self.options.seed)
+                if batches is None
+                else from_batches(self.model, self.example_inputs, batches)
+            )
+            if left_out := self._calibration.left_out:
+                found = f"{left_out} of {len(batches or ())} batches"
+                self.notes.append(f"{found} were left out: their inputs have other shapes than the first one's")
+        return self._calibration
+
+    def sizes(self, budget: Budget) -> list[int]:
+        """How many channels each block of each width keeps."""
+        if budget.share is None:
+            return uniform(self.widths, budget.ratio)
+        flops = budget.keep_flops is not None
+        costs = cost_model(self.model, self.example_inputs, self.structure, self.widths, flops=flops)
+        refitted = self.options.compensate == "least-squares"
+        curves = error_curves(self.calibrate(), self.structure, self.widths, self.chooser, refitted=refitted)
+        kept = allocate(self.method, costs, curves, budget.share, "keep_flops" if flops else "keep_parameters")
+        self._planned = costs.cost(kept) / costs.total
+        return kept
+
+    def change(self, surgery: Surgery, kept: list[int]) -> list[Kept]:
+        """Cut, and do what comes after."""
+        assignments = [self.chooser.assign(width, size) for width, size in zip(self.widths, kept, strict=True)]
+        cut = plan_cut(surgery, self.structure, self.chooser, self.widths, assignments)
+        shrinking = [width for width, size in zip(self.widths, kept, strict=True) if size < width.size]
+        self.notes += self.chooser.notes(shrinking)
+        options = self.options
+        needed = options.compensate != "none" or options.repair == "data-free" or options.batches is not None
+        improvement = Improvement(cut, self.calibrate() if needed else None, self.notes)
+        cut.rescaling.apply(surgery)
+        factors = fold_ar(surgery, self.structure, cut.cluster_of) if options.repair == "data-free" else {}
+        cut.apply(surgery)
+        improvement.rescale(surgery, factors)
+        if options.compensate != "none":
+            improvement.compensate(surgery, weights=options.compensate == "least-squares")
+        if options.repair == "data":
+            improvement.repair(surgery)
+        return [*pinned_widths(self.structure), *(Kept(w.group.name, w.group.size, r) for w, r in self.refused)]
+
+    def check_budget(self, budget: Budget, report: RewriteReport) -> None:
+        """Say so where the result is not within 2 % of the budget."""
+        unit = "parameters" if budget.keep_flops is None else "flops"
+        note = None if budget.share is None else missed(report, budget.share, unit, self._planned)
+        self.notes += [note] if note else []

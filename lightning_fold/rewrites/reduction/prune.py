@@ -1,0 +1,139 @@
+"""prune: whole channels, by importance."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_fold.inputs import Inputs
+from lightning_fold.report import RewriteReport, some_of
+from lightning_fold.rewrites.channels.consumers import ONLY_SOLVED
+from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.reduction.importance import (
+    CALIBRATED,
+    IMPORTANCES,
+    Importance,
+    Loss,
+    Score,
+    by_norm,
+    calibrated_score,
+    norm_score,
+    taylor_score,
+)
+from lightning_fold.rewrites.reduction.options import Budget, Compensate, Options, Repair
+from lightning_fold.rewrites.reduction.pipeline import reduce_widths
+from lightning_fold.rewrites.reduction.selector import Chooser, Setting
+from lightning_fold.rewrites.wrappers import on_network
+
+__all__ = ["Importance", "prune"]
+
+
+@on_network
+def prune(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    ratio: float = 0.5,
+    keep_parameters: float | None = None,
+    keep_flops: float | None = None,
+    importance: Importance | Score = "l2",
+    compensate: Compensate = "none",
+    repair: Repair = "none",
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    skip: Sequence[str] = (),
+    optimizers: Iterable[Optimizer] = (),
+) -> RewriteReport:
+    """Remove the least important channels of every width of ``model``, in place.
+
+    Args:
+        model: any network that ``torch.export`` can trace.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
+        ratio: share of the channels of each width that goes, in [0, 1); at least one channel stays.
+        keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives
+            as many channels as its measured effect on the outputs allows.
+        keep_flops: the same for floating-point operations.
+        importance: ``"l1"`` or ``"l2"`` norm of the weights that write a channel; ``"taylor"``, |weight times gradient|
+            of ``loss`` on ``batches``; ``"activation"``, the energy that a channel brings to its consumers;
+            ``"reconstruction"``, what its consumers lose when the other channels make up for it; or a function of
+            the network and a :class:`ChannelGroup` that returns a score for each channel.
+        compensate: ``"least-squares"`` solves for the weights of the layers behind, so that they give the dense
+            network's outputs from the channels left.
+        repair: ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on ``batches``, ``"none"`` leaves them.
+        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
+            can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
+        loss: a function of network and batch, for ``"taylor"``.
+        seed: seed of the noise that stands for data.
+        skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.
+        optimizers: optimizers of the network; they go on with the moments of what stays.
+
+    Raises:
+        ValueError: a value is out of range, the budget cannot be met, or no channel of the network can be removed.
+        RewriteError: the network does not run afterwards; everything is as it was before.
+    """
+    if not callable(importance) and importance not in IMPORTANCES:
+        known = ", ".join(map(repr, IMPORTANCES[:-1]))
+        raise ValueError(f"prune(importance={importance!r}): expected {known}, {IMPORTANCES[-1]!r} or a function.")
+    if importance == "taylor" and (batches is None or loss is None):
+        raise ValueError(
+            "prune(importance='taylor'): expected batches=... and loss=..., for example "
+            "loss=lambda model, batch: cross_entropy(model(batch[0]), batch[1])."
+        )
+    budget = Budget(ratio, keep_parameters, keep_flops)
+    options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
+    options.check("prune", ("none", "data"))
+
+    def choose(setting: Setting) -> Chooser:
+        return _Selection(setting, _score(setting, importance, options, loss), importance)
+
+    return reduce_widths("prune", model, example_inputs, budget, options, optimizers, choose)
+
+
+def _score(setting: Setting, importance: Importance | Score, options: Options, loss: Loss | None) -> Score:
+    if not isinstance(importance, str):
+        return importance
+    if importance in CALIBRATED:
+        return calibrated_score(importance, setting.structure, setting.calibrate())
+    if importance == "taylor":
+        assert loss is not None and options.batches is not None
+        return taylor_score(setting.model, options.batches, loss)
+    return norm_score(int(importance[1]))
+
+
+class _Selection(Chooser):
+    """The channels with the highest scores stay."""
+
+    def __init__(self, setting: Setting, score: Score, importance: Importance | Score) -> None:
+        self.model, self.score, self.importance = setting.model, score, importance
+        self._by_norm = by_norm(setting.structure) if importance in CALIBRATED else lambda group: False
+        self._scores: dict[int, Tensor] = {}
+
+    def notes(self, widths: list[Width]) -> list[str]:
+        names = some_of(width.group.name for width in widths if self._by_norm(width.group))
+        found = f"importance={self.importance!r} was the norm of the weights in {names}"
+        return [f"{found}: of what reads channels, {ONLY_SOLVED} are looked at"] if names else []
+
+    def assign(self, width: Width, kept: int) -> Tensor:
+        key = int(width.group.ids[0])
+        if key not in self._scores:
+            self._scores[key] = self._checked(width)
+        scores = self._scores[key]
+        staying = torch.zeros(width.group.size, dtype=torch.bool)
+        for block in width.blocks:
+            order = block[scores[block].argsort(stable=True)]
+            staying[order[len(order) - width.kept_in(block, kept) :]] = True
+        assignment = torch.full((width.group.size,), -1)
+        assignment[staying] = torch.arange(int(staying.sum()))
+        return assignment
+
+    def _checked(self, width: Width) -> Tensor:
+        scores = torch.as_tensor(self.score(self.model, width.group)).detach().cpu()
+        if scores.shape != (width.group.size,) or not bool(torch.isfinite(scores).all()):
+            raise ValueError(
+                f"prune(importance=...): the scores of {width.group.name} have shape {tuple(scores.shape)} or are not "
+                f"finite; expected {width.group.size} finite numbers, one for each channel."
+            )
+        return scores

@@ -1,0 +1,163 @@
+"""Least squares: the weights of a layer that best give the dense network's outputs from the inputs it now gets."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_fold.inputs import Inputs, call, only_input
+from lightning_fold.rewrites.calibration import Calibration, precise
+from lightning_fold.rewrites.channels.consumers import Consumer
+from lightning_fold.structure.graph.trace import evaluation_mode
+
+_FEWEST_ROWS = 16384
+_ROWS_PER_COLUMN = 32
+_RIDGE = 1e-3
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is added to the weight of a layer, and to its output."""
+
+    weight: Tensor | None
+    shift: Tensor
+
+
+def refit(
+    calibration: Calibration,
+    compressed: nn.Module,
+    consumers: Iterable[Consumer],
+    rows: dict[str, Tensor],
+    *,
+    weights: bool = True,
+) -> dict[str, Correction]:
+    """Solve for the weights of ``consumers`` one after the other, in one pass over the calibration's inputs.
+
+    Each layer meets the inputs that the layers before it, already solved for, now give; the target is what the dense
+    network gives in the same place. Let X be the inputs (one row for each place, one column for each weight of an
+    output), and R what is missing: the correction is R^T X (X^T X + ridge)^-1, both centred where the layer has a bias
+    or a BatchNorm that can take the mean.
+
+    Args:
+        calibration: the dense network and inputs.
+        compressed: the network without the channels that went; its weights are changed.
+        consumers: the layers.
+        rows: for each path (rows left, rows) which mix of the dense network's outputs is the target.
+        weights: whether to solve for the weights; else only for what is added to the outputs.
+
+    Returns:
+        For each path what was added.
+    """
+    consumers = list(consumers)
+    targets: dict[str, tuple[Tensor, Tensor]] = {}
+    corrections: dict[str, Correction] = {}
+
+    def remember(consumer: Consumer):
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            flat = _channels_last(module, output).flatten(0, -2)
+            places = _places(len(flat), module.weight[0].numel())  # pyright: ignore[reportIndexIssue, reportCallIssue]
+            wanted = precise(flat[places])
+            targets[consumer.path] = places, wanted @ rows[consumer.path].T.to(wanted)
+
+        return hook
+
+    def solve(consumer: Consumer):
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            assert isinstance(module, (nn.Linear, nn.Conv2d))
+            places, target = targets.pop(consumer.path)
+            given = precise(_input_rows(module, only_input(args, kwargs), places))
+            found = _solve(module, given, target, consumer.shift is not None, weights)
+            corrections[consumer.path] = found
+            with torch.no_grad():
+                if found.weight is not None:
+                    module.weight += found.weight
+                if consumer.shift is not None:
+                    _tensor(compressed, consumer.shift.tensor).add_(consumer.shift.sign * found.shift)
+
+        return hook
+
+    inputs = calibration.examples()
+    _run(calibration.network, inputs, consumers, lambda m, c: m.register_forward_hook(remember(c)))
+    _run(compressed, inputs, consumers, lambda m, c: m.register_forward_pre_hook(solve(c), with_kwargs=True))
+    return corrections
+
+
+def _run(
+    network: nn.Module, inputs: Inputs, consumers: list[Consumer], hook: Callable[[nn.Module, Consumer], Any]
+) -> None:
+    handles = [hook(network.get_submodule(consumer.path), consumer) for consumer in consumers]
+    try:
+        with evaluation_mode(network), torch.no_grad():
+            call(network, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _solve(module: nn.Linear | nn.Conv2d, inputs: Tensor, target: Tensor, centred: bool, weights: bool) -> Correction:
+    weight = module.weight.detach().flatten(1).to(inputs)
+    missing = target - inputs @ weight.T
+    if module.bias is not None:
+        missing = missing - module.bias.detach()
+    mean = inputs.mean(0) if centred else torch.zeros_like(inputs[0])
+    offset = missing.mean(0) if centred else torch.zeros_like(missing[0])
+    if not weights:
+        return Correction(None, offset)
+    inputs, missing = inputs - mean, missing - offset
+    change = _ridge_regression(inputs, missing)
+    return Correction(change.reshape(module.weight.shape).to(weight), (offset - change.to(mean) @ mean).to(weight))
+
+
+def _ridge_regression(inputs: Tensor, missing: Tensor) -> Tensor:
+    """R^T X (X^T X + ridge)^-1, or the same as R^T (X X^T + ridge)^-1 X where there are fewer places than columns."""
+    few = len(inputs) < inputs.shape[1]
+    moments = (inputs @ inputs.T if few else inputs.T @ inputs).double()
+    ridge = (_RIDGE * moments.trace() / inputs.shape[1]).clamp_min(torch.finfo(moments.dtype).tiny)
+    moments.diagonal().add_(ridge)
+    if few:
+        return torch.linalg.solve(moments, missing.double()).T @ inputs.double()
+    return torch.linalg.solve(moments, (inputs.T @ missing).double()).T
+
+
+def _places(total: int, columns: int) -> Tensor:
+    """Some places in order, enough for a layer of so many columns."""
+    most = max(_FEWEST_ROWS, _ROWS_PER_COLUMN * columns)
+    if total <= most:
+        return torch.arange(total)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:most].sort().values
+
+
+def _channels_last(module: nn.Module, value: Tensor) -> Tensor:
+    return value if isinstance(module, nn.Linear) else value.movedim(1, -1)
+
+
+def _input_rows(module: nn.Linear | nn.Conv2d, value: Tensor, places: Tensor) -> Tensor:
+    """(places, columns) what each output in ``places`` is computed from."""
+    if isinstance(module, nn.Linear):
+        return value.flatten(0, -2)[places.to(value.device)]
+    found, start = [], 0
+    for chunk in value.split(_CHUNK):
+        windows = _windows(module, chunk)
+        images, each = windows.shape[:2]
+        inside = (places[(places >= start) & (places < start + images * each)] - start).to(windows.device)
+        found.append(windows[inside // each, inside % each])  # only these are copied
+        start += images * each
+    return torch.cat(found)
+
+
+def _windows(module: nn.Conv2d, value: Tensor) -> Tensor:
+    """(images, places, columns) what each place of each image is computed from."""
+    if isinstance(module.padding, str):
+        value = F.pad(value, module._reversed_padding_repeated_twice)
+    padding = (0, 0) if isinstance(module.padding, str) else module.padding
+    unfolded = F.unfold(value, module.kernel_size, module.dilation, padding, module.stride)
+    return unfolded.transpose(1, 2)
+
+
+def _tensor(network: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    return getattr(network.get_submodule(path), leaf)

@@ -1,0 +1,214 @@
+"""What comes after the cut: Fold-AR, least squares, repair; each is undone where it makes held-out errors larger.
+
+Without data the held-out inputs are noise.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fold.report import some_of
+from lightning_fold.rewrites.calibration import Calibration, relative_squared_error
+from lightning_fold.rewrites.channels.consumers import ONLY_SOLVED, find_consumers
+from lightning_fold.rewrites.channels.producers import find_producers
+from lightning_fold.rewrites.reduction.cut import Cut
+from lightning_fold.rewrites.reduction.recovery.least_squares import refit
+from lightning_fold.rewrites.repair import estimate_statistics, is_layer_norm, tune_layer_norms
+from lightning_fold.rewrites.transaction import outputs
+from lightning_fold.structure.graph.trace import layer_of
+from lightning_fold.structure.labels import Contraction
+from lightning_fold.surgery.transaction import Surgery
+
+_TUNED_ON = 256  # examples, of all places in them: two numbers for each channel ask for no more
+
+
+@dataclass
+class Improvement:
+    """Steps on a network that was cut.
+
+    Attributes:
+        cut: what happened to it.
+        dense: the dense network and inputs; ``None`` where no step needs any.
+        notes: what was undone, for the report.
+    """
+
+    cut: Cut
+    dense: Calibration | None
+    notes: list[str] = field(default_factory=list)
+
+    def rescale(self, surgery: Surgery, factors: dict[str, Tensor]) -> None:
+        """Fold-AR: multiply each BatchNorm's scale by its factors; undo it, one after the other, where that helps."""
+        if not factors:
+            return
+        assert self.dense is not None
+        axes = self.cut.structure.labels.axes
+        left = {name: f[self.cut.staying(self.cut.structure.groups(axes[name, 0]))] for name, f in factors.items()}
+        small = Surgery(self._calibrated(surgery)[1])
+        expected = outputs(self.dense.network, self.dense.held_out)
+        helpful, errors = _helpful(small, left, lambda: self._error(small.model, expected))
+        for name in helpful:
+            _multiply(surgery, name, left[name])
+        if undone := [name.rpartition(".")[0] for name in left if name not in helpful]:
+            where = f"{len(undone)} of {len(left)} BatchNorms ({some_of(undone)})"
+            inputs = "held-out data" if self.dense.real else "noise, for want of data,"
+            nowhere, everywhere, left_over = errors
+            self.notes.append(
+                f"Fold-AR was undone at {where}, where it makes the outputs on {inputs} worse: error {left_over:.3g}, "
+                f"{everywhere:.3g} with all of it, {nowhere:.3g} with none"
+            )
+
+    def compensate(self, surgery: Surgery, *, weights: bool) -> None:
+        """Solve for the consumers' columns (or only for shifts), on copies that see the calibration's inputs."""
+        assert self.dense is not None
+        dense = self.dense
+        reference, small = self._calibrated(surgery)
+        expected = outputs(reference, dense.held_out)
+        before = self._error(small, expected)
+        consumers = [c for c in find_consumers(self.cut.structure) if dense.real or self._loses_columns(c.contraction)]
+        found = refit(replace(dense, network=reference), small, consumers, self._rows(), weights=weights)
+        after = self._error(small, expected)
+        if not after <= before:
+            self.notes.append(_undone(f"compensate={'least-squares' if weights else 'bias'!r}", before, after))
+            return
+        for consumer in consumers:
+            correction = found[consumer.path]
+            if correction.weight is not None:
+                _add(surgery, consumer.weight, correction.weight)
+            if consumer.shift is not None:
+                _add(surgery, consumer.shift.tensor, consumer.shift.sign * correction.shift)
+        self.notes += self._not_compensated(weights)
+
+    def repair(self, surgery: Surgery) -> None:
+        """BatchNorm statistics, batch by batch, then the scales and shifts of LayerNorms, on data."""
+        dense = self.dense
+        assert dense is not None
+        rows = self._norm_rows(surgery.model)
+        self._if_better("BatchNorm re-estimation", surgery, lambda copy: estimate_statistics(copy, dense.batches))
+        few = dense.examples(_TUNED_ON)
+        tune = lambda copy: tune_layer_norms(dense.network, copy, few, rows)  # noqa: E731
+        self._if_better("LayerNorm tuning", surgery, tune)
+
+    def _if_better(self, name: str, surgery: Surgery, step: Callable[[nn.Module], None]) -> None:
+        """Take over what ``step`` does to a copy, unless the error on held-out data is larger then."""
+        assert self.dense is not None
+        better, notes = improved(name, surgery.model, self.dense, step)
+        self.notes += notes
+        for key, value in {**dict(better.named_parameters()), **dict(better.named_buffers())}.items():
+            if not torch.equal(value, surgery.tensor(key)):
+                surgery.transform(key, lambda _, v=value: v.detach(), moments=lambda moment: moment)
+
+    def _calibrated(self, surgery: Surgery) -> tuple[nn.Module, nn.Module]:
+        """The calibration's network, rescaled as the network was, and a copy of it that is cut like the network."""
+        assert self.dense is not None
+        reference = deepcopy(self.dense.network)
+        self.cut.rescaling.apply(Surgery(reference))
+        small = deepcopy(reference)
+        cut_copy = Surgery(small)
+        self.cut.apply(cut_copy)
+        producers = find_producers(self.cut.structure)
+        for gamma in {producer.norm[0] for producer in producers if producer.norm is not None}:
+            cut_copy.transform(gamma, lambda _, name=gamma: surgery.tensor(name).detach())
+        return reference, small
+
+    def _error(self, small: nn.Module, expected: list[Tensor]) -> float:
+        assert self.dense is not None
+        return relative_squared_error(outputs(small, self.dense.held_out), expected)
+
+    def _loses_columns(self, contraction: Contraction) -> bool:
+        columns = contraction.columns
+        depthwise = contraction.groups > 1 and contraction.weight.meta["val"].shape[1] == 1  # no channel reads others
+        return (
+            columns is not None
+            and not depthwise
+            and bool(self.cut.removal.removed[self.cut.structure.group_of[columns]].any())
+        )
+
+    def _not_compensated(self, weights: bool) -> list[str]:
+        """A note that names the layers that lose columns and that nothing was solved for."""
+        structure = self.cut.structure
+        solved = {c.contraction.node for c in find_consumers(structure) if weights or c.shift is not None}
+        losing = [c.node for c in structure.labels.contractions if self._loses_columns(c)]
+        left = [node for node in losing if node in structure.trace.evaluated and node not in solved]
+        names = some_of(layer_of(node) or "the network itself" for node in left)
+        if not names:
+            return []
+        if weights:
+            return [f"compensate='least-squares' did not fit {names}: {ONLY_SOLVED} can be solved for"]
+        return [f"compensate='bias' did not shift {names}: {ONLY_SOLVED}, with a bias or BatchNorm, can be solved for"]
+
+    def _rows(self) -> dict[str, Tensor]:
+        """For each layer (rows left, rows) the mean over the clusters of its rows."""
+        found = {}
+        for consumer in find_consumers(self.cut.structure):
+            contraction = consumer.contraction
+            if contraction.rows is None:
+                size = contraction.weight.meta["val"].shape[1 - contraction.column_dim]
+                found[consumer.path] = torch.eye(size, dtype=torch.float64)
+            else:
+                found[consumer.path] = self.cut.means(self.cut.structure.group_of[contraction.rows])
+        return found
+
+    def _norm_rows(self, model: nn.Module) -> dict[str, Tensor]:
+        """For each LayerNorm that is called once (channels left, channels) the mean over the clusters of its channels.
+
+        One that is called more often has no one output to be tuned to: it stays.
+        """
+        axes, uses = self.cut.structure.labels.axes, self.cut.structure.uses
+        return {
+            path: self.cut.means(self.cut.structure.groups(axes[f"{path}.weight", 0]))
+            for path, module in model.named_modules()
+            if is_layer_norm(module) and (f"{path}.weight", 0) in axes and uses[f"{path}.weight"] == 1
+        }
+
+
+def improved(
+    name: str, model: nn.Module, dense: Calibration, step: Callable[[nn.Module], None]
+) -> tuple[nn.Module, list[str]]:
+    """A copy of ``model`` after ``step``; ``model`` and a note where that makes the error on held-out data larger.
+
+    Args:
+        name: what the note calls the step.
+        model: the network after its rewrite, not changed.
+        dense: the network before, and the inputs that are held out.
+        step: changes the values of a network, in place.
+    """
+    expected, copy = outputs(dense.network, dense.held_out), deepcopy(model)
+    before = relative_squared_error(outputs(copy, dense.held_out), expected)
+    step(copy)
+    after = relative_squared_error(outputs(copy, dense.held_out), expected)
+    return (model, [_undone(name, before, after)]) if after > before else (copy, [])
+
+
+def _helpful(
+    small: Surgery, factors: dict[str, Tensor], error: Callable[[], float]
+) -> tuple[list[str], tuple[float, float, float]]:
+    """The scales whose factors make the error no larger, and the error with no factor, with all and with these."""
+    plain, nowhere = {name: small.tensor(name).detach().clone() for name in factors}, error()
+    for name, factor in factors.items():
+        _multiply(small, name, factor)
+    everywhere = least = error()
+    helpful = []
+    for name, factor in factors.items():
+        small.transform(name, lambda _, value=plain[name]: value)
+        without = error()
+        if without < least:
+            least = without
+        else:
+            _multiply(small, name, factor)
+            helpful.append(name)
+    return (helpful, (nowhere, everywhere, least)) if least <= nowhere else ([], (nowhere, everywhere, nowhere))
+
+
+def _undone(name: str, before: float, after: float) -> str:
+    return f"{name} was undone: the error on held-out inputs would go from {before:.3g} to {after:.3g}"
+
+
+def _multiply(surgery: Surgery, name: str, factor: Tensor) -> None:
+    surgery.transform(name, lambda tensor: tensor * factor.to(tensor), moments=lambda moment: moment)
+
+
+def _add(surgery: Surgery, name: str, value: Tensor) -> None:
+    surgery.transform(name, lambda tensor: tensor + value.to(tensor), moments=lambda moment: moment)

@@ -1,0 +1,1 @@
+"""Zeros: made, counted, and trained again."""

@@ -1,0 +1,96 @@
+"""release: zeros left inside dense tensors come back as small trainable noise."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
+
+from lightning_fold.complexity import count_parameters
+from lightning_fold.inputs import Inputs, call
+from lightning_fold.report import RewriteReport
+from lightning_fold.rewrites.sparsity.sparsify import prunable_weights
+from lightning_fold.rewrites.wrappers import on_network
+from lightning_fold.structure.graph.trace import evaluation_mode
+from lightning_fold.surgery.transaction import Surgery
+
+_BISECTIONS = 12
+
+
+@on_network
+def release(
+    model: nn.Module,
+    *,
+    max_drift: float = 0.01,
+    batch: Inputs | None = None,
+    generator: torch.Generator | None = None,
+    optimizers: Iterable[Optimizer] = (),
+) -> RewriteReport:
+    """Turn the exact zeros of ``model``'s weights, in place, into noise N(0, (a s)^2) that trains again.
+
+    s is the root mean square of the tensor's non-zero weights. Biases and normalisation parameters are untouched.
+    Optimizer state of the surviving weights is kept; that of the released ones is set to zero.
+
+    Source: "Squeeze-Release" (arXiv 2606.14346); the rule for the noise is this project's own.
+
+    Args:
+        model: any network.
+        max_drift: with ``batch``, how far the outputs may move: the norm of their change over the norm of the outputs;
+            the amplitude a (at most 1) is found by bisection. Without ``batch``, a itself. In [0, 1].
+        batch: a tensor, a tuple of positional inputs or a dict of inputs by name, on which the drift is measured
+            in evaluation mode.
+        generator: source of the noise, on the CPU.
+        optimizers: optimizers of the network.
+
+    Returns:
+        A report with the number of parameters, which does not change.
+
+    Raises:
+        ValueError: ``max_drift`` is out of range.
+    """
+    if not 0 <= max_drift <= 1:
+        raise ValueError(f"release(max_drift={max_drift}): expected a share in [0, 1], for example max_drift=0.01.")
+    weights = prunable_weights(model)
+    noise = {name: _noise(weight, generator) for name, weight in weights.items()}
+    amplitude = max_drift if batch is None else _amplitude(model, noise, max_drift, batch)
+    with Surgery(model, optimizers) as surgery:
+        for name, weight in weights.items():
+            survived = weight != 0
+            if not bool(survived.all()):
+                value = amplitude * noise[name]
+                surgery.transform(name, lambda w, n=value: w + n, moments=lambda m, keep=survived: m * keep)
+    parameters = count_parameters(model)
+    return RewriteReport("release", parameters, parameters)
+
+
+def _noise(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    zero = weight == 0
+    survivors = weight.numel() - int(zero.sum())
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits overflow in the sum
+    rms = wide.square().sum().div(max(survivors, 1)).sqrt()
+    noise = torch.randn(weight.shape, generator=generator).to(wide) * rms
+    return torch.where(zero, noise, 0).to(weight.dtype)
+
+
+def _amplitude(model: nn.Module, noise: dict[str, Tensor], max_drift: float, batch: Inputs) -> float:
+    """The largest amplitude in [0, 1] found whose drift is within ``max_drift``."""
+    parameters = dict(model.named_parameters())
+
+    def drift(amplitude: float) -> float:
+        moved = {name: parameters[name] + amplitude * noise[name] for name in noise}
+        found = _outputs(model, moved, batch)
+        return float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(expected.dtype).tiny))
+
+    with evaluation_mode(model), torch.no_grad():
+        expected = _outputs(model, {}, batch)
+        low, high = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if drift(middle) <= max_drift else (low, middle)
+    return low
+
+
+def _outputs(model: nn.Module, replaced: dict[str, Tensor], batch: Inputs) -> Tensor:
+    found = tree_leaves(call(model, batch, replaced))
+    return torch.cat([value.flatten() for value in found if isinstance(value, Tensor) and value.is_floating_point()])

@@ -1,0 +1,1 @@
+"""Networks on disk: structure as plain data, files, checkpoints, exported programs."""

@@ -1,0 +1,1 @@
+"""The exported graph, brought to one form that the rules can read."""

@@ -1,0 +1,281 @@
+"""One graph of ATen operators for any network that ``torch.export`` can trace."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from operator import getitem
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+from torch.nn.modules import transformer
+
+from lightning_fold.inputs import Inputs, as_arguments, few_examples
+from lightning_fold.structure.graph.canonical import put_weights_second, write_out_einsum
+from lightning_fold.structure.graph.decomposed_norms import join_written_norms
+from lightning_fold.structure.graph.global_response_norms import join_channel_shares
+from lightning_fold.structure.graph.training_graph import join
+from lightning_fold.structure.operators import is_in_place, is_view
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The graph of a network in evaluation mode, and of what else it computes only while it trains.
+
+    Attributes:
+        graph: ATen operators; ``node.meta["val"]`` holds shapes and dtypes.
+        tensors: parameters, buffers and lifted constants by placeholder node. Tied tensors share one name.
+        names: the canonical dotted name of each placeholder that is a parameter or buffer of the network.
+        modules: the modules of the network by dotted name.
+        evaluated: the nodes that evaluation computes its outputs from; all others run only while the network trains.
+    """
+
+    graph: Graph
+    tensors: Mapping[Node, Tensor]
+    names: Mapping[Node, str]
+    modules: Mapping[str, nn.Module]
+    evaluated: frozenset[Node]
+
+    @property
+    def outputs(self) -> list[Node]:
+        """The nodes whose values the network returns."""
+        return list(_output(self.graph).all_input_nodes)
+
+
+def tensor_names(model: nn.Module) -> dict[int, str]:
+    """The first dotted name of every parameter and buffer, by ``id``: tied tensors have one name."""
+    names: dict[int, str] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        names.setdefault(id(tensor), name)
+    return names
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside the block; each one's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def training_paths(model: nn.Module) -> Iterator[None]:
+    """Modules that hold others in training mode inside the block, so that they call all that training needs.
+
+    Modules that hold none (BatchNorm, Dropout) are in evaluation mode: they compute what evaluation computes.
+    """
+    with evaluation_mode(model):
+        for module in model.modules():
+            module.training = bool(module._modules)
+        yield
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` and what ``torch.compile`` returns."""
+    while (inner := unwrapped_once(model)) is not model:
+        model = inner
+    return model
+
+
+def unwrapped_once(model: nn.Module) -> nn.Module:
+    """What the outermost wrapper holds; ``model`` itself where it is none."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return model.module
+    inner = model._modules.get("_orig_mod")
+    return model if inner is None else inner
+
+
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+    """Export ``model`` in evaluation mode and name the tensors its graph reads.
+
+    Where evaluation leaves parameters unread (auxiliary heads), the paths of training are read too, into one graph.
+    If those cannot be traced, a warning says so and evaluation alone decides.
+
+    Args:
+        model: any module that ``torch.export`` can trace; it is left as it was.
+        example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
+
+    Raises:
+        ValueError: the model cannot be traced with these inputs; the message names what failed.
+    """
+    inputs = few_examples(example_inputs)  # as much is read from them as from two hundred
+    programs = [_export(model, inputs, evaluation_mode)]
+    if unread := _unread_parameters(model, programs[0]):
+        try:
+            programs.append(_export(model, inputs, training_paths))
+        except ValueError as error:
+            warnings.warn(
+                f"{type(model).__name__} does not read {', '.join(unread[:3])}{', ...' * (len(unread) > 3)} in "
+                f"evaluation mode, and what it does in training cannot be traced: {error} Channels that only training "
+                "reads are not known: train a few steps before you rely on the result.",
+                stacklevel=2,
+            )
+    if any(_writes_views(program.graph) for program in programs):
+        programs = [
+            program.run_decompositions({}) for program in programs
+        ]  # read as functions: none may change its operands
+    graph, tensors, names = _named(model, programs[0])
+    returned = len(_returned(graph))
+    for program in programs[1:]:
+        join(graph, tensors, names, *_named(model, program))
+    modules = dict(model.named_modules())
+    join_written_norms(graph, names, _runs(graph, modules))
+    join_channel_shares(graph)
+    put_weights_second(graph, tensors)
+    return Trace(graph, tensors, names, modules, _read_for(_returned(graph)[:returned]))
+
+
+def _output(graph: Graph) -> Node:
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    return output
+
+
+def _returned(graph: Graph) -> tuple[Any, ...]:
+    """What the graph returns: nodes, and numbers; those of evaluation come first."""
+    returned: Any = _output(graph).args[0]
+    return tuple(returned)
+
+
+def _read_for(returned: tuple[Any, ...]) -> frozenset[Node]:
+    """Every node that one of ``returned`` is computed from, itself included."""
+    read: set[Node] = set()
+    waiting = [value for value in returned if isinstance(value, Node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in read:
+            read.add(node)
+            waiting += node.all_input_nodes
+    return frozenset(read)
+
+
+def _export(
+    model: nn.Module, inputs: Inputs, mode: Callable[[nn.Module], AbstractContextManager[None]]
+) -> ExportedProgram:
+    with mode(model), torch.no_grad(), written_out():
+        try:
+            return write_out_einsum(torch.export.export(model, *as_arguments(inputs), strict=False))
+        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot be traced with the example inputs {_shapes(inputs)}: {error}. "
+                "Pass example inputs that model(*example_inputs) accepts, or a dict for model(**example_inputs)."
+            ) from error
+
+
+def _unread_parameters(model: nn.Module, program: ExportedProgram) -> list[str]:
+    """The parameters that the graph does not read, under any of their names."""
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    read: dict[str, bool] = {
+        str(specs[node.name].target): bool(node.users)
+        for node in program.graph.nodes
+        if node.op == "placeholder" and specs[node.name].kind == InputKind.PARAMETER
+    }
+    known = {id(parameters[name]) for name, used in read.items() if used}
+    return [name for name in read if id(parameters[name]) not in known]
+
+
+def _named(model: nn.Module, program: ExportedProgram) -> tuple[Graph, dict[Node, Tensor], dict[Node, str]]:
+    """The graph, the tensors its placeholders stand for, and the names of those that the network owns."""
+    names = tensor_names(model)
+    live = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    tensors, node_names = {}, {}
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or specs[node.name].kind == InputKind.USER_INPUT:
+            continue
+        target = specs[node.name].target
+        if target in live:
+            tensors[node] = live[target].detach()
+            node_names[node] = names[id(live[target])]
+        elif isinstance(lifted := program.constants.get(str(target)), Tensor):
+            tensors[node] = lifted.detach()
+    return program.graph, tensors, node_names
+
+
+def interpret(trace: Trace, placeholder: Callable[[Node], Any], call: Callable[[Node, tuple, dict], Any]) -> dict:
+    """Run the graph forwards on values of any kind: ``{node: value}``.
+
+    Args:
+        trace: the graph.
+        placeholder: the value of an input, parameter or buffer.
+        call: the value of an operator, given its node and its arguments as values.
+    """
+    values: dict[Node, Any] = {}
+    for node in trace.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = placeholder(node)
+        elif node.op == "call_function" and node.target is getitem:
+            values[node] = values[node.args[0]][node.args[1]]
+        elif node.op == "call_function":
+            args = map_arg(node.args, values.__getitem__)
+            kwargs = map_arg(node.kwargs, values.__getitem__)
+            values[node] = call(node, args, kwargs)
+        elif node.op == "get_attr":
+            values[node] = None
+    return values
+
+
+def layer_of(node: Node) -> str:
+    """The dotted name of the module that ran ``node``; empty for the network itself."""
+    return layers_of(node)[-1]
+
+
+def layers_of(node: Node) -> list[str]:
+    """The dotted names of all modules that ``node`` is part of, the network itself first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return ["", *(path.removeprefix("L['self'].").removeprefix("L['self']") for path, _ in stack.values())]
+
+
+@contextmanager
+def written_out() -> Iterator[None]:
+    """Attention layers as the operators that they are, and compiled modules as they are written.
+
+    torch's transformer layers also ask whether the values of a mask are the causal ones, only to choose a faster
+    operator for it; that question has no answer without values, and the mask is passed on anyway.
+    """
+    before, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+        transformer._detect_is_causal_mask = detect
+
+
+def _runs(graph: Graph, modules: Mapping[str, nn.Module]) -> list[tuple[nn.Module, list[Node]]]:
+    """The modules that run operators themselves, each with these in order."""
+    runs: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and layer_of(node) in modules:
+            runs.setdefault(layer_of(node), []).append(node)
+    return [(modules[path], nodes) for path, nodes in runs.items()]
+
+
+def _writes_views(graph: Graph) -> bool:
+    """Whether an in-place operator changes a tensor that other nodes see through a view."""
+    for node in graph.nodes:
+        if node.op == "call_function" and is_in_place(node) and isinstance(node.args[0], Node):
+            changed = node.args[0]
+            if is_view(changed) or any(is_view(user) for user in changed.users):
+                return True
+    return False
+
+
+def _shapes(inputs: Inputs) -> str:
+    args, kwargs = as_arguments(inputs)
+    named = [("", value) for value in args] + [(f"{name}=", value) for name, value in kwargs.items()]
+    return ", ".join(n + (str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__) for n, v in named)

@@ -1,0 +1,1 @@
+"""WRITE: the only code that replaces a parameter, a buffer or a module of a network."""

@@ -17,7 +17,7 @@ from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figur
 from lightning_fold.inputs import Inputs, device_of, first_examples, on_device
 from lightning_fold.regularizers import Smoothness
 from lightning_fold.rewrites.sparsity.sparsify import sparsity_of
-from lightning_fold.storage.checkpoints import follow, network_of
+from lightning_fold.storage.checkpoints import network_of, record_of
 
 _FINAL_TAGS = (
     *("compressed/accuracy", "dense/accuracy", "accuracy/test", "compression/factor", "compression/parameters"),
@@ -52,7 +52,7 @@ class CompressionMonitor(lightning.Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Find the network."""
-        follow(pl_module, self.module)
+        record_of(pl_module, self.module)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -80,7 +80,7 @@ class CompressionMonitor(lightning.Callback):
         """Log the accuracy at this size, and keep it for the figures."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        network, dense = network_of(pl_module), follow(pl_module).dense
+        network, dense = network_of(pl_module), record_of(pl_module).dense
         accuracy = trainer.callback_metrics.get(self.monitor)
         row = {"epoch": trainer.current_epoch, "parameters": count_parameters(network), "widths": layer_widths(network)}
         metrics = {}
@@ -107,7 +107,7 @@ class CompressionMonitor(lightning.Callback):
             for name, figure in figures.items():
                 logger.experiment.add_figure(f"compression/{name}", figure, step)
             if isinstance(logger, TensorBoardLogger):
-                done = dict.fromkeys(method["method"] for method in follow(pl_module).methods)
+                done = dict.fromkeys(method["method"] for method in record_of(pl_module).methods)
                 fill_page(logger, settings(trainer) | {"rewrites": ", ".join(done)})
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class CompressionMonitor(lightning.Callback):
         self.history = list(state_dict["history"])
 
     def _figures(self, pl_module: lightning.LightningModule) -> dict[str, Figure]:
-        network, dense = network_of(pl_module), follow(pl_module).dense
+        network, dense = network_of(pl_module), record_of(pl_module).dense
         states = {"dense": dense.state_dict} if dense is not None else {}
         states["as it ends"] = network.state_dict()
         buffers = {name for name, _ in network.named_buffers()}  # tables and masks, which are no weights
@@ -131,7 +131,7 @@ class CompressionMonitor(lightning.Callback):
         return figures | ({"accuracy": accuracy_figure(self.history)} if "accuracy" in self.history[-1] else {})
 
     def _sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:
-        network, dense = network_of(pl_module), follow(pl_module).dense
+        network, dense = network_of(pl_module), record_of(pl_module).dense
         parameters = count_parameters(network)
         before = dense.parameters if dense is not None else parameters
         return {

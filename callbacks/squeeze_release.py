@@ -14,8 +14,8 @@ from lightning_fold.callbacks.rewriting.base import (
     RewriteCallback,
     learning_rate,
     place_in,
+    refresh_ddp,
     remember_dense,
-    renew,
 )
 from lightning_fold.inputs import Inputs
 from lightning_fold.regularizers import GroupSparsity
@@ -24,7 +24,7 @@ from lightning_fold.rewrites.exact.minimize import minimize
 from lightning_fold.rewrites.sparsity.release import release
 from lightning_fold.rewrites.sparsity.sparsify import Criterion, prunable_weights, sparsify
 from lightning_fold.rewrites.sparsity.sparsity_for_target import sparsity_within
-from lightning_fold.storage.checkpoints import Snapshot, follow, network_of
+from lightning_fold.storage.checkpoints import Snapshot, network_of, record_of
 from lightning_fold.storage.rebuild import rebuild
 from lightning_fold.structure.groups import channel_groups
 
@@ -102,10 +102,10 @@ class SqueezeRelease(RewriteCallback):
         self.max_accuracy_drop, self.seed = max_accuracy_drop, seed
         self._check()
         self.masks: dict[str, torch.Tensor] = {}
-        self.good: Snapshot | None = None
-        self.good_methods = 0
+        self.last_good: Snapshot | None = None
+        self.last_good_methods = 0
         self.stopped = False
-        self.minimized = 0
+        self.cycles_done = 0
         self._penalty: GroupSparsity | None = None
         self._steps = -1
 
@@ -120,14 +120,14 @@ class SqueezeRelease(RewriteCallback):
         return self.dense_epochs + self.cycles * self.cycle_epochs
 
     @property
-    def occupied(self) -> range:
+    def reserved_epochs(self) -> range:
         """The epochs of the cycles: their masks and penalties belong to the network that they began with."""
         return range(self.dense_epochs, self.last_epoch)
 
     @property
     def finished(self) -> bool:
         """Whether the last cycle has ended."""
-        return self.stopped or self.minimized >= self.cycles
+        return self.stopped or self.cycles_done >= self.cycles
 
     def phase(self, epoch: int) -> Phase:
         """The phase that ``epoch`` belongs to, counted from 0."""
@@ -182,7 +182,7 @@ class SqueezeRelease(RewriteCallback):
         """Before an epoch's first batch: minimize and release at a cycle's end, prune in its middle."""
         epoch, self._steps = trainer.current_epoch, trainer.global_step
         done = min(max(epoch - self.dense_epochs, 0) // self.cycle_epochs, self.cycles)
-        if self.minimized < done and not self.stopped:
+        if self.cycles_done < done and not self.stopped:
             self._end_cycle(trainer, pl_module)
         self.masks = {name: mask.to(pl_module.device) for name, mask in self.masks.items()}
         phase = self.phase(epoch)
@@ -225,23 +225,23 @@ class SqueezeRelease(RewriteCallback):
         """Masks, the last good network and how far the cycles have come."""
         return super().state_dict() | {
             "masks": self.masks,
-            "good": vars(self.good) if self.good is not None else None,
-            "good_methods": self.good_methods,
+            "last_good": vars(self.last_good) if self.last_good is not None else None,
+            "last_good_methods": self.last_good_methods,
             "stopped": self.stopped,
-            "minimized": self.minimized,
+            "cycles_done": self.cycles_done,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of an interrupted run."""
         super().load_state_dict(state_dict)
         self.masks, self.stopped = state_dict["masks"], state_dict["stopped"]
-        self.good = Snapshot(**state_dict["good"]) if state_dict["good"] is not None else None
-        self.minimized = state_dict["minimized"]
-        self.good_methods = state_dict.get("good_methods", 0)
+        self.last_good = Snapshot(**state_dict["last_good"]) if state_dict["last_good"] is not None else None
+        self.cycles_done = state_dict["cycles_done"]
+        self.last_good_methods = state_dict.get("last_good_methods", 0)
 
     def _prune(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, cycle: int) -> None:
         network = network_of(pl_module)
-        dense = follow(pl_module).dense
+        dense = record_of(pl_module).dense
         assert dense is not None and self._example is not None, "the dense epochs have ended"
         options = {"criterion": self.criterion, "inputs": self.select_inputs}
         least = dense.parameters / self.target_factor
@@ -249,7 +249,7 @@ class SqueezeRelease(RewriteCallback):
         report = sparsify(network, sparsity, example_inputs=self._example, optimizers=trainer.optimizers, **options)
         self.masks = report.masks
         self.metric = None  # it was measured before the pruning
-        renew(trainer, pl_module)
+        refresh_ddp(trainer, pl_module)
 
     def _minimize(self, network: nn.Module, inputs: Inputs, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
         return minimize(network, inputs, select_inputs=self.select_inputs, optimizers=optimizers)
@@ -263,12 +263,12 @@ class SqueezeRelease(RewriteCallback):
             self._revert(trainer, pl_module)
             return
         report = self.rewrite(trainer, pl_module, "squeeze-release", self._minimize)
-        self.minimized += 1
-        self.good = Snapshot.take(network_of(pl_module), self._metrics())
-        self.good_methods = len(follow(pl_module).methods)
-        dense = follow(pl_module).dense
+        self.cycles_done += 1
+        self.last_good = Snapshot.take(network_of(pl_module), self._metrics())
+        self.last_good_methods = len(record_of(pl_module).methods)
+        dense = record_of(pl_module).dense
         self.stopped = dense is not None and dense.parameters / report.parameters_after >= self.target_factor
-        if self.minimized < self.cycles and not self.stopped and not last:
+        if self.cycles_done < self.cycles and not self.stopped and not last:
             self._release(trainer, pl_module)
 
     def _release(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -280,10 +280,10 @@ class SqueezeRelease(RewriteCallback):
             generator=generator,
             optimizers=trainer.optimizers,
         )
-        renew(trainer, pl_module)
+        refresh_ddp(trainer, pl_module)
 
     def _too_bad(self, pl_module: lightning.LightningModule) -> bool:
-        dense = follow(pl_module).dense
+        dense = record_of(pl_module).dense
         if self.max_accuracy_drop >= 1 or dense is None:
             return False
         if self.metric is None or self.monitor not in dense.metrics:
@@ -298,9 +298,9 @@ class SqueezeRelease(RewriteCallback):
 
     def _revert(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Bring the last network back that was good enough: that of the last good cycle, or else the dense one."""
-        good = self.good or follow(pl_module).dense
+        good = self.last_good or record_of(pl_module).dense
         assert good is not None, "only a cycle makes a network worse than the dense one"
-        network, record = network_of(pl_module), follow(pl_module)
+        network, record = network_of(pl_module), record_of(pl_module)
         rebuild(network, good.structure, optimizers=trainer.optimizers)
         network.load_state_dict(good.state_dict)
         rank_zero_warn(
@@ -309,8 +309,8 @@ class SqueezeRelease(RewriteCallback):
             f"{self.monitor} {good.metrics.get(self.monitor, torch.nan):.4g}"
         )
         self.metric, self.report, self._unseen = good.metrics.get(self.monitor), None, True
-        del record.methods[self.good_methods :]
-        renew(trainer, pl_module)
+        del record.methods[self.last_good_methods :]
+        refresh_ddp(trainer, pl_module)
 
     def _metrics(self) -> dict[str, float]:
         return {} if self.metric is None else {self.monitor: self.metric}

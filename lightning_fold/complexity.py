@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_fold.inputs import Inputs, call
-from lightning_fold.structure.graph.trace import evaluation_mode, written_out
+from lightning_fold.structure.graph.trace import evaluation_mode, without_fast_paths
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -39,7 +39,13 @@ def counted_run(model: nn.Module, example_inputs: Inputs) -> tuple[Any, int]:
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     # Attention runs as matrix products: not every version of torch counts what its fused operators do on every device.
     plain = sdpa_kernel(SDPBackend.MATH)
-    with evaluation_mode(model), torch.no_grad(), written_out(), plain, FlopCounterMode(display=False) as counter:
+    with (
+        evaluation_mode(model),
+        torch.no_grad(),
+        without_fast_paths(),
+        plain,
+        FlopCounterMode(display=False) as counter,
+    ):
         found = call(model, example_inputs, parameters)
     return found, int(counter.get_total_flops())
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from lightning_fold.complexity import count_parameters
 from lightning_fold.data import ImageFolderDataModule
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch):
 def test_the_project_goes_on_as_it_was_and_ends_smaller(run):
     before, after = run("plain_project.py"), run("compressed_project.py")
     assert count_parameters(after.lightning_module) < 0.8 * count_parameters(before.lightning_module)
-    assert follow(after.lightning_module).dense.parameters == count_parameters(before.lightning_module.backbone)
+    assert record_of(after.lightning_module).dense.parameters == count_parameters(before.lightning_module.backbone)
     checkpoint = next(callback for callback in after.callbacks if isinstance(callback, ModelCheckpoint))
     assert Path(checkpoint.best_model_path).is_file() and "val_acc" in after.callback_metrics
     assert after.global_step == before.global_step

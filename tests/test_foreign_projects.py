@@ -15,7 +15,7 @@ from lightning_fold.callbacks import (
     LowRankFactorization,
     SqueezeRelease,
 )
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 
 
 def squeeze():
@@ -38,7 +38,7 @@ def fit(module, data, folder, callback, batch_size=16, epochs=3, **loaders):
     (optimizer,) = trainer.optimizers
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in module.model.parameters())
-    dense = follow(module).dense
+    dense = record_of(module).dense
     assert dense is not None and lf.count_parameters(module.model) < dense.parameters
     loaded = lf.load_from_checkpoint(type(module), folder / "small.ckpt")
     return module.cpu().eval(), loaded.eval()

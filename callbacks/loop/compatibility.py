@@ -6,7 +6,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lightning_fold.inputs import Inputs
-from lightning_fold.storage.checkpoints import follow, network_of
+from lightning_fold.storage.checkpoints import network_of, record_of
 from lightning_fold.structure.graph.trace import trace
 from lightning_fold.surgery.optimizers import check_optimizers
 
@@ -45,7 +45,7 @@ def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.
 
 def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: Inputs) -> None:
     """Refuse to take a whole LightningModule as the network where its ``forward`` leaves submodules unused."""
-    if follow(pl_module).network:
+    if record_of(pl_module).network:
         return
     graph = trace(network_of(pl_module), inputs)
     used = {name.partition(".")[0] for node, name in graph.names.items() if node.users}

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lightning_fold.inputs import Inputs, join_inputs, on_device
-from lightning_fold.storage.checkpoints import follow, network_of
+from lightning_fold.storage.checkpoints import network_of, record_of
 from lightning_fold.structure.graph.trace import evaluation_mode
 
 
@@ -99,7 +99,7 @@ def _replaced(owner: Any, **methods: Any) -> Iterator[None]:
 
 
 def _never_called(pl_module: lightning.LightningModule) -> ValueError:
-    kind, path = type(pl_module).__name__, follow(pl_module).network
+    kind, path = type(pl_module).__name__, record_of(pl_module).network
     call = f"self.{path}(...)" if path else "self(...)"
     children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
     return ValueError(

@@ -17,7 +17,7 @@ from lightning_fold.callbacks.loop.copies import Copies
 from lightning_fold.callbacks.loop.inputs import global_inputs, network_inputs
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
-from lightning_fold.storage.checkpoints import CompressionRecord, Snapshot, follow, network_of
+from lightning_fold.storage.checkpoints import CompressionRecord, Snapshot, network_of, record_of
 from lightning_fold.structure.groups import channel_groups
 
 Rewrite = Callable[[nn.Module, Inputs, Iterable[Optimizer]], RewriteReport]
@@ -59,7 +59,7 @@ class RewriteCallback(lightning.Callback):
         raise NotImplementedError
 
     @property
-    def occupied(self) -> range:
+    def reserved_epochs(self) -> range:
         """The epochs in which no other callback may rewrite the network, because this one is in the middle of it."""
         return range(0)
 
@@ -68,7 +68,7 @@ class RewriteCallback(lightning.Callback):
         self._example, self._epoch = None, -1
         if stage == "fit":
             refuse_strategy(type(self).__name__, trainer)
-        follow(pl_module, self.module)
+        record_of(pl_module, self.module)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuse what else cannot follow a change of shapes."""
@@ -134,7 +134,7 @@ class RewriteCallback(lightning.Callback):
         """What to say where training ended, after so many epochs, before this callback had done its work."""
         raise NotImplementedError
 
-    def rehearse(self, network: nn.Module, inputs: Inputs) -> None:
+    def dry_run(self, network: nn.Module, inputs: Inputs) -> None:
         """See, before anything is trained, that what is to come can be done; ``network`` stays as it is."""
         channel_groups(network, inputs)
 
@@ -161,9 +161,9 @@ class RewriteCallback(lightning.Callback):
         report = self.report = change(network, self._example, trainer.optimizers)
         self._unseen = True
         self._tell(trainer, report)
-        record: CompressionRecord = follow(pl_module)
+        record: CompressionRecord = record_of(pl_module)
         record.methods.append({"method": method, "epoch": trainer.current_epoch, "parameters": report.parameters_after})
-        renew(trainer, pl_module)
+        refresh_ddp(trainer, pl_module)
         return report
 
     def _miss(self, trainer: lightning.Trainer) -> None:
@@ -198,19 +198,19 @@ class RewriteCallback(lightning.Callback):
         self._example = global_inputs(trainer, network_inputs(pl_module, batch, batch_idx))
         if first:  # a network that cannot be read fails now, not days later
             refuse_unused(type(self).__name__, pl_module, self._example)
-            self.rehearse(network_of(pl_module), self._example)
+            self.dry_run(network_of(pl_module), self._example)
 
 
 def remember_dense(pl_module: lightning.LightningModule, metric: float | None, monitor: str) -> None:
     """Keep the network as the dense one, where no rewrite has come before."""
-    record = follow(pl_module)
+    record = record_of(pl_module)
     if record.dense is None:
         record.dense = Snapshot.take(network_of(pl_module), {} if metric is None else {monitor: metric})
 
 
 def is_compressed(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> bool:
     """Whether the network was rewritten and every callback that rewrites it has done so for the last time."""
-    return bool(follow(pl_module).methods) and is_settled(trainer)
+    return bool(record_of(pl_module).methods) and is_settled(trainer)
 
 
 def is_settled(trainer: lightning.Trainer) -> bool:
@@ -230,7 +230,7 @@ def place_in(trainer: lightning.Trainer) -> str:
     return f"epoch {trainer.current_epoch}" + (f" of {trainer.max_epochs}" if known else "")
 
 
-def renew(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+def refresh_ddp(trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
     """Let DDP's gradient reduction know the new parameters, and drop compiled code of the old ones."""
     torch.compiler.reset()
     strategy = trainer.strategy

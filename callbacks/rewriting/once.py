@@ -64,9 +64,9 @@ class RewriteOnce(RewriteCallback):
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         epoch = trainer.max_epochs if self.at_epoch == -1 else self.at_epoch
         for place, other in enumerate(callbacks):
-            if not isinstance(other, RewriteCallback) or not other.occupied or epoch is None or epoch < 0:
+            if not isinstance(other, RewriteCallback) or not other.reserved_epochs or epoch is None or epoch < 0:
                 continue
-            first, end = other.occupied.start, other.occupied.stop
+            first, end = other.reserved_epochs.start, other.reserved_epochs.stop
             listed_after = callbacks.index(self) > place
             if first < epoch < end or (epoch == first and listed_after) or (epoch == end and not listed_after):
                 mine, theirs = type(self).__name__, type(other).__name__
@@ -81,7 +81,7 @@ class RewriteOnce(RewriteCallback):
         if 0 <= self.at_epoch <= trainer.current_epoch:
             self._rewrite_once(trainer, pl_module)
 
-    def rehearse(self, network: nn.Module, inputs: Inputs) -> None:
+    def dry_run(self, network: nn.Module, inputs: Inputs) -> None:
         """Rewrite a copy, on few examples: what fails there would fail at the end of training."""
         if self.done:
             return

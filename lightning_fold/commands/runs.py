@@ -16,7 +16,7 @@ from lightning_fold.inputs import Inputs
 from lightning_fold.models.factory import without_pretraining
 from lightning_fold.modules import Classifier
 from lightning_fold.modules.base import network_source
-from lightning_fold.storage.checkpoints import follow, network_of
+from lightning_fold.storage.checkpoints import network_of, record_of
 from lightning_fold.storage.files import example_of, load_file, read_checkpoint
 
 SUFFIXES = (".ckpt", ".pt", ".safetensors")  # of the files that hold a network
@@ -191,7 +191,7 @@ def _restore(path: Path, content: dict[str, Any], configuration: Configuration) 
             "--config, with a section 'model' of class_path and init_args."
         )
     module = configuration.build(lightning.LightningModule, "model")
-    follow(module, content.get("lightning_fold", {}).get("network", ""))
+    record_of(module, content.get("lightning_fold", {}).get("network", ""))
     module.on_load_checkpoint(content)
     try:
         module.load_state_dict(content["state_dict"])
@@ -237,7 +237,7 @@ def _around(network: nn.Module, inputs: Inputs, configuration: Configuration) ->
     if section := configuration.sections.get("model"):
         own = Configuration(configuration.file, {"model": _without_pretraining(section)})
         module = own.build(lightning.LightningModule, "model")
-        if place := follow(module).network:
+        if place := record_of(module).network:
             module.set_submodule(place, network)
             return module
     if "data" not in configuration.sections:

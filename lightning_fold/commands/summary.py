@@ -15,7 +15,7 @@ from lightning_fold.callbacks.loop.inputs import network_inputs
 from lightning_fold.evaluation.measurement import Measurement, latency_note, measure, side_by_side
 from lightning_fold.inputs import first_examples
 from lightning_fold.modules.base import network_source
-from lightning_fold.storage.checkpoints import follow, network_of
+from lightning_fold.storage.checkpoints import network_of, record_of
 from lightning_fold.storage.files import load, save, write_atomically
 
 
@@ -96,7 +96,7 @@ def summarise_run(
     summary = Summary(
         **measured,
         latency=latency_note(measured["dense"], measured["compressed"], latency["compressed"]),
-        methods=follow(module).methods,
+        methods=record_of(module).methods,
         files={key: str(place) for key, place in places.items()},
     )
     if trainer.is_global_zero:
@@ -110,7 +110,7 @@ def summarise_run(
 
 def _dense_and_compressed(module: lightning.LightningModule) -> dict[str, nn.Module]:
     """The network as it was before the first rewrite, and as it is."""
-    dense, network = follow(module).dense, network_of(module)
+    dense, network = record_of(module).dense, network_of(module)
     return {"dense": dense.network_like(network) if dense is not None else network, "compressed": network}
 
 

@@ -100,7 +100,7 @@ def run_trials(
     return [rows[trial] for trial in trials if trial == trial.dense or not rows[trial.dense].failed]
 
 
-def measure(trial: Trial, config: str | None = None) -> Row:
+def run_trial(trial: Trial, config: str | None = None) -> Row:
     """Rewrite a copy of the trial's network and measure it; where that fails, the row says why."""
     try:
         return _measure(trial, config)
@@ -148,7 +148,7 @@ def _digest(path: Path, config: str | None) -> str:
 def _measuring(config: str | None, workers: int) -> Iterator[Callable[[Sequence[Trial]], Iterator[Row]]]:
     """What makes rows of trials: one by one in this process, or as they come from ``workers`` processes."""
     if workers <= 1:
-        yield lambda trials: (measure(trial, config) for trial in trials)
+        yield lambda trials: (run_trial(trial, config) for trial in trials)
         return
     threads = max(torch.get_num_threads() // workers, 1)
     context = get_context("spawn")  # a forked process would share torch's threads
@@ -161,7 +161,7 @@ def _measuring(config: str | None, workers: int) -> Iterator[Callable[[Sequence[
 
 def _in_processes(pool: Executor, trials: Sequence[Trial], config: str | None) -> Iterator[Row]:
     """Every row that comes back; only then the error of a process that gave none."""
-    waiting = [pool.submit(measure, trial, config) for trial in trials]
+    waiting = [pool.submit(run_trial, trial, config) for trial in trials]
     lost: list[BaseException] = []
     for future in as_completed(waiting):
         if error := future.exception():

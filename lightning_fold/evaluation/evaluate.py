@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_fold.remarks import without_hardware
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 
 Split = Literal["val", "test"]
 
@@ -61,7 +61,7 @@ def evaluate(
 @contextmanager
 def _in_place(module: lightning.LightningModule, network: nn.Module) -> Iterator[lightning.LightningModule]:
     """``module`` with ``network`` for its own; ``network`` itself where that is the whole LightningModule."""
-    parent, _, leaf = follow(module).network.rpartition(".")
+    parent, _, leaf = record_of(module).network.rpartition(".")
     if not leaf:
         assert isinstance(network, lightning.LightningModule)
         yield network

@@ -18,7 +18,7 @@ from lightning_fold.models.factory import accepted_arguments, build_network, fin
 from lightning_fold.modules.distillation import distillation_loss
 from lightning_fold.modules.hyperparameters import plain_arguments
 from lightning_fold.regularizers import Smoothness
-from lightning_fold.storage.checkpoints import Snapshot, StructureCheckpoint, follow
+from lightning_fold.storage.checkpoints import Snapshot, StructureCheckpoint, record_of
 from lightning_fold.structure.graph.trace import unwrapped
 
 
@@ -55,7 +55,7 @@ class NetworkModule(StructureCheckpoint):
         self.lr_scheduler = arguments["lr_scheduler"]
         self.network: nn.Module = self._make_network(arguments["network"], arguments["network_args"] or {})
 
-    def measure(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
+    def update_metrics(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
         """Update the metrics of a split with a batch, and return them by name."""
         raise NotImplementedError
 
@@ -88,7 +88,7 @@ class NetworkModule(StructureCheckpoint):
 
     def teacher(self) -> nn.Module | None:
         """The network as it was before its first rewrite, in evaluation mode; None while there was none."""
-        dense = follow(self).dense
+        dense = record_of(self).dense
         if dense is None:
             return None
         if self._teacher is None or self._teacher.dense is not dense:
@@ -99,7 +99,7 @@ class NetworkModule(StructureCheckpoint):
 
     def _rewritten(self) -> list[str]:
         """The path of what is rewritten inside the network; empty where it is the whole."""
-        path = follow(self).network.split(".")[1:]
+        path = record_of(self).network.split(".")[1:]
         return path[1:] if path[:1] == ["_orig_mod"] else path
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -175,7 +175,7 @@ class NetworkModule(StructureCheckpoint):
         inputs, targets = batch
         loss, logits = self.loss(inputs, targets)
         self.log(f"loss/{split}", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(targets))
-        for name, metric in self.measure(split, logits.detach(), targets).items():
+        for name, metric in self.update_metrics(split, logits.detach(), targets).items():
             self.log(f"{name}/{split}", metric, on_step=False, on_epoch=True, prog_bar=split == "val")
         return loss
 

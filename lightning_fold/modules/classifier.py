@@ -76,7 +76,7 @@ class Classifier(NetworkModule):
             {f"accuracy_{split}": accuracy_of(num_classes) for split in ("train", "val", "test")}
         )
 
-    def measure(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
+    def update_metrics(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
         """Update the accuracy of a split with logits ``(B, num_classes)`` and targets ``(B,)``."""
         accuracy = cast(MulticlassAccuracy, self.accuracy[f"accuracy_{split}"])
         accuracy.update(logits, targets)

@@ -65,7 +65,7 @@ class LanguageModel(NetworkModule):
         self.accuracy = nn.ModuleDict({f"accuracy_{split}": accuracy_of(vocab_size) for split in splits})
         self.perplexity = nn.ModuleDict({f"perplexity_{split}": Perplexity() for split in splits})
 
-    def measure(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
+    def update_metrics(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
         """Update the metrics of a split with logits ``(B, T, vocab_size)`` and targets ``(B, T)``."""
         accuracy = cast(Metric, self.accuracy[f"accuracy_{split}"])
         perplexity = cast(Perplexity, self.perplexity[f"perplexity_{split}"])

@@ -7,10 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_fold.regularizers.penalty import Axis, dimensions, with_gradient
+from lightning_fold.regularizers.penalty import WeightAxis, dimensions, with_gradient
 
 
-def first_difference(weight: Tensor, axes: Sequence[Axis] = ("output", "input"), *, squared: bool = True) -> Tensor:
+def first_difference(
+    weight: Tensor, axes: Sequence[WeightAxis] = ("output", "input"), *, squared: bool = True
+) -> Tensor:
     """Mean of the squared (or absolute) differences w[i + 1] - w[i] along each axis, summed over the axes; a scalar.
 
     Source: one of the penalties of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469); axes, mean and
@@ -28,12 +30,14 @@ def first_difference(weight: Tensor, axes: Sequence[Axis] = ("output", "input"),
     return _difference(weight, 1, axes, squared)
 
 
-def second_difference(weight: Tensor, axes: Sequence[Axis] = ("output", "input"), *, squared: bool = True) -> Tensor:
+def second_difference(
+    weight: Tensor, axes: Sequence[WeightAxis] = ("output", "input"), *, squared: bool = True
+) -> Tensor:
     """Mean of the squared (or absolute) differences w[i + 2] - 2 w[i + 1] + w[i]; else as :func:`first_difference`."""
     return _difference(weight, 2, axes, squared)
 
 
-def _difference(weight: Tensor, order: int, axes: Sequence[Axis], squared: bool) -> Tensor:
+def _difference(weight: Tensor, order: int, axes: Sequence[WeightAxis], squared: bool) -> Tensor:
     dims = [dim for dim in dimensions(weight, axes) if weight.shape[dim] > order]
     return with_gradient(weight, partial(_evaluate, dims, order, squared))
 

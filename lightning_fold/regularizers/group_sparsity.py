@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_fold.regularizers.penalty import Axis, dimensions
+from lightning_fold.regularizers.penalty import WeightAxis, dimensions
 from lightning_fold.structure.groups import ChannelGroup
 
 
-def group_sparsity(weight: Tensor, axes: Sequence[Axis] = ("output",)) -> Tensor:
+def group_sparsity(weight: Tensor, axes: Sequence[WeightAxis] = ("output",)) -> Tensor:
     """The L2,1 norm of one weight (O, I, ...): the sum of the norms of its slices along each axis, a scalar.
 
     :class:`GroupSparsity` joins all weights that write or read a channel; this one needs no graph of the network.

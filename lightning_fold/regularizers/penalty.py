@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Dimension 0 of a weight, dimension 1, all that follow.
-Axis = Literal["output", "input", "space"]
-_AXES = get_args(Axis)
+WeightAxis = Literal["output", "input", "space"]
+_AXES = get_args(WeightAxis)
 
 # A detached weight -> the penalty's value, a scalar, and its gradient, of the weight's shape.
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -24,7 +24,7 @@ def with_gradient(weight: Tensor, evaluate: ValueAndGradient) -> Tensor:
     return _WithGradient.apply(weight, evaluate)  # pyright: ignore[reportReturnType]
 
 
-def dimensions(weight: Tensor, axes: Sequence[Axis]) -> list[int]:
+def dimensions(weight: Tensor, axes: Sequence[WeightAxis]) -> list[int]:
     """The dimensions of a weight (O, I, ...) that ``axes`` name.
 
     Raises:

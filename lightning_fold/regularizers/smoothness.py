@@ -17,7 +17,7 @@ from lightning_fold.arguments import as_list
 from lightning_fold.regularizers.differences import first_difference, second_difference
 from lightning_fold.regularizers.group_sparsity import group_sparsity
 from lightning_fold.regularizers.nuclear import nuclear_norm
-from lightning_fold.regularizers.penalty import Axis, dimensions
+from lightning_fold.regularizers.penalty import WeightAxis, dimensions
 from lightning_fold.structure.graph.trace import unwrapped
 from lightning_fold.surgery.origins import replaced_by
 
@@ -51,7 +51,7 @@ class Smoothness:
     def __init__(
         self,
         penalties: dict[Penalty, float] = {"nuclear_norm": 1e-3},  # noqa: B006  read only
-        axes: list[Axis] = ["output", "input"],  # noqa: B006  read only
+        axes: list[WeightAxis] = ["output", "input"],  # noqa: B006  read only
         squared: bool = True,
         every: int = 4,
         start_epoch: int = 0,
@@ -184,7 +184,9 @@ class Smoothness:
                 raise ValueError(f"{call}({name}={value}): expected a whole number of at least {lowest}.")
         dimensions(torch.zeros(1, 1), self.axes)
         if not self.axes and (along := [name for name in self._active if name != "nuclear_norm"]):
-            raise ValueError(f"{call}(axes=[]): expected one or more of {', '.join(get_args(Axis))} for {along[0]}.")
+            raise ValueError(
+                f"{call}(axes=[]): expected one or more of {', '.join(get_args(WeightAxis))} for {along[0]}."
+            )
 
 
 @dataclass(frozen=True)

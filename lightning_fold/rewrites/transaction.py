@@ -101,7 +101,7 @@ def asking_attributes(run: Callable[[bool], RewriteReport], model: nn.Module, ex
         return run(True)
     except RewriteError:
         labels = read_structure(model, example_inputs).labels
-        if not labels.sizes and not labels.shares:
+        if not labels.sizes and not labels.global_response_norms:
             raise
         return run(False)
 

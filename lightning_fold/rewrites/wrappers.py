@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from lightning_fold.structure.graph.trace import unwrapped, unwrapped_once
 from lightning_fold.surgery.transaction import Surgery
 
-Rewrite = TypeVar("Rewrite", bound=Callable[..., Any])
+R = TypeVar("R", bound=Callable[..., Any])
 
 
-def on_network(rewrite: Rewrite) -> Rewrite:
+def on_network(rewrite: R) -> R:
     """Let ``rewrite(model, ..., optimizers=...)`` meet a plain network.
 
     It gets the network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``; names in its report
@@ -37,10 +37,10 @@ def on_network(rewrite: Rewrite) -> Rewrite:
             surgery.bake()
             report = rewrite(network, *args, optimizers=optimizers, **kwargs)
         if network is not model:
-            _renew(model)
+            _refresh_ddp(model)
         return report
 
-    return cast(Rewrite, wrapped)
+    return cast(R, wrapped)
 
 
 def _check_there(method: str, model: nn.Module) -> None:
@@ -55,7 +55,7 @@ def _check_there(method: str, model: nn.Module) -> None:
             )
 
 
-def _renew(model: nn.Module) -> None:
+def _refresh_ddp(model: nn.Module) -> None:
     """Build every DistributedDataParallel around the network again: it holds the parameters that it was built with."""
     while (inner := unwrapped_once(model)) is not model:
         if isinstance(model, DistributedDataParallel):

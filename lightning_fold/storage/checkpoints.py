@@ -1,8 +1,8 @@
 """Checkpoints that know the structure of their network, so that a network that shrank in training loads again.
 
 Lightning loads a state dict before any callback can look at the checkpoint; only the LightningModule's own
-``on_load_checkpoint`` comes earlier. ``Classifier`` has it by :class:`StructureCheckpoint`; :func:`follow` gives it to
-any other module.
+``on_load_checkpoint`` comes earlier. ``Classifier`` has it by :class:`StructureCheckpoint`; :func:`record_of` gives it
+to any other module.
 """
 
 from collections.abc import Iterator
@@ -92,7 +92,7 @@ class StructureCheckpoint(lightning.LightningModule):
         restore_structure(self, checkpoint)
 
 
-def follow(module: lightning.LightningModule, network: str = "") -> CompressionRecord:
+def record_of(module: lightning.LightningModule, network: str = "") -> CompressionRecord:
     """The record of ``module``, whose checkpoints from now on hold the structure of its network.
 
     Args:
@@ -125,12 +125,12 @@ def follow(module: lightning.LightningModule, network: str = "") -> CompressionR
 
 def network_of(module: lightning.LightningModule) -> nn.Module:
     """The network of ``module`` that is compressed."""
-    return module.get_submodule(follow(module).network)
+    return module.get_submodule(record_of(module).network)
 
 
 def store_structure(module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
     """Write the structure of ``module``'s network, and its record, into ``checkpoint`` as plain values and tensors."""
-    record = follow(module)
+    record = record_of(module)
     checkpoint[_KEY] = {
         "network": record.network,
         "structure": describe(network_of(module)),
@@ -151,7 +151,7 @@ def restore_structure(module: lightning.LightningModule, checkpoint: dict[str, A
     if stored is None:
         return
     checkpoint.get("state_dict", {}).pop(ADVICE, None)
-    record = follow(module, stored["network"])
+    record = record_of(module, stored["network"])
     rebuild(module.get_submodule(stored["network"]), stored["structure"])
     record.dense = Snapshot(**stored["dense"]) if stored["dense"] is not None else None
     record.methods = list(stored["methods"])

@@ -15,7 +15,7 @@ from lightning_fold.extras import require
 from lightning_fold.inputs import Inputs, as_inputs
 from lightning_fold.rewrites.transaction import TOLERANCES, float_tensors, outputs, relative_error
 from lightning_fold.storage.files import load, save, write_atomically
-from lightning_fold.structure.graph.trace import unwrapped, written_out
+from lightning_fold.structure.graph.trace import unwrapped, without_fast_paths
 
 Format = Literal["onnx", "pt2", "safetensors"]
 
@@ -176,7 +176,7 @@ def _program(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     batch = Dim("batch")
     shapes = tuple({0: batch} if value.dim() else None for value in examples)
     try:
-        with torch.no_grad(), written_out():
+        with torch.no_grad(), without_fast_paths():
             return torch.export.export(model, examples, dynamic_shapes=shapes, strict=False)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(

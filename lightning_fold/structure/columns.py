@@ -79,4 +79,4 @@ def _reads(labels: Labels, contraction: Contraction, axis: Axis) -> bool:
 def _columns(labels: Labels, contraction: Contraction) -> Tensor | None:
     """The labels that the weight of ``contraction`` itself has along its columns."""
     value = labels.values[contraction.weight]
-    return value.fields.get(contraction.column_dim) if isinstance(value, Value) else None
+    return value.labels.get(contraction.column_dim) if isinstance(value, Value) else None

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.operators import compact, restride
 
-Values = dict[Node, Any]
+Constants = dict[Node, Any]
 
 
 class _Unknown:

@@ -12,13 +12,13 @@ from torch._ops import OpOverload
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_fold.structure.constant_values import Values, has_unknown, tidy, unknown
+from lightning_fold.structure.constant_values import Constants, has_unknown, tidy, unknown
 from lightning_fold.structure.graph.trace import Trace, interpret
 from lightning_fold.structure.operators import family, functional
 from lightning_fold.structure.rules import RULES
 
 
-def constants(trace: Trace) -> Values:
+def constants(trace: Trace) -> Constants:
     """The value of every node of the graph: NaN where it depends on the input.
 
     Returns:

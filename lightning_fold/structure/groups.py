@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_fold.inputs import Inputs
 from lightning_fold.structure.columns import Columns, find_columns
-from lightning_fold.structure.constant_values import Values
+from lightning_fold.structure.constant_values import Constants
 from lightning_fold.structure.constants import constants
 from lightning_fold.structure.graph.trace import Trace, trace, unwrapped
 from lightning_fold.structure.label_channels import label_channels
@@ -77,7 +77,7 @@ class Structure:
     """
 
     trace: Trace
-    known: Values
+    constants: Constants
     labels: Labels
     group_of: Tensor
     pinned: dict[int, Pin | None]

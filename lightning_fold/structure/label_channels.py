@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_fold.structure.constant_values import Values
+from lightning_fold.structure.constant_values import Constants
 from lightning_fold.structure.graph.trace import Trace, interpret
-from lightning_fold.structure.labels import Labelling, Labels
+from lightning_fold.structure.labels import LabelRecorder, Labels
 from lightning_fold.structure.operators import family
 from lightning_fold.structure.rules import RULES
 from lightning_fold.structure.rules.heads import agree_on_sizes, around_attention, tie_whole_heads
 from lightning_fold.structure.values import Value, labels_in
 
 
-def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True, whole_heads: bool = False) -> Labels:
+def label_channels(trace: Trace, known: Constants, *, ask_attributes: bool = True, whole_heads: bool = False) -> Labels:
     """Run ``trace`` on labels.
 
     Args:
@@ -29,7 +29,7 @@ def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True, 
         ask_attributes: whether Python attributes that repeat the size of an attention head are what the code reads.
         whole_heads: whether the channels of a head are tied where they can only leave all together.
     """
-    run = Labelling(trace, known, around_attention(trace, known), ask_attributes=ask_attributes)
+    run = LabelRecorder(trace, known, around_attention(trace, known), ask_attributes=ask_attributes)
 
     def call(node: Node, args: tuple, kwargs: dict) -> Any:
         rule = RULES.get(family(node))
@@ -46,7 +46,7 @@ def label_channels(trace: Trace, known: Values, *, ask_attributes: bool = True, 
     return run.labels
 
 
-def _placeholder(run: Labelling, node: Node) -> Any:
+def _placeholder(run: LabelRecorder, node: Node) -> Any:
     tensor = run.trace.tensors.get(node)
     if tensor is None:
         return tree_map(lambda fake: Value(fake.shape) if isinstance(fake, Tensor) else fake, node.meta["val"])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_fold.structure.constant_values import Values
+from lightning_fold.structure.constant_values import Constants
 from lightning_fold.structure.contractions import contraction_groups, is_transposed
 from lightning_fold.structure.graph.trace import Trace, layer_of
 from lightning_fold.structure.operators import operands, operator_name
@@ -92,20 +92,25 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Channels in blocks that must keep equally many, ``(blocks, channels of a block)`` each.
+    """Channels in blocks that must keep equally many.
 
-    A grouped convolution has two sides, its inputs and its outputs; a block leaves on both sides or on none. With
-    ``counted`` the network's code counts the blocks, so none can leave; with ``fixed`` it counts the channels of a
-    block, so all of them leave or none. With ``whole`` the channels of a block share statistics: an exact rewrite
-    removes all of them or none, and ``layer`` is the GroupNorm that counts its blocks.
+    A grouped convolution has two sides, its inputs and its outputs; a block leaves on both sides or on none.
+
+    Attributes:
+        sides: labels, (blocks, channels of a block) each.
+        layer: the layer that cuts them; with ``shared_statistics`` the GroupNorm that counts its blocks.
+        reason: why they must keep equally many, for the report.
+        fixed_count: the network's code counts the blocks, so none can leave.
+        fixed_size: the network's code counts the channels of a block, so all of them leave or none.
+        shared_statistics: the channels of a block share statistics; an exact rewrite removes all of them or none.
     """
 
     sides: tuple[Tensor, ...]
     layer: str
     reason: str
-    counted: bool = False
-    fixed: bool = False
-    whole: bool = False
+    fixed_count: bool = False
+    fixed_size: bool = False
+    shared_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Share:
+class GlobalResponseNorm:
     """``channels`` are divided by the mean of all of them plus a number, and then scaled by a tensor of the network.
 
     Attributes:
@@ -193,7 +198,7 @@ class Labels:
     blocks: list[Blocks] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
-    shares: list[Share] = field(default_factory=list)
+    global_response_norms: list[GlobalResponseNorm] = field(default_factory=list)
     head_uses: list[HeadUse] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     count: int = 1
@@ -208,13 +213,13 @@ class Labels:
         return torch.from_numpy(connected_components(graph, directed=False)[1].astype(np.int64))
 
 
-class Labelling:
+class LabelRecorder:
     """The state of one run over the graph: the labels so far, and what the rules record."""
 
-    def __init__(self, trace: Trace, known: Values, around: set[Node], *, ask_attributes: bool) -> None:
+    def __init__(self, trace: Trace, known: Constants, around: set[Node], *, ask_attributes: bool) -> None:
         self.labels = Labels()
         self.trace = trace
-        self.known = known
+        self.constants = known
         self.around = around
         self.ask_attributes = ask_attributes
 
@@ -254,12 +259,12 @@ class Labelling:
         """The arguments of an operator that knows nothing of heads: channels in the same place of all are tied."""
 
         def collapse(value: Any) -> Any:
-            if not isinstance(value, Value) or not value.wide:
+            if not isinstance(value, Value) or not value.head_labels:
                 return value
-            fields = dict(value.fields)
-            for wide in value.wide:
-                inner = max(dim for dim in range(wide.dim()) if wide.shape[dim] > 1)
-                rows = wide.movedim(inner, -1).reshape(-1, wide.shape[inner])
+            fields = dict(value.labels)
+            for over_heads in value.head_labels:
+                inner = max(dim for dim in range(over_heads.dim()) if over_heads.shape[dim] > 1)
+                rows = over_heads.movedim(inner, -1).reshape(-1, over_heads.shape[inner])
                 for other in rows[1:]:
                     self.tie(rows[0], other)
                 fields[inner] = rows[0]

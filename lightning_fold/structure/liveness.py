@@ -76,7 +76,7 @@ def live_groups(
             elif node in products and source in node.args[:2]:
                 needed = _multiplied(structure, products[node], needed, reads)
             elif node in contractions or family(node) == "bilinear":
-                if not depends(structure.known[source]):
+                if not depends(structure.constants[source]):
                     continue  # its channels are the layer's own rows and columns
                 needed = ~torch.zeros_like(out)
             for use in uses.get(node, ()):
@@ -89,7 +89,7 @@ def live_groups(
 
 def used_columns(structure: Structure, contraction: Contraction) -> Tensor:
     """(rows, columns) whether the weight from column to row is not zero, for every channel the contraction reads."""
-    weight = oriented(contraction.node, structure.known[contraction.weight])
+    weight = oriented(contraction.node, structure.constants[contraction.weight])
     nonzero = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
     if contraction.groups == 1:
         return nonzero.cpu()
@@ -99,14 +99,14 @@ def used_columns(structure: Structure, contraction: Contraction) -> Tensor:
 
 def input_constants(structure: Structure, contraction: Contraction) -> Tensor | None:
     """(columns,) the constant that each channel read by ``contraction`` is, NaN where it depends on the input."""
-    given = channel_constants(structure.known[contraction.value], contraction_channel(contraction.node))
+    given = channel_constants(structure.constants[contraction.value], contraction_channel(contraction.node))
     return None if given is None else given.cpu()
 
 
 def norm_constants(structure: Structure, norm: Norm) -> Tensor:
     """(channels,) the constant that each channel read by ``norm`` is, NaN where it depends on the input."""
     assert norm.channels is not None
-    given = channel_constants(structure.known[norm.node.all_input_nodes[0]], norm.dim)
+    given = channel_constants(structure.constants[norm.node.all_input_nodes[0]], norm.dim)
     if given is None or len(given) != norm.channels.numel():  # or over the channels of each head
         return torch.full((norm.channels.numel(),), torch.nan)
     return given.cpu()
@@ -120,7 +120,7 @@ def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> T
     read = out[blocks].any(1, keepdim=True).expand_as(blocks)
     if not fixed:
         given = norm_constants(structure, norm).reshape(blocks.shape)
-        read = read & ((given != 0) if family(norm.node) == "share" else given.isnan())
+        read = read & ((given != 0) if family(norm.node) == "global_response_norm" else given.isnan())
     return _mask(structure, blocks[read])
 
 
@@ -138,7 +138,7 @@ def _multiplied(structure: Structure, product: Product, needed: Tensor, out: Ten
     """``needed`` without the channels that add nothing to a product, or the same to a whole row before a softmax."""
     node, labels = product.node, product.channels
     operands: Any = node.args[:2]
-    left, right = (structure.known[source] for source in operands)
+    left, right = (structure.constants[source] for source in operands)
     attends = operator_name(node) == "scaled_dot_product_attention"
     right = right if attends else right.transpose(-1, -2)
     unused = _everywhere(compact(left) == 0, labels) | _everywhere(compact(right) == 0, labels)
@@ -157,16 +157,16 @@ def _multiplied(structure: Structure, product: Product, needed: Tensor, out: Ten
 def _unread_factors(structure: Structure, node: Node, source: Node) -> Tensor:
     """(groups,) the channels of ``source`` that a bilinear layer multiplies with zeros alone, or that are zero."""
     matrix: Any = node.args[2]
-    weight = structure.known[matrix]
+    weight = structure.constants[matrix]
     last = source.meta["val"].dim() - 1
     value = structure.labels.values[source]
-    if depends(weight) or last not in value.fields:
+    if depends(weight) or last not in value.labels:
         return torch.zeros(structure.count, dtype=torch.bool)
     sides = [side for side in (0, 1) if node.args[side] is source]
     used = torch.stack([(weight != 0).movedim(1 + side, 0).flatten(1).any(1) for side in sides]).any(0).cpu()
-    given = channel_constants(structure.known[source], last)
+    given = channel_constants(structure.constants[source], last)
     used = used if given is None else used & (given.cpu() != 0)
-    groups = structure.group_of[value.fields[last]]
+    groups = structure.group_of[value.labels[last]]
     return _mask(structure, groups[~used]) & ~_mask(structure, groups[used])
 
 
@@ -175,9 +175,9 @@ def _selects_heads(structure: Structure, node: Node) -> bool:
     if family(node) != "positions":
         return False
     picked, source = (structure.labels.values.get(each) for each in (node, node.all_input_nodes[0]))
-    if not isinstance(picked, Value) or not isinstance(source, Value) or source.fields:
+    if not isinstance(picked, Value) or not isinstance(source, Value) or source.labels:
         return False
-    return bool(source.wide) and len(picked.wide) + len(picked.fields) == len(source.wide)
+    return bool(source.head_labels) and len(picked.head_labels) + len(picked.labels) == len(source.head_labels)
 
 
 def _everywhere(condition: Tensor, labels: Tensor) -> Tensor:
@@ -218,10 +218,10 @@ def _columns_read(structure: Structure, contraction: Contraction, out: Tensor, w
 def _constant_groups(structure: Structure, node: Node) -> Tensor:
     """(groups,) what ``node`` gives as a known constant."""
     value = structure.labels.values[node]
-    if not isinstance(value, Value) or value.wide or len(value.fields) != 1:
+    if not isinstance(value, Value) or value.head_labels or len(value.labels) != 1:
         return torch.zeros(structure.count, dtype=torch.bool)
-    ((dim, labels),) = value.fields.items()
-    given, groups = channel_constants(structure.known[node], dim), structure.group_of[labels]
+    ((dim, labels),) = value.labels.items()
+    given, groups = channel_constants(structure.constants[node], dim), structure.group_of[labels]
     constant = _mask(structure, groups if given is not None else groups[:0])
     if given is not None:
         constant[groups[given.isnan().cpu()]] = False
@@ -231,7 +231,7 @@ def _constant_groups(structure: Structure, node: Node) -> Tensor:
 def _carried(structure: Structure, value: object) -> Tensor:
     leaves = tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Value))
     values = [leaf for leaf in leaves if isinstance(leaf, Value)]
-    labels = [labels.flatten() for leaf in values for labels in (*leaf.fields.values(), *leaf.wide)]
+    labels = [labels.flatten() for leaf in values for labels in (*leaf.labels.values(), *leaf.head_labels)]
     return structure.group_of[torch.cat(labels)].unique() if labels else torch.zeros(0, dtype=torch.int64)
 
 

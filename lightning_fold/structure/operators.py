@@ -66,7 +66,7 @@ FAMILIES: dict[str, str] = {
     "instance_norm": "instance_norm",
     "group_norm": "group_norm",
     **dict.fromkeys(("layer_norm", "rms_norm", *WRITTEN_NORMS), "layer_norm"),
-    "channel_share": "share",
+    "channel_share": "global_response_norm",
     "embedding": "embedding",
     "softmax": "softmax",
     "log_softmax": "softmax",

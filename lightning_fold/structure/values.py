@@ -11,21 +11,26 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph: its shape, and the labels along each dimension that holds channels.
+    """A tensor of the graph, and the channels that it holds.
 
-    ``wide`` holds the labels of channels that stand in several dimensions, as (head, channel of the head): each has
-    as many dimensions as the value and size 1 where it does not vary.
+    Attributes:
+        shape: its shape.
+        labels: the labels along each dimension that holds channels.
+        head_labels: the labels of channels over several dimensions, as (head, channel of the head): each has as many
+            dimensions as the value, and size 1 where it does not vary.
     """
 
     shape: torch.Size
-    fields: dict[int, Tensor] = field(default_factory=dict)
-    wide: tuple[Tensor, ...] = ()
+    labels: dict[int, Tensor] = field(default_factory=dict)
+    head_labels: tuple[Tensor, ...] = ()
 
 
 def labels_in(values: Any) -> list[Tensor]:
     """The labels of all values in ``values``, however they are nested."""
     leaves = tree_leaves(values, is_leaf=lambda leaf: isinstance(leaf, Value))
-    return [labels for leaf in leaves if isinstance(leaf, Value) for labels in (*leaf.fields.values(), *leaf.wide)]
+    return [
+        labels for leaf in leaves if isinstance(leaf, Value) for labels in (*leaf.labels.values(), *leaf.head_labels)
+    ]
 
 
 def with_last(shape: torch.Size, labels: Tensor | None) -> Value:

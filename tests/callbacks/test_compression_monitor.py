@@ -12,7 +12,7 @@ from torch import nn
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelPruning, CompressionMonitor, SqueezeRelease
 from lightning_fold.callbacks.compression_monitor import flatten, layer_widths
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 
 
 def squeeze():
@@ -56,7 +56,7 @@ def values(events, tag):
 
 def test_tags_hold_the_size_of_the_network(monitored):
     module, _, events = monitored
-    dense, small = follow(module).dense.parameters, lf.count_parameters(module.network)
+    dense, small = record_of(module).dense.parameters, lf.count_parameters(module.network)
     assert values(events, "compression/parameters") == [dense] * 3 + [small] * 3  # the last one is where it ends
     assert values(events, "compression/factor") == pytest.approx([1] * 3 + [dense / small] * 3)
     example = torch.rand(1, 1, 6, 6)
@@ -68,7 +68,7 @@ def test_tags_hold_the_size_of_the_network(monitored):
 def test_tags_hold_the_accuracies(monitored):
     module, _, events = monitored
     assert values(events, "compressed/accuracy") == values(events, "accuracy/val")[3:]
-    dense = follow(module).dense.metrics["accuracy/val"]
+    dense = record_of(module).dense.metrics["accuracy/val"]
     assert dense == pytest.approx(values(events, "accuracy/val")[0])
     assert values(events, "dense/accuracy") == pytest.approx([dense] * 4)
 
@@ -113,7 +113,7 @@ def test_it_changes_nothing(make_classifier, make_trainer, data, network):
     torch.testing.assert_close(without.state_dict(), with_monitor.state_dict(), rtol=0, atol=0)
     shown = trainer.progress_bar_metrics
     assert shown["kparams"] == pytest.approx(lf.count_parameters(with_monitor.network) / 1000)
-    assert shown["factor"] == pytest.approx(follow(without).dense.parameters / lf.count_parameters(without.network))
+    assert shown["factor"] == pytest.approx(record_of(without).dense.parameters / lf.count_parameters(without.network))
 
 
 def test_it_works_alone_and_without_an_accuracy(make_plain, make_trainer, data):
@@ -146,7 +146,7 @@ def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, 
     loggers = [CSVLogger(tmp_path, name="csv"), plain, TensorBoardLogger(tmp_path, name="board")]
     make_trainer(1, ChannelPruning(ratio=0.5), CompressionMonitor(), logger=loggers).fit(module, data)
     small = lf.count_parameters(module.network)
-    assert small < follow(module).dense.parameters
+    assert small < record_of(module).dense.parameters
     assert plain.metrics["compression/parameters"] == small
     with open(tmp_path / "csv" / "version_0" / "metrics.csv", newline="") as file:
         written = [row["compression/parameters"] for row in csv.DictReader(file) if row["compression/parameters"]]
@@ -162,7 +162,7 @@ def test_progress_bar_ends_with_the_network_as_it_ends(make_classifier, make_tra
     trainer = make_trainer(1, ChannelPruning(ratio=0.5), monitor, TQDMProgressBar(), enable_progress_bar=True)
     trainer.fit(module, data)
     frames = "".join(capfd.readouterr())
-    small, dense = lf.count_parameters(module.network), follow(module).dense.parameters
+    small, dense = lf.count_parameters(module.network), record_of(module).dense.parameters
     shown = re.findall(r"kparams=([\d.]+), factor=([\d.]+)", frames)
     assert tuple(map(float, shown[0])) == pytest.approx((dense / 1000, 1), rel=1e-2)
     assert tuple(map(float, shown[-1])) == pytest.approx((small / 1000, dense / small), rel=1e-2)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 
 import lightning_fold as lf
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 from tests.callbacks.projects import CALLBACKS, EPOCHS, REWRITES, loader, project
 
 every_callback = pytest.mark.parametrize("name", list(CALLBACKS))
@@ -39,7 +39,7 @@ def assert_compressed(name, module, trainer):
     """Smaller by what the report says, every parameter once in an optimizer, and state of its shape."""
     assert trainer.current_epoch == EPOCHS
     before, after = lf.count_parameters(project().net), lf.count_parameters(module.net)
-    methods = follow(module).methods
+    methods = record_of(module).methods
     assert [(m["method"], m["epoch"]) for m in methods] == [(name, epoch) for epoch in REWRITES[name]]
     assert not methods or methods[-1]["parameters"] == after
     assert after == before if not REWRITES[name] else after < 0.9 * before
@@ -66,11 +66,11 @@ def moved(module, trainer, name):
 @pytest.mark.parametrize(
     "setting", ["accumulation", "clip by norm", "bf16", *slow("plain", "clip by value", "fp16", "double")]
 )
-def test_trainer_settings(make_trainer, name, setting):
-    module, trainer = project(), make_trainer(EPOCHS, CALLBACKS[name](), **TRAINERS[setting])
+def test_trainer_settings(make_trainer, name, context):
+    module, trainer = project(), make_trainer(EPOCHS, CALLBACKS[name](), **TRAINERS[context])
     trainer.fit(module, loader(), loader())
     assert_compressed(name, module, trainer)
-    assert trainer.global_step == EPOCHS * (2 if setting == "accumulation" else 3)
+    assert trainer.global_step == EPOCHS * (2 if context == "accumulation" else 3)
     assert moved(module, trainer, name)
 
 

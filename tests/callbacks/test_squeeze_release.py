@@ -13,7 +13,7 @@ from lightning_fold.callbacks import CompressionMonitor, LowRankFactorization, S
 from lightning_fold.layers import SelectFeatures
 from lightning_fold.modules import Classifier
 from lightning_fold.regularizers import GroupSparsity
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 
 SETTINGS = {
     "dense_epochs": 1,
@@ -69,14 +69,14 @@ def test_rewrites_come_at_the_ends_of_cycles_and_release_only_between_them(make_
     trainer = make_trainer(7, callback, monitor)
     trainer.fit(module, data)
     assert calls == [3]
-    assert [(m["method"], m["epoch"]) for m in follow(module).methods] == [
+    assert [(m["method"], m["epoch"]) for m in record_of(module).methods] == [
         ("squeeze-release", 3),
         ("squeeze-release", 5),
     ]
     sizes = [row["parameters"] for row in monitor.history]
     changed = [epoch for epoch, (before, after) in enumerate(pairwise(sizes), 1) if before != after]
     assert changed == [3, 5]
-    assert [m["parameters"] for m in follow(module).methods] == [sizes[3], sizes[5]]
+    assert [m["parameters"] for m in record_of(module).methods] == [sizes[3], sizes[5]]
 
 
 def test_released_weights_are_non_zero_and_final_ones_dense(make_classifier, make_trainer, data):
@@ -230,8 +230,8 @@ def test_resumed_run_ends_as_the_unbroken_one(make_classifier, make_trainer, dat
     trainer.fit(resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True)
     assert_same_network(unbroken.network, resumed.network)
     assert history == later.history
-    assert follow(unbroken).methods == follow(resumed).methods
-    assert vars(follow(unbroken).dense)["metrics"] == vars(follow(resumed).dense)["metrics"]
+    assert record_of(unbroken).methods == record_of(resumed).methods
+    assert vars(record_of(unbroken).dense)["metrics"] == vars(record_of(resumed).dense)["metrics"]
     assert trainer.current_epoch == len(history) == 6
 
 
@@ -263,7 +263,7 @@ def test_channels_last_through_cycles_and_a_restart(make_classifier, make_traine
 def test_run_stopped_early_in_a_cycle_is_minimized_without_noise(make_classifier, make_trainer, data):
     module = make_classifier()
     make_trainer(5, squeeze(), max_steps=8).fit(module, data)
-    assert [m["epoch"] for m in follow(module).methods] == [3]
+    assert [m["epoch"] for m in record_of(module).methods] == [3]
     sparsity = lf.sparsity_of(module.network)
     assert 0 < sparsity < 0.6
     assert lf.count_parameters(module.network) < lf.count_parameters(make_classifier().network)
@@ -296,9 +296,9 @@ def test_cycle_that_costs_too_much_brings_the_last_good_network_back(make_plain,
     good["rewritten"], good["restored"] = at[3], at[5]
     assert callback.stopped
     assert callback.phase(6) == "final"
-    assert [m["epoch"] for m in follow(module).methods] == [3]
-    torch.testing.assert_close(at[5].state_dict(), callback.good.state_dict, rtol=0, atol=0)
-    assert lf.count_parameters(at[5]) == follow(module).methods[0]["parameters"]
+    assert [m["epoch"] for m in record_of(module).methods] == [3]
+    torch.testing.assert_close(at[5].state_dict(), callback.last_good.state_dict, rtol=0, atol=0)
+    assert lf.count_parameters(at[5]) == record_of(module).methods[0]["parameters"]
     assert list(map(id, parameters_of(trainer))) == list(map(id, module.parameters()))
     assert all(not torch.equal(a, b) for a, b in zip(at[5].parameters(), at[6].parameters(), strict=True))
 
@@ -313,8 +313,8 @@ def test_first_cycle_that_costs_too_much_brings_the_dense_network_back(make_plai
     callback = squeeze(max_accuracy_drop=0.05)
     make_trainer(5, callback, Watcher(on_train_batch_start=keep)).fit(module, data)
     torch.testing.assert_close(at[3], at[1], rtol=0, atol=0)
-    assert follow(module).methods == []
-    assert lf.count_parameters(module.backbone) == follow(module).dense.parameters
+    assert record_of(module).methods == []
+    assert lf.count_parameters(module.backbone) == record_of(module).dense.parameters
 
 
 @pytest.mark.parametrize(("last", "restored"), [(0.9, False), (0.5, True)])
@@ -325,7 +325,7 @@ def test_limit_holds_at_the_end_of_training(make_plain, make_trainer, data, last
     with pytest.warns(match="last good network is back") if restored else nullcontext():
         trainer.fit(module, data)
     state = module.backbone.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in callback.good.state_dict.items()) == restored
+    assert all(torch.equal(state[name], value) for name, value in callback.last_good.state_dict.items()) == restored
     assert (callback.report is None) == restored
     shown = float(trainer.callback_metrics["compressed/accuracy"])  # what came back is validated
     assert shown == pytest.approx(0.93 if restored else last)
@@ -336,7 +336,7 @@ def test_dense_network_that_comes_back_at_the_end_is_validated(make_plain, make_
     module = with_accuracies(make_plain(), [0.9, 0.9, 0.2, 0.91])
     trainer = make_trainer(3, squeeze(cycles=1, max_accuracy_drop=0.05))
     trainer.fit(module, data)
-    assert follow(module).methods == []
+    assert record_of(module).methods == []
     assert float(trainer.callback_metrics["accuracy/val"]) == pytest.approx(0.91)
     assert torch.isnan(trainer.callback_metrics["compressed/accuracy"])
 
@@ -348,7 +348,7 @@ def test_rewrite_that_is_taken_back_is_no_longer_listed(make_plain, make_trainer
     low_rank = LowRankFactorization(keep_parameters=0.7, at_epoch=at_epoch)
     callbacks = [squeeze(cycles=1, max_accuracy_drop=0.05), low_rank]
     make_trainer(5, *(callbacks if at_epoch == 4 else callbacks[::-1])).fit(module, data)
-    assert [each["method"] for each in follow(module).methods] == methods
+    assert [each["method"] for each in record_of(module).methods] == methods
 
 
 @pytest.mark.parametrize("settings", [{"check_val_every_n_epoch": 2}, {"limit_val_batches": 0}])
@@ -371,7 +371,7 @@ def test_limit_reads_validation_and_never_the_test_set(make_plain, make_trainer,
     callback = squeeze(cycles=1, max_accuracy_drop=0.05)
     make_trainer(4, callback).fit(module, data)
     assert callback.metric == pytest.approx(0.9)
-    assert len(follow(module).methods) == 1
+    assert len(record_of(module).methods) == 1
 
 
 def test_limit_needs_its_metric(make_classifier, make_trainer, data):
@@ -392,7 +392,7 @@ def test_cycles_stop_at_the_target(make_classifier, make_trainer, data):
     assert dense / left >= 1.5
     assert dense / (left + 36 + 1 + 12) < 1.5
     assert callback.stopped
-    assert len(follow(module).methods) == 1
+    assert len(record_of(module).methods) == 1
 
 
 def test_unread_inputs_are_dropped(make_classifier, make_trainer, data):
@@ -432,7 +432,7 @@ def test_bfloat16_runs(make_classifier, make_trainer, data):
     module = make_classifier("conv")
     make_trainer(5, squeeze(), precision="bf16-mixed").fit(module, data)
     assert {p.dtype for p in module.parameters()} == {torch.float32}
-    assert lf.count_parameters(module.network) == follow(module).methods[-1]["parameters"]
+    assert lf.count_parameters(module.network) == record_of(module).methods[-1]["parameters"]
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])

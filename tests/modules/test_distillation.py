@@ -7,7 +7,7 @@ import lightning_fold as lf
 from lightning_fold.models import MLP
 from lightning_fold.modules import Classifier
 from lightning_fold.modules.distillation import distillation_loss
-from lightning_fold.storage.checkpoints import Snapshot, follow, network_of
+from lightning_fold.storage.checkpoints import Snapshot, network_of, record_of
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -37,7 +37,7 @@ def test_objective_blends_the_two_once_there_is_a_dense_network():
     plain = torch.nn.functional.cross_entropy(module(inputs), targets)
     assert module.teacher() is None
     torch.testing.assert_close(module.loss(inputs, targets)[0], plain)
-    follow(module).dense = Snapshot.take(module.network, {})
+    record_of(module).dense = Snapshot.take(module.network, {})
     teacher = module(inputs).detach()
     with torch.no_grad():
         module.network.layers[1].weight.mul_(0.5)
@@ -58,7 +58,7 @@ def test_teacher_of_a_compiled_network_and_of_one_of_which_a_part_is_rewritten(p
     expected = module.network(inputs)
     if part.endswith("_orig_mod"):
         module.network = torch.compile(module.network)
-    record = follow(module, part.removesuffix("._orig_mod"))
+    record = record_of(module, part.removesuffix("._orig_mod"))
     assert record.network == part
     record.dense = Snapshot.take(network_of(module), {})
     lf.prune(network_of(module), inputs, ratio=0.5)

@@ -16,7 +16,7 @@ from lightning_fold.callbacks import ChannelFolding, ChannelPruning
 from lightning_fold.cli import main
 from lightning_fold.data import TextDataModule
 from lightning_fold.modules import LanguageModel
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 
 pytest.importorskip("transformers", reason="needs the extra transformers")
 
@@ -64,7 +64,7 @@ def test_logs_what_it_computes():
 @pytest.mark.parametrize(("kind", "function"), [(ChannelFolding, lf.fold), (ChannelPruning, lf.prune)])
 def test_callback_is_the_function_and_checkpoints_hold_what_it_made(kind, function, tmp_path):
     trainer, module = fit(kind(ratio=0.4, skip=SKIP))
-    dense = follow(module).dense
+    dense = record_of(module).dense
     assert dense is not None
     expected = dense.network_like(module.network)
     function(expected, torch.randint(256, (4, 16)), ratio=0.4, skip=SKIP)

@@ -11,7 +11,7 @@ import lightning_fold as lf
 from lightning_fold.callbacks import ChannelPruning
 from lightning_fold.models import MLP
 from lightning_fold.modules import Classifier
-from lightning_fold.storage.checkpoints import Snapshot, follow, network_of, restore_structure, store_structure
+from lightning_fold.storage.checkpoints import Snapshot, network_of, record_of, restore_structure, store_structure
 
 ARGUMENTS = {"in_features": 8, "hidden": [12, 10], "out_features": 3}
 INPUTS = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -71,15 +71,15 @@ def test_classifier_loads_compressed(checkpoint):
     loaded = Classifier.load_from_checkpoint(path, weights_only=True)
     assert lf.count_parameters(loaded.network) < lf.count_parameters(MLP(**ARGUMENTS))
     torch.testing.assert_close(loaded.network(INPUTS), module.network(INPUTS), rtol=0, atol=0)
-    assert follow(loaded).methods == follow(module).methods
+    assert record_of(loaded).methods == record_of(module).methods
     torch.testing.assert_close(loaded.teacher()(INPUTS), module.teacher()(INPUTS), rtol=0, atol=0)
 
 
 def test_dense_network_comes_back_into_a_compressed_one(checkpoint):
     _, module = checkpoint
-    twin = follow(module).dense.network_like(module.network)
+    twin = record_of(module).dense.network_like(module.network)
     assert lf.describe(twin) == lf.describe(MLP(**ARGUMENTS))
-    torch.testing.assert_close(twin.state_dict(), follow(module).dense.state_dict, rtol=0, atol=0)
+    torch.testing.assert_close(twin.state_dict(), record_of(module).dense.state_dict, rtol=0, atol=0)
     assert lf.count_parameters(module.network) < lf.count_parameters(twin)
 
 
@@ -114,8 +114,8 @@ def test_checkpoint_of_another_network_is_refused_and_nothing_changes(checkpoint
 
 def test_module_that_knows_nothing_gets_hooks_beside_its_own():
     module, other = Foreign(), Foreign()
-    follow(module)
-    follow(other)
+    record_of(module)
+    record_of(other)
     lf.prune(module.net, INPUTS, ratio=0.5)
     checkpoint = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
@@ -130,7 +130,7 @@ def test_module_that_knows_nothing_gets_hooks_beside_its_own():
 def test_followed_module_can_be_copied(copy):
     """Its hooks then work on the copy, as they do when a module is sent to another process."""
     module = Foreign()
-    follow(module)
+    record_of(module)
     twin = copy(module)
     lf.prune(twin.net, INPUTS, ratio=0.5)
     checkpoint = {}
@@ -161,14 +161,14 @@ def test_network_is_found(children, expected):
     module = lightning.LightningModule()
     for name, child in children.items():
         module.add_module(name, child)
-    assert follow(module).network == expected
+    assert record_of(module).network == expected
     assert network_of(module) is (children[expected] if expected else module)
 
 
 def test_two_callbacks_cannot_compress_two_networks():
     module = lightning.LightningModule()
     module.one, module.two = nn.Linear(2, 2), nn.Linear(2, 2)
-    follow(module, "one")
-    assert follow(module).network == "one"
+    record_of(module, "one")
+    assert record_of(module).network == "one"
     with pytest.raises(ValueError, match=r"another callback already compresses 'one'"):
-        follow(module, "two")
+        record_of(module, "two")

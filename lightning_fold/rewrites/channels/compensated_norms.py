@@ -11,7 +11,7 @@ from lightning_fold.rewrites.channels.merge import targets
 from lightning_fold.rewrites.channels.removal import Removal
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.labels import Norm, Share
+from lightning_fold.structure.labels import GlobalResponseNorm, Norm
 from lightning_fold.structure.liveness import norm_constants
 from lightning_fold.structure.operators import (
     WRITTEN_NORMS,
@@ -58,16 +58,18 @@ def compensate(surgery: Surgery, structure: Structure, norm: Norm, removal: Remo
     surgery.replace_module(path, new)
 
 
-def rescale(surgery: Surgery, structure: Structure, share: Share, removal: Removal) -> None:
-    """Make up for the zeros that leave ``share``: the mean over the K of C channels left is C / K times what it was.
+def compensate_response_norm(
+    surgery: Surgery, structure: Structure, norm: GlobalResponseNorm, removal: Removal
+) -> None:
+    """Make up for the zeros that leave ``norm``: the mean over the K of C channels left is C / K times what it was.
 
-    So the number added to it becomes C / K times what it was, and so does the tensor that scales the share.
+    So the number added to it becomes C / K times what it was, and so does the tensor that scales the quotient.
     """
-    leaving = removal.removed[structure.group_of[share.channels]]
+    leaving = removal.removed[structure.group_of[norm.channels]]
     grown = len(leaving) / max(int((~leaving).sum()), 1)
     if grown > 1:
-        surgery.transform(share.scale, lambda tensor: tensor * grown, moments=lambda moment: moment)
-        surgery.set_attribute(share.layer, share.attribute, share.added * grown)
+        surgery.transform(norm.scale, lambda tensor: tensor * grown, moments=lambda moment: moment)
+        surgery.set_attribute(norm.layer, norm.attribute, norm.added * grown)
 
 
 def weigh(surgery: Surgery, structure: Structure, norm: Norm, cluster_of: Tensor, removal: Removal) -> None:
@@ -130,7 +132,7 @@ def _module_dim(structure: Structure, norm: Norm) -> int | None:
     source: Node = norm.node.all_input_nodes[0]
     while source.op == "call_function" and layer_of(source) == layer_of(norm.node):
         source = source.all_input_nodes[0]
-    fields = structure.labels.values[source].fields
+    fields = structure.labels.values[source].labels
     groups = structure.group_of[norm.channels[0]]
     found = [dim for dim, labels in fields.items() if torch.equal(structure.group_of[labels], groups)]
     if len(found) != 1:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_fold.rewrites.channels.bias_shift import Shift, find_shift
+from lightning_fold.rewrites.channels.bias_sinks import BiasSink, find_bias_sink
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
@@ -26,7 +26,7 @@ class Consumer:
 
     path: str
     contraction: Contraction
-    shift: Shift | None
+    sink: BiasSink | None
 
     @property
     def weight(self) -> str:
@@ -52,5 +52,5 @@ def find_consumers(structure: Structure) -> list[Consumer]:
         )
         known = weight == f"{path}.weight".removeprefix(".") and structure.uses[weight] == 1 and calls[path] == 1
         if plain and known and contraction.node in structure.trace.evaluated:
-            found.append(Consumer(path, contraction, find_shift(structure, contraction)))
+            found.append(Consumer(path, contraction, find_bias_sink(structure, contraction)))
     return found

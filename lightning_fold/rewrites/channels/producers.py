@@ -139,7 +139,7 @@ def widen(surgery: Surgery, producer: Producer, factors: Tensor) -> None:
     _set(surgery, variance, lambda t, e=producer.eps: (t + growth.to(t) * (t + e)).clamp_min(0))
 
 
-def rescaling(surgery: Surgery, structure: Structure, merged: Tensor, lengths: Tensor, reading: set) -> Rescaling:
+def rescaling(surgery: Surgery, structure: Structure, merged: Tensor, scales: Tensor, reading: set) -> Rescaling:
     """Bring the ``merged`` channels to the length 1, with the scale of each BatchNorm in its layer's rows.
 
     So the mean of rows is the mean of what layer and BatchNorm do together, and channels that differ by a positive
@@ -149,7 +149,7 @@ def rescaling(surgery: Surgery, structure: Structure, merged: Tensor, lengths: T
         surgery: the network.
         structure: what was read from it.
         merged: (groups,) whether a channel is merged with others; the rest stay as they are.
-        lengths: (groups,) what each channel is divided by; 1 where it must not be scaled.
+        scales: (groups,) what each channel is divided by; 1 where it must not be scaled.
         reading: the dimensions that are a consumer's columns.
     """
     producers = []
@@ -159,7 +159,7 @@ def rescaling(surgery: Surgery, structure: Structure, merged: Tensor, lengths: T
         touched = merged[groups]
         if not bool(touched.any()):
             continue
-        inverse = torch.where(touched, 1 / lengths[groups], 1.0)
+        inverse = torch.where(touched, 1 / scales[groups], 1.0)
         rows, variance = inverse, torch.ones_like(inverse)
         if producer.norm is not None:
             variance = torch.where(touched, _double(surgery, producer.norm[3]) + producer.eps, 1.0)
@@ -169,7 +169,7 @@ def rescaling(surgery: Surgery, structure: Structure, merged: Tensor, lengths: T
     readers = {}
     for key in reading:
         groups = structure.groups(structure.labels.axes[key]) if key in structure.labels.axes else torch.zeros(0).long()
-        columns = torch.where(merged[groups], lengths[groups], 1.0)
+        columns = torch.where(merged[groups], scales[groups], 1.0)
         if bool((columns != 1).any()):
             readers[key] = columns
     return Rescaling(tuple(producers), readers)
@@ -228,8 +228,8 @@ def _parts(structure: Structure, node: Node) -> list[Value]:
 def _carried(value: Value) -> dict[tuple[int, ...], Tensor]:
     """The labels of ``value`` by the dimensions along which they vary, counted from the last as broadcasting does."""
     rank = len(value.shape)
-    wide = {tuple(dim - rank for dim in range(rank) if each.shape[dim] > 1): each for each in value.wide}
-    return {**{(dim - rank,): labels for dim, labels in value.fields.items()}, **wide}
+    over_heads = {tuple(dim - rank for dim in range(rank) if each.shape[dim] > 1): each for each in value.head_labels}
+    return {**{(dim - rank,): labels for dim, labels in value.labels.items()}, **over_heads}
 
 
 def _scales(node: Node, producers: dict[Node, Producer]) -> bool:

@@ -50,7 +50,7 @@ def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
         if len(columns) < len(contraction.columns) or len(rows) < len(contraction.rows):
             surgery.select_grouped(name, rows, columns, contraction.groups)
     for blocks in structure.labels.blocks:
-        if blocks.whole:
+        if blocks.shared_statistics:
             staying = ~removal.removed[structure.group_of[blocks.sides[0]]]
             surgery.set_attribute(blocks.layer, "num_groups", int(staying.any(1).sum()))
             surgery.set_attribute(blocks.layer, "num_channels", int(staying.sum()))
@@ -109,9 +109,9 @@ def _even(structure: Structure, blocks: Blocks, removal: Removal, exact: bool) -
     before = int(removal.removed.sum())
     for _ in range(max(side.shape[1] for side in sides) + 1):
         kept = torch.stack([(~removal.removed[side]).sum(1) for side in sides])
-        staying = kept.any(0) | blocks.counted
+        staying = kept.any(0) | blocks.fixed_count
         goal = kept.max(1).values
-        if blocks.fixed or (blocks.whole and exact):
+        if blocks.fixed_size or (blocks.shared_statistics and exact):
             goal = goal.clamp_min(sides[0].shape[1] if bool(staying.any()) else 0)
         if bool((kept[:, staying] == goal[:, None]).all()):
             break

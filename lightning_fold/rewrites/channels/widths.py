@@ -14,7 +14,7 @@ from lightning_fold.structure.groups import ChannelGroup, Structure, group_chann
 
 
 @dataclass(frozen=True)
-class Width:
+class PrunableGroup:
     """A channel group, in blocks that must keep equally many channels each.
 
     Attributes:
@@ -41,9 +41,9 @@ class Width:
         return next((f"skip={pattern!r} keeps what {layer} writes and reads" for layer, pattern in found), None)
 
 
-def find_widths(
+def find_prunable_groups(
     method: str, model: nn.Module, example_inputs: Inputs, *, ask_attributes: bool = True
-) -> tuple[Structure, list[Width]]:
+) -> tuple[Structure, list[PrunableGroup]]:
     """The structure of ``model`` and the widths that can shrink.
 
     Raises:
@@ -66,7 +66,7 @@ def find_widths(
     return structure, widths
 
 
-def check_patterns(method: str, widths: Sequence[Width], patterns: Sequence[str]) -> None:
+def check_patterns(method: str, widths: Sequence[PrunableGroup], patterns: Sequence[str]) -> None:
     """Raise ``ValueError`` where one of ``patterns`` keeps no width, or all of them keep every width."""
     for pattern in patterns:
         if not any(width.skipped([pattern]) for width in widths):
@@ -78,7 +78,7 @@ def check_patterns(method: str, widths: Sequence[Width], patterns: Sequence[str]
         raise ValueError(f"{method}(skip={list(patterns)}): expected patterns that leave a width that can shrink.")
 
 
-def find_bundles(structure: Structure, widths: list[Width]) -> list[list[int]]:
+def find_bundles(structure: Structure, widths: list[PrunableGroup]) -> list[list[int]]:
     """Widths that must keep equally many channels, as the queries and the values of attention that are cut as one."""
     width_of = torch.full((structure.count,), -1)
     for i, width in enumerate(widths):
@@ -93,8 +93,8 @@ def find_bundles(structure: Structure, widths: list[Width]) -> list[list[int]]:
 
 
 def hold_bundles(
-    structure: Structure, widths: list[Width], reasons: list[str | None]
-) -> tuple[list[tuple[Width, str]], list[Width]]:
+    structure: Structure, widths: list[PrunableGroup], reasons: list[str | None]
+) -> tuple[list[tuple[PrunableGroup, str]], list[PrunableGroup]]:
     """The widths that stay, with the reason, and those that may shrink.
 
     Args:
@@ -131,7 +131,7 @@ def kept_groups(structure: Structure) -> list[Kept]:
     ]
 
 
-def pinned_widths(structure: Structure) -> list[Kept]:
+def pinned_groups(structure: Structure) -> list[Kept]:
     """Every hidden width that stays as it is, and why; not the network's own inputs and outputs."""
     return [
         Kept(group.name, group.size, group.pinned)
@@ -149,7 +149,9 @@ def _block_of(structure: Structure) -> dict[int, tuple[int, ...]]:
     for cut, blocks in enumerate(structure.labels.blocks):
         first = structure.group_of[blocks.sides[0][:, :1]]
         whole = all(bool((structure.group_of[side] == first).all()) for side in blocks.sides)
-        by_itself = not (blocks.counted or blocks.whole or bool(torch.isin(blocks.sides[0], grouped).any()))
+        by_itself = not (
+            blocks.fixed_count or blocks.shared_statistics or bool(torch.isin(blocks.sides[0], grouped).any())
+        )
         if whole and by_itself:
             continue  # each block is one channel, a whole head, that leaves by itself
         for side in blocks.sides:
@@ -162,8 +164,8 @@ def _block_of(structure: Structure) -> dict[int, tuple[int, ...]]:
     return {channel: tuple(v for _, v in sorted(cuts.items())) for channel, cuts in found.items()}
 
 
-def _width(group: ChannelGroup, block_of: dict[int, tuple[int, ...]]) -> Width:
+def _width(group: ChannelGroup, block_of: dict[int, tuple[int, ...]]) -> PrunableGroup:
     cells: dict[tuple[int, ...], list[int]] = {}
     for position, channel in enumerate(group.ids.tolist()):
         cells.setdefault(block_of.get(channel, ()), []).append(position)
-    return Width(group, tuple(torch.tensor(cell) for cell in cells.values()))
+    return PrunableGroup(group, tuple(torch.tensor(cell) for cell in cells.values()))

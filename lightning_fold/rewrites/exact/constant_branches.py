@@ -106,7 +106,7 @@ def _branch(structure: Structure, needed: Tensor, calls: dict[Node, list[_Call]]
 def _channel_dim(structure: Structure, node: Node) -> int | None:
     """The one dimension that holds channels which can leave, else the one that holds channels."""
     value = structure.labels.values[node]
-    fields = value.fields if isinstance(value, Value) else {}
+    fields = value.labels if isinstance(value, Value) else {}
     free = [d for d, f in fields.items() if not structure.pinned.keys() >= set(structure.group_of[f].tolist())]
     dims = free or list(fields)
     return dims[0] if len(dims) == 1 else None
@@ -172,7 +172,10 @@ def _constants(structure: Structure, needed: Tensor, node: Node) -> Tensor | Non
     value, dim = structure.labels.values[node], _channel_dim(structure, node)
     if node.op != "call_function" or not isinstance(value, Value) or dim is None:
         return None
-    given, read = channel_constants(structure.known[node], dim), needed[structure.group_of[value.fields[dim]]]
+    given, read = (
+        channel_constants(structure.constants[node], dim),
+        needed[structure.group_of[value.labels[dim]]],
+    )
     if given is None or not bool(read.any()) or bool(given[read.to(given.device)].isnan().any()):
         return None
     return given.nan_to_num()

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.channels.bias_shift import find_shift
-from lightning_fold.rewrites.channels.compensated_norms import compensable, compensate, rescale
+from lightning_fold.rewrites.channels.bias_sinks import BiasSink, find_bias_sink
+from lightning_fold.rewrites.channels.compensated_norms import compensable, compensate, compensate_response_norm
 from lightning_fold.rewrites.channels.removal import Removal, complete, remove
 from lightning_fold.rewrites.channels.widths import kept_groups
 from lightning_fold.rewrites.exact.constant_branches import replace_branches
@@ -93,29 +92,22 @@ def minimize(
     return asking_attributes(run, model, example_inputs)
 
 
-@dataclass(frozen=True)
-class _Receiver:
-    """The tensor that takes a constant in place of a contraction's output: add ``sign * constant`` to it."""
-
-    tensor: str
-    sign: int
-    created_beside: str | None = None
-
-
 def _minimize(surgery: Surgery, structure: Structure, multiple_of: int) -> list[Kept]:
     contractions = structure.labels.contractions
-    receivers = {c.node: _receiver(surgery, structure, c) for c in contractions}
-    fixed = {node for node, receiver in receivers.items() if receiver is None}
+    sinks = {c.node: _sink(surgery, structure, c) for c in contractions}
+    fixed = {node for node, sink in sinks.items() if sink is None}
     norms = [norm for norm in structure.labels.norms if compensable(structure, norm)]
     others = [norm for norm in structure.labels.norms if norm not in norms]
-    fixed |= {norm.node for norm in others if family(norm.node) != "share"}  # whose zeros leave, or are pinned
+    fixed |= {
+        norm.node for norm in others if family(norm.node) != "global_response_norm"
+    }  # whose zeros leave, or are pinned
     live, carriers, needed, removal = _decide(structure, fixed, multiple_of)
     for contraction in contractions:
-        receiver = receivers[contraction.node]
-        if receiver is not None:
-            _move_constants(surgery, structure, contraction, receiver, removal, carriers)
-    for share in structure.labels.shares:
-        rescale(surgery, structure, share, removal)
+        sink = sinks[contraction.node]
+        if sink is not None:
+            _move_constants(surgery, structure, contraction, sink, removal, carriers)
+    for norm in structure.labels.global_response_norms:
+        compensate_response_norm(surgery, structure, norm, removal)
     filling = fill_cost(structure, needed, removal, multiple_of)
     remove(surgery, structure, removal)
     for norm in norms:
@@ -154,22 +146,22 @@ def _became_dense(surgery: Surgery, structure: Structure) -> bool:
     return any(getattr(owner, "groups", None) == 1 for owner in owners)
 
 
-def _receiver(surgery: Surgery, structure: Structure, contraction: Contraction) -> _Receiver | None:
+def _sink(surgery: Surgery, structure: Structure, contraction: Contraction) -> BiasSink | None:
     names, node = structure.trace.names, contraction.node
     weight = names.get(contraction.weight)
     if is_padded(node):
         single = weight is not None and structure.uses[weight] == 1 and _shares_channels(structure, contraction)
-        return _Receiver(weight, 1) if weight is not None and single else None
-    shift = find_shift(structure, contraction)
-    if shift is not None:
-        return _Receiver(shift.tensor, shift.sign)
+        return BiasSink(weight, 1) if weight is not None and single else None
+    sink = find_bias_sink(structure, contraction)
+    if sink is not None:
+        return sink
     if contraction.bias is not None or weight is None or structure.uses[weight] != 1:
         return None
     path = weight.rpartition(".")[0]
     owner = surgery.model.get_submodule(path)
     if not isinstance(owner, (nn.Linear, _ConvNd)) or owner.bias is not None or layer_of(node) != path:
         return None  # nobody would read the new bias
-    return _Receiver(f"{path}.bias".removeprefix("."), 1, created_beside=weight)
+    return BiasSink(f"{path}.bias".removeprefix("."), 1, created_beside=weight)
 
 
 def _shares_channels(structure: Structure, contraction: Contraction) -> bool:
@@ -178,7 +170,7 @@ def _shares_channels(structure: Structure, contraction: Contraction) -> bool:
 
 
 def _is_depthwise(structure: Structure, contraction: Contraction) -> bool:
-    return contraction.groups > 1 and structure.known[contraction.weight].shape[1] == 1
+    return contraction.groups > 1 and structure.constants[contraction.weight].shape[1] == 1
 
 
 def _choose_carriers(structure: Structure, dead: Tensor, live: Tensor) -> dict[Node, int]:
@@ -224,7 +216,7 @@ def _move_constants(
     surgery: Surgery,
     structure: Structure,
     contraction: Contraction,
-    receiver: _Receiver,
+    sink: BiasSink,
     removal: Removal,
     carriers: dict[Node, int],
 ) -> None:
@@ -236,22 +228,22 @@ def _move_constants(
     columns = torch.nonzero(leaving & (given != 0) & ~given.isnan()).flatten()
     if not len(columns):
         return
-    weight = oriented(contraction.node, structure.known[contraction.weight])
+    weight = oriented(contraction.node, structure.constants[contraction.weight])
     if is_padded(contraction.node):
         if contraction.node in carriers:
             carrier = _column(structure, contraction, carriers[contraction.node])
-            _load_carrier(surgery, receiver.tensor, contraction, columns, carrier, given)
+            _load_carrier(surgery, sink.tensor, contraction, columns, carrier, given)
         return
     matrix = _dense(weight, contraction.groups)[:, columns].double()
-    constant = receiver.sign * (matrix @ given[columns].to(matrix)).to(weight)
+    constant = sink.sign * (matrix @ given[columns].to(matrix)).to(weight)
     if not bool(constant.any()):
         return
-    if receiver.created_beside is not None:
+    if sink.created_beside is not None:
         rows = contraction.rows
         staying = slice(None) if rows is None else ~removal.removed[structure.group_of[rows]].to(constant.device)
-        surgery.create(receiver.tensor, constant[staying], receiver.created_beside)
+        surgery.create(sink.tensor, constant[staying], sink.created_beside)
     else:
-        surgery.transform(receiver.tensor, lambda tensor: tensor + constant, moments=lambda moment: moment)
+        surgery.transform(sink.tensor, lambda tensor: tensor + constant, moments=lambda moment: moment)
 
 
 def _column(structure: Structure, contraction: Contraction, group: int) -> int:

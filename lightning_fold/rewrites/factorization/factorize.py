@@ -13,7 +13,14 @@ from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.calibration import precise
-from lightning_fold.rewrites.factorization.matrix_views import KINDS, Shape, moments_of, product, reads_less, shapes
+from lightning_fold.rewrites.factorization.matrix_views import (
+    KINDS,
+    MatrixView,
+    matrix_views,
+    moments_of,
+    product,
+    reads_less,
+)
 from lightning_fold.rewrites.factorization.replaceability import Use, find_irreplaceable, find_uses
 from lightning_fold.rewrites.reduction.budget.allocation import at_least, missed
 from lightning_fold.rewrites.transaction import rewrite
@@ -110,7 +117,7 @@ class _Layer:
         energies: the share of the energy in each of them.
     """
 
-    shape: Shape
+    shape: MatrixView
     size: int
     cost: int
     basis: Tensor
@@ -135,7 +142,7 @@ def _layers(
     tried = {module: use for module, use in uses.items() if not any(modules[name] is module for name in reasons)}
     fixed = find_irreplaceable(model, example_inputs, tried)
     reasons |= {name: _FIXED for name, module in modules.items() if module in fixed}
-    found = [shapes(name, module) for name, module in modules.items() if name not in reasons]  # pyright: ignore
+    found = [matrix_views(name, module) for name, module in modules.items() if name not in reasons]  # pyright: ignore
     if not found:
         raise ValueError(
             f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none."
@@ -197,7 +204,7 @@ def _left_alone(reasons: Mapping[str, str]) -> str:
     return f" Left alone: {'; '.join(found)}." if found else ""
 
 
-def _decompose(shape: Shape, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
+def _decompose(shape: MatrixView, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
     matrix = precise(shape.matrix)
     basis, energies = _directions(matrix, None if moments is None else moments[id(shape)], reads_less(shape))
     size, cost = shape.layer.weight.numel(), sum(matrix.shape)

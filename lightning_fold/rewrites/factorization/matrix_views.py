@@ -20,7 +20,7 @@ _BARE: dict[str, Any] = {"bias": False, "device": "meta"}  # no random numbers a
 
 
 @dataclass(frozen=True)
-class Shape:
+class MatrixView:
     """One way to read a layer as a matrix.
 
     Attributes:
@@ -70,7 +70,7 @@ def product(pair: nn.Module) -> Layer | None:
     return layer
 
 
-def shapes(path: str, layer: Layer) -> list[Shape]:
+def matrix_views(path: str, layer: Layer) -> list[MatrixView]:
     """The ways to read a layer: O x I; O x (I k ...); for k x k also (O k) x (I k), a k x 1 before a 1 x k layer."""
     if isinstance(layer, nn.Linear):
         return [_linear(path, layer)]
@@ -80,14 +80,14 @@ def shapes(path: str, layer: Layer) -> list[Shape]:
     return [whole]
 
 
-def reads_less(shape: Shape) -> bool:
+def reads_less(shape: MatrixView) -> bool:
     """Whether there are fewer columns than rows, so that moments of what is read are the smaller ones."""
     rows, columns = shape.matrix.shape
     return columns < rows
 
 
 def moments_of(
-    model: nn.Module, example_inputs: Inputs, batches: Iterable[Any], found: Sequence[Shape]
+    model: nn.Module, example_inputs: Inputs, batches: Iterable[Any], found: Sequence[MatrixView]
 ) -> dict[int, Tensor]:
     """Second moments by ``id`` of each shape, float64: of its outputs, or of what its columns read if those are fewer.
 
@@ -106,7 +106,7 @@ def moments_of(
     moments: dict[int, Tensor] = {}
     device = device_of(model)
 
-    def observe(shape: Shape) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def observe(shape: MatrixView) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         matrix, columns = shape.matrix.detach(), shape.matrix.shape[1]
         first = shape.first(torch.eye(columns).to(matrix) if reads_less(shape) else matrix)
 
@@ -133,17 +133,17 @@ def moments_of(
     return moments
 
 
-def _linear(path: str, layer: nn.Linear) -> Shape:
+def _linear(path: str, layer: nn.Linear) -> MatrixView:
     def first(inner: Tensor) -> Layer:
         return _filled(nn.Linear(inner.shape[1], inner.shape[0], **_BARE), inner, layer)
 
     def second(outer: Tensor) -> Layer:
         return _filled(nn.Linear(outer.shape[1], outer.shape[0], **_BARE), outer, layer)
 
-    return Shape(path, layer, layer.weight.detach(), first, second)
+    return MatrixView(path, layer, layer.weight.detach(), first, second)
 
 
-def _whole_then_point(path: str, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Shape:
+def _whole_then_point(path: str, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> MatrixView:
     kind: Any = type(layer)
 
     def first(inner: Tensor) -> Layer:
@@ -152,10 +152,10 @@ def _whole_then_point(path: str, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Sh
     def second(outer: Tensor) -> Layer:
         return _filled(kind(outer.shape[1], outer.shape[0], 1, **_BARE), outer, layer)
 
-    return Shape(path, layer, layer.weight.detach().flatten(1), first, second)
+    return MatrixView(path, layer, layer.weight.detach().flatten(1), first, second)
 
 
-def _column_then_row(path: str, layer: nn.Conv2d) -> Shape:
+def _column_then_row(path: str, layer: nn.Conv2d) -> MatrixView:
     rows, columns, height, width = layer.weight.shape
     pads = layer.padding
     up, across = ((pads[0], 0), (0, pads[1])) if not isinstance(pads, str) else (pads, pads)
@@ -173,7 +173,7 @@ def _column_then_row(path: str, layer: nn.Conv2d) -> Shape:
         return _filled(conv, outer.reshape(rows, width, rank).mT, layer)
 
     matrix = layer.weight.detach().permute(0, 3, 1, 2).reshape(rows * width, columns * height)
-    return Shape(path, layer, matrix, first, second)
+    return MatrixView(path, layer, matrix, first, second)
 
 
 def _window(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:

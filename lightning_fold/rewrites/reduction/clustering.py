@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from lightning_fold.rewrites.channels.producers import Producer, effective_rows, find_producers, homogeneous
-from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.importance import channel_rows
 from lightning_fold.structure.groups import Member, Structure
 from lightning_fold.surgery.transaction import Surgery
@@ -50,21 +50,21 @@ class Clustering:
         self._lengths: dict[int, Tensor] = {}
         self._points: dict[int, list[_Points]] = {}
 
-    def lengths(self, width: Width) -> Tensor:
+    def scales(self, width: PrunableGroup) -> Tensor:
         """(channels,) the length of everything that writes each channel; 1 where channels cannot be scaled."""
         key = int(width.group.ids[0])
         if key not in self._lengths:
             self._lengths[key] = self._length(width)
         return self._lengths[key]
 
-    def _length(self, width: Width) -> Tensor:
+    def _length(self, width: PrunableGroup) -> Tensor:
         group = width.group
         parts = self._written(width)
         length = torch.cat(parts, dim=1).norm(dim=1) if parts else torch.zeros(group.size, dtype=torch.float64)
         scaled = bool(self._homogeneous[group.ids].all()) and bool((length > 0).all())
         return length if scaled else torch.ones(group.size, dtype=torch.float64)
 
-    def assign(self, width: Width, clusters: int) -> Tensor:
+    def assign(self, width: PrunableGroup, clusters: int) -> Tensor:
         """(channels,) the cluster of each channel, ``clusters`` in each block (fewer where channels are identical).
 
         The best of a few starts of k-means++; where those cost too much, from the clusters of a Ward tree.
@@ -81,11 +81,11 @@ class Clustering:
 
         return self._in_blocks(width, clusters, k_means)
 
-    def sketch(self, width: Width, clusters: int) -> Tensor:
+    def approximate(self, width: PrunableGroup, clusters: int) -> Tensor:
         """Much the same from a Ward tree, which is grown once for all sizes."""
         return self._in_blocks(width, clusters, _Points.cut)
 
-    def _in_blocks(self, width: Width, clusters: int, find: Callable[["_Points", int], np.ndarray]) -> Tensor:
+    def _in_blocks(self, width: PrunableGroup, clusters: int, find: Callable[["_Points", int], np.ndarray]) -> Tensor:
         key = int(width.group.ids[0])
         if key not in self._points:
             written, read = self._describe(width)
@@ -98,14 +98,14 @@ class Clustering:
             assignment[block] = found + int(assignment.max()) + 1
         return assignment
 
-    def _describe(self, width: Width) -> tuple[Tensor, Tensor]:
+    def _describe(self, width: PrunableGroup) -> tuple[Tensor, Tensor]:
         """(channels, elements) what writes each channel, and what reads it."""
-        lengths = self.lengths(width)[:, None]
+        scales = self.scales(width)[:, None]
         unknown = torch.eye(width.group.size, dtype=torch.float64)  # nothing says that any two are written alike
-        written = _alike([part / lengths for part in self._written(width)] or [unknown], width.group.size)
-        return written, _alike([self._rows(m) * lengths for m in width.group.members if m.reads], width.group.size)
+        written = _alike([part / scales for part in self._written(width)] or [unknown], width.group.size)
+        return written, _alike([self._rows(m) * scales for m in width.group.members if m.reads], width.group.size)
 
-    def _written(self, width: Width) -> list[Tensor]:
+    def _written(self, width: PrunableGroup) -> list[Tensor]:
         """What writes the channels: layers with their BatchNorm as one, everything else as it is."""
         members = [member for member in width.group.members if not member.reads]
         producers = [self._producers[m.tensor] for m in members if m.tensor in self._producers]

@@ -10,8 +10,8 @@ from lightning_fold.rewrites.channels.compensated_norms import compensable, weig
 from lightning_fold.rewrites.channels.merge import combine, fold_ar, targets
 from lightning_fold.rewrites.channels.producers import Rescaling, rescaling, widen
 from lightning_fold.rewrites.channels.removal import Removal, complete, remove
-from lightning_fold.rewrites.channels.widths import Width
-from lightning_fold.rewrites.reduction.selector import Chooser
+from lightning_fold.rewrites.channels.widths import PrunableGroup
+from lightning_fold.rewrites.reduction.selector import ChannelSelector
 from lightning_fold.structure.groups import Structure, reading_axes
 from lightning_fold.surgery.transaction import Surgery
 
@@ -59,26 +59,30 @@ class Cut:
 
 
 def plan_cut(
-    surgery: Surgery, structure: Structure, chooser: Chooser, widths: Iterable[Width], assignments: Iterable[Tensor]
+    surgery: Surgery,
+    structure: Structure,
+    selector: ChannelSelector,
+    widths: Iterable[PrunableGroup],
+    assignments: Iterable[Tensor],
 ) -> Cut:
     """The cut that gives each width its assignment, as far as every tensor stays rectangular.
 
     Args:
         surgery: the network, for the numbers of its BatchNorms.
         structure: what was read from it.
-        chooser: it says what merged channels are divided by.
+        selector: it says what merged channels are divided by.
         widths: the widths that shrink.
         assignments: for each of them (channels,) the cluster of each channel, or -1 where it goes.
     """
-    each, lengths = torch.arange(structure.count), torch.ones(structure.count, dtype=torch.float64)
+    each, scales = torch.arange(structure.count), torch.ones(structure.count, dtype=torch.float64)
     cluster_of, removed = each.clone(), torch.zeros(structure.count, dtype=torch.bool)
     for width, assignment in zip(widths, assignments, strict=True):
         ids, labels = width.group.ids, assignment.tolist()
         first = {label: position for position, label in reversed(list(enumerate(labels)))}
         cluster_of[ids] = ids[torch.tensor([first[label] if label >= 0 else i for i, label in enumerate(labels)])]
         removed[ids[assignment < 0]] = True
-        lengths[ids] = chooser.lengths(width)
-    return _completed(surgery, structure, cluster_of, removed, lengths)
+        scales[ids] = selector.scales(width)
+    return _completed(surgery, structure, cluster_of, removed, scales)
 
 
 def merge(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
@@ -89,10 +93,10 @@ def merge(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
     cut.apply(surgery)
 
 
-def _completed(surgery: Surgery, structure: Structure, cluster_of: Tensor, removed: Tensor, lengths: Tensor) -> Cut:
+def _completed(surgery: Surgery, structure: Structure, cluster_of: Tensor, removed: Tensor, scales: Tensor) -> Cut:
     """Channels that have to stay are by themselves."""
     each = torch.arange(structure.count)
     removal = complete(structure, removed | (cluster_of != each))
     cluster_of = torch.where(removal.removed, cluster_of, each)
     merged = torch.bincount(cluster_of, minlength=structure.count)[cluster_of] > 1
-    return Cut(structure, cluster_of, removal, rescaling(surgery, structure, merged, lengths, reading_axes(structure)))
+    return Cut(structure, cluster_of, removal, rescaling(surgery, structure, merged, scales, reading_axes(structure)))

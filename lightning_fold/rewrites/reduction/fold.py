@@ -11,11 +11,11 @@ from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.channels.compensated_norms import compensable
 from lightning_fold.rewrites.channels.merge import is_whole
-from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.clustering import Clustering
 from lightning_fold.rewrites.reduction.options import Budget, Compensate, Options, Repair
-from lightning_fold.rewrites.reduction.pipeline import reduce_widths
-from lightning_fold.rewrites.reduction.selector import Chooser, Setting
+from lightning_fold.rewrites.reduction.pipeline import reduce_channels
+from lightning_fold.rewrites.reduction.selector import ChannelSelector, SelectionContext
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
@@ -72,26 +72,26 @@ def fold(
     budget = Budget(ratio, keep_parameters, keep_flops)
     options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
     options.check("fold", ("data-free", "none", "data"))
-    return reduce_widths("fold", model, example_inputs, budget, options, optimizers, lambda s: _Folding(s, seed))
+    return reduce_channels("fold", model, example_inputs, budget, options, optimizers, lambda s: _Folding(s, seed))
 
 
-class _Folding(Chooser):
+class _Folding(ChannelSelector):
     """Channels become their cluster."""
 
-    def __init__(self, setting: Setting, seed: int) -> None:
-        self.clustering = Clustering(setting.surgery, setting.structure, seed)
-        self._reasons = _unmergeable(setting.structure)
+    def __init__(self, context: SelectionContext, seed: int) -> None:
+        self.clustering = Clustering(context.surgery, context.structure, seed)
+        self._reasons = _unmergeable(context.structure)
 
-    def assign(self, width: Width, kept: int) -> Tensor:
+    def assign(self, width: PrunableGroup, kept: int) -> Tensor:
         return torch.arange(width.group.size) if kept == width.size else self.clustering.assign(width, kept)
 
-    def sketch(self, width: Width, kept: int) -> Tensor:
-        return self.clustering.sketch(width, kept)
+    def approximate(self, width: PrunableGroup, kept: int) -> Tensor:
+        return self.clustering.approximate(width, kept)
 
-    def lengths(self, width: Width) -> Tensor:
-        return self.clustering.lengths(width)
+    def scales(self, width: PrunableGroup) -> Tensor:
+        return self.clustering.scales(width)
 
-    def refused(self, width: Width) -> str | None:
+    def refused(self, width: PrunableGroup) -> str | None:
         return next((self._reasons[c] for c in width.group.ids.tolist() if c in self._reasons), None)
 
 
@@ -99,11 +99,11 @@ def _unmergeable(structure: Structure) -> dict[int, str]:
     """The channels that share statistics with others, or are multiplied with others, in a way that merging changes."""
     reasons = {}
     for blocks in structure.labels.blocks:
-        if blocks.whole:
+        if blocks.shared_statistics:
             for channel in structure.group_of[blocks.sides[0]].flatten().tolist():
                 reasons[channel] = f"{blocks.layer or 'the network'} {blocks.reason}"
     for norm in structure.labels.norms:
-        counts = family(norm.node) not in ("layer_norm", "share") or compensable(structure, norm)
+        counts = family(norm.node) not in ("layer_norm", "global_response_norm") or compensable(structure, norm)
         if norm.channels is not None and not counts and not is_whole(structure.group_of[norm.channels]):
             for channel in structure.group_of[norm.channels].flatten().tolist():
                 reasons[channel] = f"{layer_of(norm.node) or 'the network'} is a norm that cannot count merged channels"

@@ -2,7 +2,7 @@
 
 Read the widths (``widths``); a way to choose channels (``choosing``: importances or clusters) is a ``projection``;
 sizes under a budget (``sensitivity``, ``budget``); the ``cut``: merging, removal, norms weighed (``compensation``);
-then what makes the result better (``improvement``: Fold-AR, least squares, ``repair``).
+then what makes the result better (``recovery``: Fold-AR, least squares, ``repair``).
 """
 
 from collections.abc import Callable, Iterable
@@ -15,27 +15,33 @@ from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.calibration import Calibration, from_batches, from_noise
 from lightning_fold.rewrites.channels.merge import fold_ar
-from lightning_fold.rewrites.channels.widths import Width, check_patterns, find_widths, hold_bundles, pinned_widths
+from lightning_fold.rewrites.channels.widths import (
+    PrunableGroup,
+    check_patterns,
+    find_prunable_groups,
+    hold_bundles,
+    pinned_groups,
+)
 from lightning_fold.rewrites.reduction.budget.allocation import allocate, missed, uniform
 from lightning_fold.rewrites.reduction.budget.cost_model import cost_model
 from lightning_fold.rewrites.reduction.budget.sensitivity import error_curves
 from lightning_fold.rewrites.reduction.cut import plan_cut
 from lightning_fold.rewrites.reduction.options import Budget, Options
-from lightning_fold.rewrites.reduction.recovery.recovery import Improvement
-from lightning_fold.rewrites.reduction.selector import Chooser, Setting
+from lightning_fold.rewrites.reduction.recovery.recovery import Recovery
+from lightning_fold.rewrites.reduction.selector import ChannelSelector, SelectionContext
 from lightning_fold.rewrites.transaction import asking_attributes, rewrite
 from lightning_fold.structure.groups import Structure
 from lightning_fold.surgery.transaction import Surgery
 
 
-def reduce_widths(
+def reduce_channels(
     method: str,
     model: nn.Module,
     example_inputs: Inputs,
     budget: Budget,
     options: Options,
     optimizers: Iterable[Optimizer],
-    choose: Callable[[Setting], Chooser],
+    choose: Callable[[SelectionContext], ChannelSelector],
 ) -> RewriteReport:
     """Make the widths of ``model`` smaller, in place, in the way that ``choose`` gives.
 
@@ -47,7 +53,7 @@ def reduce_widths(
     optimizers = list(optimizers)
 
     def run(ask_attributes: bool) -> RewriteReport:
-        structure, widths = find_widths(method, model, example_inputs, ask_attributes=ask_attributes)
+        structure, widths = find_prunable_groups(method, model, example_inputs, ask_attributes=ask_attributes)
         reduction = _Reduction(method, model, example_inputs, structure, widths, options, choose)
         kept = reduction.sizes(budget)
         report = rewrite(method, model, example_inputs, optimizers, lambda surgery: reduction.change(surgery, kept))
@@ -66,18 +72,18 @@ class _Reduction:
         model: nn.Module,
         example_inputs: Inputs,
         structure: Structure,
-        widths: list[Width],
+        widths: list[PrunableGroup],
         options: Options,
-        choose: Callable[[Setting], Chooser],
+        choose: Callable[[SelectionContext], ChannelSelector],
     ) -> None:
         self.method, self.model, self.example_inputs = method, model, example_inputs
         self.structure, self.options = structure, options
         self.notes: list[str] = []
         self._calibration: Calibration | None = None
         self._planned = 1.0
-        self.chooser = choose(Setting(model, Surgery(model), structure, self.calibrate))
+        self.selector = choose(SelectionContext(model, Surgery(model), structure, self.calibrate))
         check_patterns(method, widths, options.skip)
-        reasons = [width.skipped(options.skip) or self.chooser.refused(width) for width in widths]
+        reasons = [width.skipped(options.skip) or self.selector.refused(width) for width in widths]
         self.refused, self.widths = hold_bundles(structure, widths, reasons)
 
     def calibrate(self) -> Calibration:
@@ -101,29 +107,29 @@ class _Reduction:
         flops = budget.keep_flops is not None
         costs = cost_model(self.model, self.example_inputs, self.structure, self.widths, flops=flops)
         refitted = self.options.compensate == "least-squares"
-        curves = error_curves(self.calibrate(), self.structure, self.widths, self.chooser, refitted=refitted)
+        curves = error_curves(self.calibrate(), self.structure, self.widths, self.selector, refitted=refitted)
         kept = allocate(self.method, costs, curves, budget.share, "keep_flops" if flops else "keep_parameters")
         self._planned = costs.cost(kept) / costs.total
         return kept
 
     def change(self, surgery: Surgery, kept: list[int]) -> list[Kept]:
         """Cut, and do what comes after."""
-        assignments = [self.chooser.assign(width, size) for width, size in zip(self.widths, kept, strict=True)]
-        cut = plan_cut(surgery, self.structure, self.chooser, self.widths, assignments)
+        assignments = [self.selector.assign(width, size) for width, size in zip(self.widths, kept, strict=True)]
+        cut = plan_cut(surgery, self.structure, self.selector, self.widths, assignments)
         shrinking = [width for width, size in zip(self.widths, kept, strict=True) if size < width.size]
-        self.notes += self.chooser.notes(shrinking)
+        self.notes += self.selector.notes(shrinking)
         options = self.options
         needed = options.compensate != "none" or options.repair == "data-free" or options.batches is not None
-        improvement = Improvement(cut, self.calibrate() if needed else None, self.notes)
+        recovery = Recovery(cut, self.calibrate() if needed else None, self.notes)
         cut.rescaling.apply(surgery)
         factors = fold_ar(surgery, self.structure, cut.cluster_of) if options.repair == "data-free" else {}
         cut.apply(surgery)
-        improvement.rescale(surgery, factors)
+        recovery.apply_fold_ar(surgery, factors)
         if options.compensate != "none":
-            improvement.compensate(surgery, weights=options.compensate == "least-squares")
+            recovery.compensate(surgery, weights=options.compensate == "least-squares")
         if options.repair == "data":
-            improvement.repair(surgery)
-        return [*pinned_widths(self.structure), *(Kept(w.group.name, w.group.size, r) for w, r in self.refused)]
+            recovery.repair(surgery)
+        return [*pinned_groups(self.structure), *(Kept(w.group.name, w.group.size, r) for w, r in self.refused)]
 
     def check_budget(self, budget: Budget, report: RewriteReport) -> None:
         """Say so where the result is not within 2 % of the budget."""

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport, some_of
 from lightning_fold.rewrites.channels.consumers import ONLY_SOLVED
-from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.importance import (
     CALIBRATED,
     IMPORTANCES,
@@ -23,8 +23,8 @@ from lightning_fold.rewrites.reduction.importance import (
     taylor_score,
 )
 from lightning_fold.rewrites.reduction.options import Budget, Compensate, Options, Repair
-from lightning_fold.rewrites.reduction.pipeline import reduce_widths
-from lightning_fold.rewrites.reduction.selector import Chooser, Setting
+from lightning_fold.rewrites.reduction.pipeline import reduce_channels
+from lightning_fold.rewrites.reduction.selector import ChannelSelector, SelectionContext
 from lightning_fold.rewrites.wrappers import on_network
 
 __all__ = ["Importance", "prune"]
@@ -86,37 +86,37 @@ def prune(
     options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
     options.check("prune", ("none", "data"))
 
-    def choose(setting: Setting) -> Chooser:
-        return _Selection(setting, _score(setting, importance, options, loss), importance)
+    def choose(context: SelectionContext) -> ChannelSelector:
+        return _Selection(context, _score(context, importance, options, loss), importance)
 
-    return reduce_widths("prune", model, example_inputs, budget, options, optimizers, choose)
+    return reduce_channels("prune", model, example_inputs, budget, options, optimizers, choose)
 
 
-def _score(setting: Setting, importance: Importance | Score, options: Options, loss: Loss | None) -> Score:
+def _score(context: SelectionContext, importance: Importance | Score, options: Options, loss: Loss | None) -> Score:
     if not isinstance(importance, str):
         return importance
     if importance in CALIBRATED:
-        return calibrated_score(importance, setting.structure, setting.calibrate())
+        return calibrated_score(importance, context.structure, context.calibrate())
     if importance == "taylor":
         assert loss is not None and options.batches is not None
-        return taylor_score(setting.model, options.batches, loss)
+        return taylor_score(context.model, options.batches, loss)
     return norm_score(int(importance[1]))
 
 
-class _Selection(Chooser):
+class _Selection(ChannelSelector):
     """The channels with the highest scores stay."""
 
-    def __init__(self, setting: Setting, score: Score, importance: Importance | Score) -> None:
-        self.model, self.score, self.importance = setting.model, score, importance
-        self._by_norm = by_norm(setting.structure) if importance in CALIBRATED else lambda group: False
+    def __init__(self, context: SelectionContext, score: Score, importance: Importance | Score) -> None:
+        self.model, self.score, self.importance = context.model, score, importance
+        self._by_norm = by_norm(context.structure) if importance in CALIBRATED else lambda group: False
         self._scores: dict[int, Tensor] = {}
 
-    def notes(self, widths: list[Width]) -> list[str]:
+    def notes(self, widths: list[PrunableGroup]) -> list[str]:
         names = some_of(width.group.name for width in widths if self._by_norm(width.group))
         found = f"importance={self.importance!r} was the norm of the weights in {names}"
         return [f"{found}: of what reads channels, {ONLY_SOLVED} are looked at"] if names else []
 
-    def assign(self, width: Width, kept: int) -> Tensor:
+    def assign(self, width: PrunableGroup, kept: int) -> Tensor:
         key = int(width.group.ids[0])
         if key not in self._scores:
             self._scores[key] = self._checked(width)
@@ -129,7 +129,7 @@ class _Selection(Chooser):
         assignment[staying] = torch.arange(int(staying.sum()))
         return assignment
 
-    def _checked(self, width: Width) -> Tensor:
+    def _checked(self, width: PrunableGroup) -> Tensor:
         scores = torch.as_tensor(self.score(self.model, width.group)).detach().cpu()
         if scores.shape != (width.group.size,) or not bool(torch.isfinite(scores).all()):
             raise ValueError(

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fold.rewrites.calibration import Calibration
-from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.structure.groups import Structure
 from lightning_fold.surgery.transaction import Surgery
 
 
 @dataclass
-class Setting:
+class SelectionContext:
     """All that a choice of channels may look at."""
 
     model: nn.Module
@@ -22,25 +22,25 @@ class Setting:
     calibrate: Callable[[], Calibration]
 
 
-class Chooser:
+class ChannelSelector:
     """How a width is made smaller."""
 
-    def assign(self, width: Width, kept: int) -> Tensor:
+    def assign(self, width: PrunableGroup, kept: int) -> Tensor:
         """(channels,) the cluster of each channel, or -1, so that each block keeps ``kept``."""
         raise NotImplementedError
 
-    def sketch(self, width: Width, kept: int) -> Tensor:
+    def approximate(self, width: PrunableGroup, kept: int) -> Tensor:
         """The same, perhaps less good but fast: what a size costs is measured with it."""
         return self.assign(width, kept)
 
-    def lengths(self, width: Width) -> Tensor:
+    def scales(self, width: PrunableGroup) -> Tensor:
         """(channels,) what each channel is divided by before it is merged with others."""
         return torch.ones(width.group.size, dtype=torch.float64)
 
-    def refused(self, width: Width) -> str | None:
+    def refused(self, width: PrunableGroup) -> str | None:
         """Why this width stays as it is, or ``None``."""
         return None
 
-    def notes(self, widths: list[Width]) -> list[str]:
+    def notes(self, widths: list[PrunableGroup]) -> list[str]:
         """What the report should say of how the channels of ``widths`` were chosen."""
         return []

@@ -67,9 +67,9 @@ def release(
 def _noise(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     zero = weight == 0
     survivors = weight.numel() - int(zero.sum())
-    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits overflow in the sum
-    rms = wide.square().sum().div(max(survivors, 1)).sqrt()
-    noise = torch.randn(weight.shape, generator=generator).to(wide) * rms
+    over_heads = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits overflow in the sum
+    rms = over_heads.square().sum().div(max(survivors, 1)).sqrt()
+    noise = torch.randn(weight.shape, generator=generator).to(over_heads) * rms
     return torch.where(zero, noise, 0).to(weight.dtype)
 
 

@@ -164,9 +164,9 @@ def _affine(node: Any) -> _Affine | None:
         elif family(node) not in ("cast", "movement") and not same:
             return None
         node = node.all_input_nodes[0]
-    wide = [d - len(shape) for d, size in enumerate(shape) if size > 1]
-    plain = node.op == "placeholder" and node.meta["val"].dim() == 1 and len(wide) == 1
-    return _Affine(node, offset, wide[0]) if plain else None
+    over_heads = [d - len(shape) for d, size in enumerate(shape) if size > 1]
+    plain = node.op == "placeholder" and node.meta["val"].dim() == 1 and len(over_heads) == 1
+    return _Affine(node, offset, over_heads[0]) if plain else None
 
 
 def _same(left: Any, right: Any) -> bool:

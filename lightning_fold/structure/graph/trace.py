@@ -19,7 +19,7 @@ from lightning_fold.inputs import Inputs, as_arguments, few_examples
 from lightning_fold.structure.graph.canonical import put_weights_second, write_out_einsum
 from lightning_fold.structure.graph.decomposed_norms import join_written_norms
 from lightning_fold.structure.graph.global_response_norms import join_channel_shares
-from lightning_fold.structure.graph.training_graph import join
+from lightning_fold.structure.graph.training_graph import merge_training_graph
 from lightning_fold.structure.operators import is_in_place, is_view
 
 
@@ -129,7 +129,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     graph, tensors, names = _named(model, programs[0])
     returned = len(_returned(graph))
     for program in programs[1:]:
-        join(graph, tensors, names, *_named(model, program))
+        merge_training_graph(graph, tensors, names, *_named(model, program))
     modules = dict(model.named_modules())
     join_written_norms(graph, names, _runs(graph, modules))
     join_channel_shares(graph)
@@ -163,7 +163,7 @@ def _read_for(returned: tuple[Any, ...]) -> frozenset[Node]:
 def _export(
     model: nn.Module, inputs: Inputs, mode: Callable[[nn.Module], AbstractContextManager[None]]
 ) -> ExportedProgram:
-    with mode(model), torch.no_grad(), written_out():
+    with mode(model), torch.no_grad(), without_fast_paths():
         try:
             return write_out_einsum(torch.export.export(model, *as_arguments(inputs), strict=False))
         except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
@@ -239,7 +239,7 @@ def layers_of(node: Node) -> list[str]:
 
 
 @contextmanager
-def written_out() -> Iterator[None]:
+def without_fast_paths() -> Iterator[None]:
     """Attention layers as the operators that they are, and compiled modules as they are written.
 
     torch's transformer layers also ask whether the values of a mask are the causal ones, only to choose a faster

@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 from lightning_fold.structure.operators import argument, family
 
 
-def join(
+def merge_training_graph(
     graph: Graph,
     tensors: dict[Node, Tensor],
     names: dict[Node, str],

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lightning_fold.structure.constant_values import unknown
-from lightning_fold.structure.labels import Contraction, HeadUse, Labelling, Product
+from lightning_fold.structure.labels import Contraction, HeadUse, LabelRecorder, Product
 from lightning_fold.structure.operators import (
     argument,
     compact,
@@ -24,7 +24,7 @@ from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value, with_last
 
 
-def _label_attention(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_attention(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     query, key, value, *rest = args
     if not len(query.shape) == len(key.shape) == len(value.shape):
         return run.unknown(node, *run.without_heads(args, kwargs))
@@ -38,12 +38,12 @@ def _label_attention(run: Labelling, node: Node, args: tuple, kwargs: dict) -> A
     return with_last(node.meta["val"].shape, values)
 
 
-def _mask(run: Labelling, node: Node, mask: Value, rank: int) -> Value:
+def _mask(run: LabelRecorder, node: Node, mask: Value, rank: int) -> Value:
     """A mask over tokens in the rank of the queries; of what it holds only heads may leave."""
     lifted = rank - len(mask.shape)
-    fields = {dim + lifted: labels for dim, labels in mask.fields.items()}
+    fields = {dim + lifted: labels for dim, labels in mask.labels.items()}
     fixed = [labels for dim, labels in fields.items() if dim >= rank - 2]
-    run.pin([*fixed, *mask.wide], node, "is a mask over tokens")
+    run.pin([*fixed, *mask.head_labels], node, "is a mask over tokens")
     return Value(torch.Size((1,) * lifted + tuple(mask.shape)), {d: f for d, f in fields.items() if d < rank - 2})
 
 
@@ -57,20 +57,20 @@ def _known_attention(node: Node, args: tuple, kwargs: dict) -> Any:
     return unknown(node) if masked else _mixed(node, value)
 
 
-def _label_matmul(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
-    weight = run.known[operands(node, node.args, node.kwargs)[1]]
+def _label_matmul(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
+    weight = run.constants[operands(node, node.args, node.kwargs)[1]]
     left, right = operands(node, args, kwargs)[:2]
     if is_contraction(node, weight) or len(left.shape) != len(right.shape) or len(left.shape) < 3:
         return label_contraction(run, node, *run.without_heads(args, kwargs))
     rank = len(left.shape)
-    scores = Value(left.shape, {d: f for d, f in left.fields.items() if d < rank - 2})
-    left = Value(left.shape, {d: f for d, f in left.fields.items() if d >= rank - 2}, left.wide)
-    rows = left.fields.get(rank - 2)
+    scores = Value(left.shape, {d: f for d, f in left.labels.items() if d < rank - 2})
+    left = Value(left.shape, {d: f for d, f in left.labels.items() if d >= rank - 2}, left.head_labels)
+    rows = left.labels.get(rank - 2)
     run.pin([rows] if rows is not None else [], node, "is multiplied with another value")
     flipped = Value(
         torch.Size((*right.shape[:-2], right.shape[-1], right.shape[-2])),
-        {2 * rank - 3 - d if d >= rank - 2 else d: f for d, f in right.fields.items()},
-        tuple(wide.transpose(-1, -2) for wide in right.wide),
+        {2 * rank - 3 - d if d >= rank - 2 else d: f for d, f in right.labels.items()},
+        tuple(over_heads.transpose(-1, -2) for over_heads in right.head_labels),
     )
     shape = node.meta["val"].shape
     values = _repeated(_last(run, node, right, contracted=rank - 2), right.shape, shape)
@@ -95,7 +95,7 @@ def _known_matmul(node: Node, args: tuple, kwargs: dict) -> Any:
     return _mixed(node, args[1]) if mixes else unknown(node)
 
 
-def _last(run: Labelling, node: Node, value: Value, contracted: int = -1) -> Tensor | None:
+def _last(run: LabelRecorder, node: Node, value: Value, contracted: int = -1) -> Tensor | None:
     """The labels along the last dimension of ``value``; what other dimensions hold is pinned.
 
     Args:
@@ -105,12 +105,16 @@ def _last(run: Labelling, node: Node, value: Value, contracted: int = -1) -> Ten
         contracted: a dimension that is read apart.
     """
     rank = len(value.shape)
-    plain = [value.fields[rank - 1].reshape(*[1] * (rank - 1), -1)] if rank - 1 in value.fields else []
-    last = plain + [wide for wide in value.wide if wide.shape[-1] > 1]
-    apart = [wide for wide in value.wide if contracted >= 0 and wide.shape[-1] == 1 and wide.shape[contracted] > 1]
-    used = {id(wide) for wide in last + apart}
-    rest = [f for d, f in value.fields.items() if d not in (rank - 1, contracted)]
-    rest += [wide for wide in value.wide if id(wide) not in used]
+    plain = [value.labels[rank - 1].reshape(*[1] * (rank - 1), -1)] if rank - 1 in value.labels else []
+    last = plain + [over_heads for over_heads in value.head_labels if over_heads.shape[-1] > 1]
+    apart = [
+        over_heads
+        for over_heads in value.head_labels
+        if contracted >= 0 and over_heads.shape[-1] == 1 and over_heads.shape[contracted] > 1
+    ]
+    used = {id(over_heads) for over_heads in last + apart}
+    rest = [f for d, f in value.labels.items() if d not in (rank - 1, contracted)]
+    rest += [over_heads for over_heads in value.head_labels if id(over_heads) not in used]
     run.pin(rest, node, "is multiplied with another value")
     for other in last[1:]:
         run.pin([last[0], other], node, "is multiplied with another value")
@@ -129,7 +133,7 @@ def _repeated(labels: Tensor | None, shape: torch.Size, goal: torch.Size, other:
 
 
 def _product(
-    run: Labelling,
+    run: LabelRecorder,
     node: Node,
     left: Tensor | None,
     right: Tensor | None,
@@ -150,7 +154,7 @@ def _product(
 
 
 def _weigh(
-    run: Labelling,
+    run: LabelRecorder,
     node: Node,
     scores: Value | None,
     values: Tensor | None,
@@ -159,7 +163,7 @@ def _weigh(
 ) -> None:
     """``scores`` (..., heads, tokens, tokens) weigh ``values``: a head of the values leaves with all that makes it."""
     dim = None if values is None else heads_dim(values)
-    fields = {} if scores is None else dict(scores.fields)
+    fields = {} if scores is None else dict(scores.labels)
     taken = fields.pop(dim, None) if dim is not None else None
     run.pin(fields.values(), node, "is multiplied with another value")
     if values is None or values.numel() == values.shape[-1]:
@@ -170,14 +174,14 @@ def _weigh(
         run.labels.head_uses.append(HeadUse(node, source, sides[1], sides[0]))
     together = dim is not None and (scores is None or taken is not None or scores.shape[dim] == 1)
     if queries is not None and dim is not None:
-        wide = queries[1]
-        cut = wide is not None and heads_dim(wide) == dim
-        sides += [by_head(wide)] if wide is not None and cut else []
+        over_heads = queries[1]
+        cut = over_heads is not None and heads_dim(over_heads) == dim
+        sides += [by_head(over_heads)] if over_heads is not None and cut else []
         together = together and (cut or queries[0][dim] == 1)
     join_heads(run, node, *sides, together=together)
 
 
-def _writer(run: Labelling, node: Any, labels: Tensor) -> Contraction | None:
+def _writer(run: LabelRecorder, node: Any, labels: Tensor) -> Contraction | None:
     """The contraction whose rows ``labels`` are, if nothing but movement and numbers stands between."""
     while isinstance(node, Node) and node.op == "call_function" and family(node) not in ("contraction", "matmul"):
         numbers = family(node) in ("pointwise", "product") and len(node.all_input_nodes) == 1

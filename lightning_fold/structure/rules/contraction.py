@@ -15,7 +15,7 @@ from lightning_fold.structure.contractions import (
     oriented,
 )
 from lightning_fold.structure.graph.trace import layer_of
-from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, Labelling
+from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, LabelRecorder
 from lightning_fold.structure.operators import family, operands, operator_name
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value, blank, labels_in
@@ -29,43 +29,43 @@ def is_contraction(node: Node, weight: Any) -> bool:
     return family(node) == "matmul" and plain and weight.dim() == 2 and not depends(weight)
 
 
-def label_contraction(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def label_contraction(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     """Columns are tied to what is read; rows are handed on."""
     value, weight, bias = operands(node, args, kwargs)
-    if not is_contraction(node, run.known[operands(node, node.args, node.kwargs)[1]]):
+    if not is_contraction(node, run.constants[operands(node, node.args, node.kwargs)[1]]):
         if family(node) != "contraction":
             return run.unknown(node, args, kwargs)
         run.pin(labels_in((args, kwargs)), node, "is transposed and has groups, which has no rule")
         return blank(node)
     channel, groups = contraction_channel(node), contraction_groups(node)
     row_dim = int(is_transposed(node))
-    columns, rows = value.fields.get(channel), weight.fields.get(row_dim)
-    run.pin([labels for d, labels in weight.fields.items() if d > 1], node, WINDOW)
+    columns, rows = value.labels.get(channel), weight.labels.get(row_dim)
+    run.pin([labels for d, labels in weight.labels.items() if d > 1], node, WINDOW)
     if groups == 1:
-        computed = weight.fields.get(1 - row_dim) is None
+        computed = weight.labels.get(1 - row_dim) is None
         reason = "has a weight that is computed from all of them" if computed else "reads an input of fixed size"
-        run.tie_or_pin(columns, weight.fields.get(1 - row_dim), node, reason)
+        run.tie_or_pin(columns, weight.labels.get(1 - row_dim), node, reason)
     elif node.args[1] not in run.trace.names:
-        sides = [side for side in (columns, rows, weight.fields.get(1)) if side is not None]
+        sides = [side for side in (columns, rows, weight.labels.get(1)) if side is not None]
         run.pin(sides, node, "is in a grouped convolution whose weight is computed")
     elif weight.shape[1] == 1:
-        wide = columns.repeat_interleave(weight.shape[0] // groups) if columns is not None else None
-        run.tie_or_pin(wide, rows, node, "is a depthwise convolution of an input of fixed size")
+        over_heads = columns.repeat_interleave(weight.shape[0] // groups) if columns is not None else None
+        run.tie_or_pin(over_heads, rows, node, "is a depthwise convolution of an input of fixed size")
     else:
-        run.pin([weight.fields[1]], node, WINDOW)
+        run.pin([weight.labels[1]], node, WINDOW)
         _grouped(run, node, columns, rows, groups)
-    if isinstance(bias, Value) and bias.fields:
-        run.tie_or_pin(rows, bias.fields.get(0), node, "has rows of fixed size")
+    if isinstance(bias, Value) and bias.labels:
+        run.tie_or_pin(rows, bias.labels.get(0), node, "has rows of fixed size")
     if isinstance(run.trace.modules.get(layer_of(node)), nn.MultiheadAttention):
         sides = [side for side in (columns, rows) if side is not None]
         run.pin(sides, node, "has the width of its nn.MultiheadAttention, which its heads share")
-    passed = {d: f for d, f in value.fields.items() if d != channel and "conv" not in operator_name(node)}
-    run.pin([f for d, f in value.fields.items() if d != channel and d not in passed], node, "is convolved over")
+    passed = {d: f for d, f in value.labels.items() if d != channel and "conv" not in operator_name(node)}
+    run.pin([f for d, f in value.labels.items() if d != channel and d not in passed], node, "is convolved over")
     run.labels.contractions.append(Contraction(node, rows, columns))
     return Value(node.meta["val"].shape, passed | ({channel: rows} if rows is not None else {}))
 
 
-def _grouped(run: Labelling, node: Node, columns: Tensor | None, rows: Tensor | None, groups: int) -> None:
+def _grouped(run: LabelRecorder, node: Node, columns: Tensor | None, rows: Tensor | None, groups: int) -> None:
     weight: Any = node.args[1]
     # The weight's second dimension is a position inside the group, not a channel: surgery selects it per group.
     if columns is None or rows is None:
@@ -103,17 +103,21 @@ def known_contraction(node: Node, args: tuple, kwargs: dict) -> Any:
     return along(result, channel, node.meta["val"].shape)
 
 
-def _label_bilinear(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_bilinear(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     """Every row reads products of two inputs."""
     left, right, weight = args[:3]
     bias = args[3] if len(args) > 3 else kwargs.get("bias")
     for dim, value in ((1, left), (2, right)):
-        last = value.fields.get(len(value.shape) - 1)
-        run.tie_or_pin(last, weight.fields.get(dim), node, "reads an input of fixed size")
-        run.pin([f for d, f in value.fields.items() if d < len(value.shape) - 1], node, "is read position by position")
-    rows = weight.fields.get(0)
-    if isinstance(bias, Value) and bias.fields:
-        run.tie_or_pin(rows, bias.fields.get(0), node, "has rows of fixed size")
+        last = value.labels.get(len(value.shape) - 1)
+        run.tie_or_pin(last, weight.labels.get(dim), node, "reads an input of fixed size")
+        run.pin(
+            [f for d, f in value.labels.items() if d < len(value.shape) - 1],
+            node,
+            "is read position by position",
+        )
+    rows = weight.labels.get(0)
+    if isinstance(bias, Value) and bias.labels:
+        run.tie_or_pin(rows, bias.labels.get(0), node, "has rows of fixed size")
     shape = node.meta["val"].shape
     return Value(shape, {len(shape) - 1: rows} if rows is not None else {})
 
@@ -127,11 +131,11 @@ def _known_bilinear(node: Node, args: tuple, kwargs: dict) -> Any:
     return along(rows if bias is None else rows + bias, len(shape) - 1, shape)
 
 
-def _label_embedding(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_embedding(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     weight: Value = args[0]
     shape = node.meta["val"].shape
-    run.pin([labels for dim, labels in weight.fields.items() if dim == 0], node, "is a row that inputs name")
-    return Value(shape, {len(shape) - 1: weight.fields[1]} if 1 in weight.fields else {})
+    run.pin([labels for dim, labels in weight.labels.items() if dim == 0], node, "is a row that inputs name")
+    return Value(shape, {len(shape) - 1: weight.labels[1]} if 1 in weight.labels else {})
 
 
 def _known_embedding(node: Node, args: tuple, kwargs: dict) -> Any:

@@ -8,31 +8,31 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.constant_values import UNKNOWN, unknown
-from lightning_fold.structure.labels import HeadUse, Labelling
+from lightning_fold.structure.labels import HeadUse, LabelRecorder
 from lightning_fold.structure.operators import compact, functional, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value, blank
 
 
-def _label_pointwise(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_pointwise(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     shape = node.meta["val"].shape
     values = [_lifted(leaf, len(shape)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Value)]
-    wide = [wide for value in values for wide in value.wide]
+    over_heads = [over_heads for value in values for over_heads in value.head_labels]
     merged: dict[int, Tensor] = {}
     for dim in reversed(range(len(shape))):
-        labels = [value.fields[dim] for value in values if dim in value.fields]
+        labels = [value.labels[dim] for value in values if dim in value.labels]
         if not labels:
             continue
         for other in labels[1:]:
             run.tie(labels[0], other)
-        if wide and heads_dim(wide[0]) == dim:
-            join_heads(run, node, by_head(wide[0]), labels[0][:, None])
-            run.labels.head_uses += _head_uses(node, labels[0], by_head(wide[0]))
+        if over_heads and heads_dim(over_heads[0]) == dim:
+            join_heads(run, node, by_head(over_heads[0]), labels[0][:, None])
+            run.labels.head_uses += _head_uses(node, labels[0], by_head(over_heads[0]))
             continue
-        if not wide or dim != inner_dim(wide[0]):
+        if not over_heads or dim != inner_dim(over_heads[0]):
             merged[dim] = labels[0]
-        if any(dim not in value.fields and value.shape[dim] > 1 for value in values):
+        if any(dim not in value.labels and value.shape[dim] > 1 for value in values):
             run.pin(labels[:1], node, "is combined element by element with a tensor of fixed size")
     return Value(shape, merged, _merged_heads(run, node, values))
 
@@ -40,8 +40,12 @@ def _label_pointwise(run: Labelling, node: Node, args: tuple, kwargs: dict) -> A
 def _lifted(value: Value, rank: int) -> Value:
     """``value`` with dimensions of size 1 in front, as broadcasting sees it."""
     more = rank - len(value.shape)
-    wide = tuple(wide.reshape((1,) * more + wide.shape) for wide in value.wide)
-    return Value(torch.Size((1,) * more + tuple(value.shape)), {d + more: f for d, f in value.fields.items()}, wide)
+    over_heads = tuple(over_heads.reshape((1,) * more + over_heads.shape) for over_heads in value.head_labels)
+    return Value(
+        torch.Size((1,) * more + tuple(value.shape)),
+        {d + more: f for d, f in value.labels.items()},
+        over_heads,
+    )
 
 
 def _head_uses(node: Node, heads: Tensor, channels: Tensor) -> list[HeadUse]:
@@ -49,24 +53,24 @@ def _head_uses(node: Node, heads: Tensor, channels: Tensor) -> list[HeadUse]:
     return [HeadUse(node, source, heads[:, None], channels) for source in node.all_input_nodes]
 
 
-def _merged_heads(run: Labelling, node: Node, values: list[Value]) -> tuple[Tensor, ...]:
+def _merged_heads(run: LabelRecorder, node: Node, values: list[Value]) -> tuple[Tensor, ...]:
     """The labels over heads of an element-wise operator's result."""
-    given = [wide for value in values for wide in value.wide]
+    given = [over_heads for value in values for over_heads in value.head_labels]
     if not given:
         return ()
     first, reason = given[0], "is combined element by element with a tensor of fixed size"
     inner = inner_dim(first)
     for value in values:
-        over = {dim for dim, size in enumerate(value.shape) if size > 1 and first.shape[dim] > 1} - value.fields.keys()
-        if value.wide or not over | (value.fields.keys() & {inner}):
+        over = {dim for dim, size in enumerate(value.shape) if size > 1 and first.shape[dim] > 1} - value.labels.keys()
+        if value.head_labels or not over | (value.labels.keys() & {inner}):
             continue
         if over <= {inner}:
             fix_heads(run, node, first, reason)
         else:
             run.pin(given, node, reason)
-    if all(wide.shape == first.shape for wide in given):
-        for wide in given[1:]:
-            run.tie(first, wide)
+    if all(over_heads.shape == first.shape for over_heads in given):
+        for over_heads in given[1:]:
+            run.tie(first, over_heads)
     else:
         run.pin(given, node, reason)
     return (first,)
@@ -97,7 +101,7 @@ def _known_product(node: Node, args: tuple, kwargs: dict) -> Any:
     return restride(product)
 
 
-def _label_new(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_new(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     return blank(node)
 
 
@@ -105,7 +109,7 @@ def _known_new(node: Node, args: tuple, kwargs: dict) -> Any:
     return unknown(node) if operator_name(node) == "new_empty" else functional(node)(*args, **kwargs)
 
 
-def _label_cast(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_cast(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     return args[0]
 
 
@@ -115,10 +119,10 @@ def _known_cast(node: Node, args: tuple, kwargs: dict) -> Any:
     return args[0].to(dtype=fake.dtype, device=fake.device) if both else unknown(node)
 
 
-def _label_prelu(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_prelu(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     value, slope = args[:2]
     if len(slope.shape) and slope.shape[0] > 1:
-        run.tie_or_pin(value.fields.get(1), slope.fields.get(0), node, "scales an input of fixed size")
+        run.tie_or_pin(value.labels.get(1), slope.labels.get(0), node, "scales an input of fixed size")
     return value
 
 
@@ -128,7 +132,7 @@ def _known_prelu(node: Node, args: tuple, kwargs: dict) -> Any:
     return restride(torch.where(value > 0, value, value * slope).expand(args[0].shape))
 
 
-def _label_identity(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_identity(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     return args[0]
 
 

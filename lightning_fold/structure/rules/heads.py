@@ -1,6 +1,6 @@
 """Channels cut into the heads of attention, and the code's attributes that repeat their sizes.
 
-Over heads, channels stand in several dimensions at once: labels are ``wide``, (..., heads, ..., channels of a head).
+Channels over heads stand in several dimensions: (..., heads, ..., channels of a head), see ``Value.head_labels``.
 A head can leave as a whole, if everything that attention multiplies it with loses it too.
 """
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from lightning_fold.structure.constant_values import Values
+from lightning_fold.structure.constant_values import Constants
 from lightning_fold.structure.graph.trace import Trace, layer_of
-from lightning_fold.structure.labels import Blocks, Labelling, Labels, Size
+from lightning_fold.structure.labels import Blocks, LabelRecorder, Labels, Size
 from lightning_fold.structure.operators import compact, family, operands, operator_name
 from lightning_fold.structure.rules.contraction import is_contraction
 
@@ -38,7 +38,7 @@ _AROUND = {
 }
 
 
-def around_attention(trace: Trace, known: Values) -> set[Node]:
+def around_attention(trace: Trace, known: Constants) -> set[Node]:
     """The nodes that only move or scale what attention reads or gives: there, channels may stand in heads."""
     found: set[Node] = set()
     for node in trace.graph.nodes:
@@ -61,59 +61,59 @@ def _spread(start: Node, found: set[Node], neighbours: Callable[[Node], list[Nod
     found |= seen
 
 
-def heads_dim(wide: Tensor) -> int | None:
+def heads_dim(over_heads: Tensor) -> int | None:
     """The dimension of the heads, if channels stand in one dimension besides that of the channels of a head."""
-    varying = [dim for dim in range(wide.dim()) if wide.shape[dim] > 1]
+    varying = [dim for dim in range(over_heads.dim()) if over_heads.shape[dim] > 1]
     return varying[0] if len(varying) == 2 else None
 
 
-def inner_dim(wide: Tensor) -> int:
+def inner_dim(over_heads: Tensor) -> int:
     """The dimension of the channels of a head."""
-    return max(dim for dim in range(wide.dim()) if wide.shape[dim] > 1)
+    return max(dim for dim in range(over_heads.dim()) if over_heads.shape[dim] > 1)
 
 
-def by_head(wide: Tensor) -> Tensor:
-    """(heads, channels of a head) the labels ``wide``."""
-    inner = inner_dim(wide)
-    return wide.movedim(inner, -1).reshape(-1, wide.shape[inner])
+def by_head(over_heads: Tensor) -> Tensor:
+    """(heads, channels of a head) the labels ``head_labels``."""
+    inner = inner_dim(over_heads)
+    return over_heads.movedim(inner, -1).reshape(-1, over_heads.shape[inner])
 
 
-def join_heads(run: Labelling, node: Node, *sides: Tensor, together: bool = True) -> None:
+def join_heads(run: LabelRecorder, node: Node, *sides: Tensor, together: bool = True) -> None:
     """A head leaves on all ``sides``, (heads, channels) each, or on none; on none at all unless ``together``."""
     reason = "is cut into heads, which leave as a whole or not at all"
-    run.labels.blocks.append(Blocks(sides, layer_of(node), reason, counted=not together))
+    run.labels.blocks.append(Blocks(sides, layer_of(node), reason, fixed_count=not together))
 
 
-def fix_heads(run: Labelling, node: Node, wide: Tensor, reason: str) -> None:
+def fix_heads(run: LabelRecorder, node: Node, over_heads: Tensor, reason: str) -> None:
     """The channels of a head leave together or not at all; of a single head, none leaves."""
-    if wide.numel() == wide.shape[inner_dim(wide)]:
-        run.pin([wide], node, reason)
-    run.labels.blocks.append(Blocks((by_head(wide),), layer_of(node), reason, fixed=True))
+    if over_heads.numel() == over_heads.shape[inner_dim(over_heads)]:
+        run.pin([over_heads], node, reason)
+    run.labels.blocks.append(Blocks((by_head(over_heads),), layer_of(node), reason, fixed_size=True))
 
 
-def keep_slices(run: Labelling, node: Node, wide: Tensor, dim: int) -> None:
+def keep_slices(run: LabelRecorder, node: Node, over_heads: Tensor, dim: int) -> None:
     """The code names the slices along ``dim``: none of them leaves, and all keep equally many channels."""
-    slices = wide.movedim(dim, 0).reshape(wide.shape[dim], -1)
+    slices = over_heads.movedim(dim, 0).reshape(over_heads.shape[dim], -1)
     reason = "is cut into heads or parts of which the code knows the number"
-    run.labels.blocks.append(Blocks((slices,), layer_of(node), reason, counted=True))
+    run.labels.blocks.append(Blocks((slices,), layer_of(node), reason, fixed_count=True))
 
 
-def cut_into_heads(run: Labelling, node: Node, result: Tensor, inner: int) -> None:
+def cut_into_heads(run: LabelRecorder, node: Node, result: Tensor, inner: int) -> None:
     """Channels cut into heads: every head keeps equally many, and the code must follow."""
     if operator_name(node) not in RESHAPES:
         return
-    wide = compact(result)
-    blocks = by_head(wide)
+    over_heads = compact(result)
+    blocks = by_head(over_heads)
     run.labels.blocks.append(Blocks((blocks,), layer_of(node), "is cut into heads of equal size"))
     for dim in range(inner):
-        slices = wide.movedim(dim, 0).reshape(wide.shape[dim], -1)
+        slices = over_heads.movedim(dim, 0).reshape(over_heads.shape[dim], -1)
         if len(slices) > 1 and not follows(run, node, slices, dim, HEAD_COUNTS, "blocks"):
-            keep_slices(run, node, wide, dim)
+            keep_slices(run, node, over_heads, dim)
     if not follows(run, node, blocks, inner, HEAD_SIZES, "width"):
-        fix_heads(run, node, wide, "is cut into heads of a size that the code knows")
+        fix_heads(run, node, over_heads, "is cut into heads of a size that the code knows")
 
 
-def follows(run: Labelling, node: Node, labels: Tensor, dim: int, attributes: tuple[str, ...], counts: str) -> bool:
+def follows(run: LabelRecorder, node: Node, labels: Tensor, dim: int, attributes: tuple[str, ...], counts: str) -> bool:
     """Whether the size of ``dim``, which a reshape names, follows the channels ``labels`` that stay.
 
     It does where the code does not name it, or asks an attribute for it; which is recorded.
@@ -142,7 +142,7 @@ def _repeats(node: Node, named: int, times: list[Any]) -> bool:
     return any(isinstance(n, int) and n * size == named for n in times for size in heads[1:2])
 
 
-def expand_over_heads(run: Labelling, node: Node) -> dict[int, Tensor]:
+def expand_over_heads(run: LabelRecorder, node: Node) -> dict[int, Tensor]:
     """Labels of the dimensions that an ``expand`` repeats as often as there are heads, by an attribute of the code."""
     module = run.trace.modules.get(layer_of(node))
     before, after = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
@@ -178,9 +178,13 @@ def tie_whole_heads(labels: Labels) -> None:
     Blocks that must keep as many channels as such a head are whole as well; sides that leave together become one.
     """
     for blocks in labels.blocks:
-        if blocks.fixed:
+        if blocks.fixed_size:
             labels.ties += [_as_one(side) for side in blocks.sides]
-    cut = [b for b in labels.blocks if not (b.counted or b.whole)] if any(b.fixed for b in labels.blocks) else []
+    cut = (
+        [b for b in labels.blocks if not (b.fixed_count or b.shared_statistics)]
+        if any(b.fixed_size for b in labels.blocks)
+        else []
+    )
     before = -1
     while cut and before != len(labels.ties):
         before, group_of = len(labels.ties), labels.groups()

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.constant_values import UNKNOWN, along, depends, tidy
 from lightning_fold.structure.graph.trace import layer_of
-from lightning_fold.structure.labels import Blocks, Labelling
+from lightning_fold.structure.labels import Blocks, LabelRecorder
 from lightning_fold.structure.operators import argument, compact, functional, operator_name, restride, shape_operands
 from lightning_fold.structure.rules.heads import (
     HEAD_COUNTS,
@@ -31,25 +31,25 @@ from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value, blank
 
 
-def label_movement(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def label_movement(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     """The operator, run on the labels along every dimension that holds channels."""
     value: Value = args[0]
-    if not isinstance(value, Value) or not (value.fields or value.wide):
+    if not isinstance(value, Value) or not (value.labels or value.head_labels):
         blanks = blank(node)
         return Value(blanks.shape, expand_over_heads(run, node)) if isinstance(blanks, Value) else blanks
     if node not in run.around:
         (value,), _ = run.without_heads((value,), {})
-    rest = _shaped_like(node) or map_arg(node.args[1:], run.known.__getitem__)
+    rest = _shaped_like(node) or map_arg(node.args[1:], run.constants.__getitem__)
     if any(leaf is UNKNOWN or depends(leaf) for leaf in tree_leaves(rest)):
         return run.unknown(node, args, kwargs)
-    given = [along(labels, dim, value.shape) for dim, labels in value.fields.items()]
-    given += [wide.expand(value.shape) for wide in value.wide]
+    given = [along(labels, dim, value.shape) for dim, labels in value.labels.items()]
+    given += [over_heads.expand(value.shape) for over_heads in value.head_labels]
     results = [functional(node)(labels, *rest) for labels in given]
     fake = node.meta["val"]
     if isinstance(fake, Tensor):
-        moved = _gather(run, node, results, fake, heads=bool(value.wide))
-        repeated = {} if value.wide else expand_over_heads(run, node)
-        return Value(moved.shape, repeated | moved.fields, moved.wide)
+        moved = _gather(run, node, results, fake, heads=bool(value.head_labels))
+        repeated = {} if value.head_labels else expand_over_heads(run, node)
+        return Value(moved.shape, repeated | moved.labels, moved.head_labels)
     _split(run, node, value)
     return [_gather(run, node, [result[i] for result in results], part) for i, part in enumerate(fake)]
 
@@ -60,14 +60,14 @@ def _shaped_like(node: Node) -> tuple[Tensor, ...]:
     return tuple(torch.empty(()).expand(other.meta["val"].shape) for other in others)
 
 
-def _gather(run: Labelling, node: Node, results: list[Tensor], fake: Tensor, *, heads: bool = False) -> Value:
+def _gather(run: LabelRecorder, node: Node, results: list[Tensor], fake: Tensor, *, heads: bool = False) -> Value:
     """The labels of a moved value; where one dimension became two, what stands in line is tied together."""
     fields: dict[int, Tensor] = {}
-    wide: list[Tensor] = []
+    over_heads: list[Tensor] = []
     for result in map(restride, results):
         varying = [dim for dim in range(result.dim()) if result.stride(dim) != 0 and result.shape[dim] > 1]
         if len(varying) > 1 and node in run.around:
-            wide.append(compact(result))
+            over_heads.append(compact(result))
             cut_into_heads(run, node, result, varying[-1])
             continue
         if not varying:
@@ -89,7 +89,7 @@ def _gather(run: Labelling, node: Node, results: list[Tensor], fake: Tensor, *, 
                 run.pin([labels], node, "is cut into heads of a size that the code knows")
         elif operator_name(node) in RESHAPES:
             follows(run, node, labels[:1], inner, WIDTHS, "channels")
-    return Value(fake.shape, fields, tuple(wide))
+    return Value(fake.shape, fields, tuple(over_heads))
 
 
 def _in_ones(node: Node, dim: int) -> bool:
@@ -99,29 +99,29 @@ def _in_ones(node: Node, dim: int) -> bool:
     return len(shape) > len(before) and len(behind) > 1 and behind[0] == 1 and behind.numel() > 1
 
 
-def _split(run: Labelling, node: Node, value: Value) -> None:
+def _split(run: LabelRecorder, node: Node, value: Value) -> None:
     """Channels cut into parts: sizes written in the network's code cannot follow a removal."""
     parts, name = node.meta["val"], operator_name(node)
     even = name == "chunk" and len({tuple(part.shape) for part in parts}) == 1
     cut = _split_dim(node, len(value.shape))
-    if cut in value.fields and name != "unbind":
-        labels = value.fields[cut]
+    if cut in value.labels and name != "unbind":
+        labels = value.labels[cut]
         if even:
             sides = (labels.reshape(len(parts), -1),)
-            run.labels.blocks.append(Blocks(sides, layer_of(node), "is cut into equal chunks", counted=True))
+            run.labels.blocks.append(Blocks(sides, layer_of(node), "is cut into equal chunks", fixed_count=True))
         else:
             run.pin([labels], node, "is split at positions written in the network's code")
-    for wide in value.wide:
-        if wide.shape[cut] == 1:
+    for over_heads in value.head_labels:
+        if over_heads.shape[cut] == 1:
             continue
-        if cut != inner_dim(wide):
-            keep_slices(run, node, wide, cut)
+        if cut != inner_dim(over_heads):
+            keep_slices(run, node, over_heads, cut)
         elif even:
-            chunks = [by_head(chunk) for chunk in wide.chunk(len(parts), cut)]
+            chunks = [by_head(chunk) for chunk in over_heads.chunk(len(parts), cut)]
             join_heads(run, node, *chunks)
             run.labels.blocks.append(Blocks((torch.cat(chunks),), layer_of(node), "is cut into equal chunks"))
         else:
-            fix_heads(run, node, wide, "is split at positions written in the network's code")
+            fix_heads(run, node, over_heads, "is split at positions written in the network's code")
 
 
 def _split_dim(node: Node, rank: int) -> int:
@@ -130,18 +130,18 @@ def _split_dim(node: Node, rank: int) -> int:
     return argument(node, position, "dim", 0) % rank
 
 
-def _label_positions(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_positions(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     value, fake = args[0], node.meta["val"]
     whole = operator_name(node) in ("slice", "narrow") and fake.shape == value.shape
     dims = set() if whole else _dims_with_positions(node, len(value.shape))
     reason = "is read at positions the code names"
-    run.pin([f for d, f in value.fields.items() if d in dims], node, reason)
-    for wide in value.wide:
+    run.pin([f for d, f in value.labels.items() if d in dims], node, reason)
+    for over_heads in value.head_labels:
         for dim in dims:
-            if wide.shape[dim] > 1 and dim != inner_dim(wide):
-                keep_slices(run, node, wide, dim)
-            elif wide.shape[dim] > 1:
-                fix_heads(run, node, wide, reason)
+            if over_heads.shape[dim] > 1 and dim != inner_dim(over_heads):
+                keep_slices(run, node, over_heads, dim)
+            elif over_heads.shape[dim] > 1:
+                fix_heads(run, node, over_heads, reason)
     return label_movement(run, node, args, kwargs)
 
 

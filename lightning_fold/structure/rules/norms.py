@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from lightning_fold.structure.constant_values import UNKNOWN, along, channel_constants, depends, unknown
 from lightning_fold.structure.graph.trace import layer_of
-from lightning_fold.structure.labels import Blocks, Labelling, Norm, Share
+from lightning_fold.structure.labels import Blocks, GlobalResponseNorm, LabelRecorder, Norm
 from lightning_fold.structure.operators import (
     WRITTEN_NORMS,
     argument,
@@ -25,14 +25,14 @@ from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value, argument_value, blank, labels_in
 
 
-def _label_batch_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_batch_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     value: Value = args[0]
     for other in args[1:5]:
         if isinstance(other, Value):
-            run.tie_or_pin(value.fields.get(1), other.fields.get(0), node, "is normalised with a fixed input")
+            run.tie_or_pin(value.labels.get(1), other.labels.get(0), node, "is normalised with a fixed input")
     if _own_statistics(node):
-        run.pin([f for d, f in value.fields.items() if d != 1], node, "is normalised over")
-        value = Value(value.shape, {d: f for d, f in value.fields.items() if d == 1})
+        run.pin([f for d, f in value.labels.items() if d != 1], node, "is normalised over")
+        value = Value(value.shape, {d: f for d, f in value.labels.items() if d == 1})
     rest = blank(node)
     return [value, *rest[1:]] if isinstance(rest, (list, tuple)) else value
 
@@ -74,19 +74,21 @@ def _known_instance_norm(node: Node, args: tuple, kwargs: dict) -> Any:
     return along(_affine(scaled, gamma, beta), 1, value.shape)
 
 
-def _label_group_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_group_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     value: Value = args[0]
-    channels, layer = value.fields.get(1), layer_of(node)
-    run.pin([f for d, f in value.fields.items() if d > 1], node, "is normalised over")
+    channels, layer = value.labels.get(1), layer_of(node)
+    run.pin([f for d, f in value.labels.items() if d > 1], node, "is normalised over")
     for tensor in norm_affine(node):
         if tensor is not None:
-            other = argument_value(node, args, kwargs, tensor).fields.get(0)
+            other = argument_value(node, args, kwargs, tensor).labels.get(0)
             run.tie_or_pin(channels, other, node, "is normalised with a fixed input")
     if channels is not None:
         blocks = channels.reshape(int(args[1]), -1)
         run.labels.norms.append(Norm(node, blocks, 1))
         if isinstance(run.trace.modules.get(layer), nn.GroupNorm):
-            run.labels.blocks.append(Blocks((blocks,), layer, "shares its statistics with others", whole=True))
+            run.labels.blocks.append(
+                Blocks((blocks,), layer, "shares its statistics with others", shared_statistics=True)
+            )
         else:
             run.pin([channels], node, "is normalised in groups of which the code knows the number")
     return Value(value.shape, {1: channels} if channels is not None else {})
@@ -106,38 +108,38 @@ def _known_group_norm(node: Node, args: tuple, kwargs: dict) -> Any:
     return along(_affine(scaled, gamma, beta), 1, value.shape)
 
 
-def _label_layer_norm(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_layer_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     value: Value = args[0]
     dims = normalised_dims(node)
-    if value.wide:
+    if value.head_labels:
         return _normalised_heads(run, node, args, kwargs)
     for tensor in norm_tensors(node):
-        for dim, labels in argument_value(node, args, kwargs, tensor).fields.items():
-            run.tie_or_pin(value.fields.get(dims[dim]), labels, node, "is normalised with a fixed input")
-    inside = [labels for dim, labels in value.fields.items() if dim in dims]
+        for dim, labels in argument_value(node, args, kwargs, tensor).labels.items():
+            run.tie_or_pin(value.labels.get(dims[dim]), labels, node, "is normalised with a fixed input")
+    inside = [labels for dim, labels in value.labels.items() if dim in dims]
     alone = len(dims) == 1 and len(inside) == 1
     run.labels.norms.append(Norm(node, inside[0][None] if alone else None, dims[-1]))
     if not alone or not _follows(run, node):
         run.pin(inside, node, "is normalised over a size that the code knows")
-    return Value(value.shape, value.fields)
+    return Value(value.shape, value.labels)
 
 
-def _normalised_heads(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _normalised_heads(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     """A norm over the channels of each head: a head leaves as a whole, with nothing of the norm."""
     value: Value = args[0]
-    wide, reason = value.wide[0], "is normalised with the other channels of its head"
-    inner = inner_dim(wide)
-    if inner in value.fields or len(value.wide) > 1 or normalised_dims(node) != (inner,):
+    over_heads, reason = value.head_labels[0], "is normalised with the other channels of its head"
+    inner = inner_dim(over_heads)
+    if inner in value.labels or len(value.head_labels) > 1 or normalised_dims(node) != (inner,):
         (value,), _ = run.without_heads((value,), {})
         return _label_layer_norm(run, node, (value, *args[1:]), kwargs)
     affine = [argument_value(node, args, kwargs, tensor) for tensor in norm_affine(node) if tensor is not None]
     run.pin(labels_in(affine), node, reason)
-    fix_heads(run, node, wide, reason)
-    run.labels.norms.append(Norm(node, by_head(wide), inner))
+    fix_heads(run, node, over_heads, reason)
+    run.labels.norms.append(Norm(node, by_head(over_heads), inner))
     return value
 
 
-def _follows(run: Labelling, node: Node) -> bool:
+def _follows(run: LabelRecorder, node: Node) -> bool:
     """Whether the module that runs a LayerNorm or RMSNorm takes its width from its own weight."""
     module = run.trace.modules.get(layer_of(node))
     weight, owner = norm_affine(node)[0], layer_of(node)
@@ -162,25 +164,25 @@ def _known_layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
     return restride(known.reshape(*known.shape, *[1] * (len(shape) - 1 - dims[-1])).expand(shape))
 
 
-def _label_share(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_response_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     """Channels divided by their mean: zeros can leave where a weight and a number make up for the smaller count."""
     value: Value = args[0]
-    channels = value.fields.get(args[1] % len(value.shape))
+    channels = value.labels.get(args[1] % len(value.shape))
     run.labels.norms.append(Norm(node, None if channels is None else channels[None], args[1]))
     if channels is None:
-        return Value(value.shape, value.fields)
+        return Value(value.shape, value.labels)
     weight: Any = node.args[3]
     added, scale, layer = args[2], run.trace.names.get(weight), layer_of(node)
     attributes = vars(run.trace.modules[layer]) if layer in run.trace.modules else {}
     held = [name for name, number in attributes.items() if type(number) is float and number == added]
     if scale is not None and len(held) == 1 and run.ask_attributes:
-        run.labels.shares.append(Share(channels, scale, layer, held[0], added))
+        run.labels.global_response_norms.append(GlobalResponseNorm(channels, scale, layer, held[0], added))
     else:
         run.pin([channels], node, "is divided by a mean of which the code knows the number of channels")
-    return Value(value.shape, value.fields)
+    return Value(value.shape, value.labels)
 
 
-def _known_share(node: Node, args: tuple, kwargs: dict) -> Any:
+def _known_response_norm(node: Node, args: tuple, kwargs: dict) -> Any:
     """Zero stays zero, whatever the mean is."""
     return restride(torch.where(args[0] == 0, 0.0, torch.nan).to(args[0].dtype))
 
@@ -189,6 +191,6 @@ RULES = {
     "batch_norm": Rule(_label_batch_norm, _known_batch_norm),
     "instance_norm": Rule(_label_batch_norm, _known_instance_norm),
     "group_norm": Rule(_label_group_norm, _known_group_norm),
-    "share": Rule(_label_share, _known_share),
+    "global_response_norm": Rule(_label_response_norm, _known_response_norm),
     "layer_norm": Rule(_label_layer_norm, _known_layer_norm, reads_heads=True),
 }

@@ -8,13 +8,13 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.constant_values import along, channel_constants, tidy, unknown
-from lightning_fold.structure.labels import Labelling
+from lightning_fold.structure.labels import LabelRecorder
 from lightning_fold.structure.operators import argument, functional, operator_name
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value
 
 
-def _label_shuffle(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_shuffle(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     """What one channel of a pixel shuffle is made of is tied; so is what stands in line in a channel shuffle."""
     value, factor = args[:2]
     dim = len(value.shape) - 3 if operator_name(node) == "pixel_shuffle" else 1
@@ -27,7 +27,7 @@ def _label_shuffle(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any
     return Value(value.shape, {dim: line.repeat_interleave(factor)})
 
 
-def _label_patches(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_patches(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     """A window of a channel (``unfold``) is tied to it, and the windows that make one (``fold``) together."""
     labels = _only(run, node, args[0], 1)
     if labels is None:
@@ -59,13 +59,13 @@ def _window(node: Node) -> int:
     return size[0] * size[1]
 
 
-def _only(run: Labelling, node: Node, value: Value, dim: int) -> Tensor | None:
+def _only(run: LabelRecorder, node: Node, value: Value, dim: int) -> Tensor | None:
     """The labels along ``dim``; what other dimensions hold stays."""
-    run.pin([labels for d, labels in value.fields.items() if d != dim], node, "is cut into windows")
-    return value.fields.get(dim)
+    run.pin([labels for d, labels in value.labels.items() if d != dim], node, "is cut into windows")
+    return value.labels.get(dim)
 
 
-def _tied_columns(run: Labelling, labels: Tensor) -> Tensor:
+def _tied_columns(run: LabelRecorder, labels: Tensor) -> Tensor:
     for other in labels.T[1:]:
         run.tie(labels[:, 0], other)
     return labels[:, 0]

@@ -7,18 +7,18 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.constant_values import UNKNOWN, along, channel_constants, unknown
-from lightning_fold.structure.labels import HeadUse, Labelling
+from lightning_fold.structure.labels import HeadUse, LabelRecorder
 from lightning_fold.structure.operators import argument, functional, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value
 
 
-def _label_resample(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_resample(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     value: Value = args[0]
-    fixed = {dim: labels for dim, labels in value.fields.items() if dim > 1}
+    fixed = {dim: labels for dim, labels in value.labels.items() if dim > 1}
     run.pin(fixed.values(), node, "is pooled or resampled over")
-    channel = {dim: labels for dim, labels in value.fields.items() if dim <= 1}
+    channel = {dim: labels for dim, labels in value.labels.items() if dim <= 1}
     return tree_map(lambda fake: Value(fake.shape, channel), node.meta["val"])
 
 
@@ -39,18 +39,18 @@ def _known_pooling(node: Node, args: tuple, kwargs: dict) -> Any:
     return pooled if not indices else (pooled, UNKNOWN)
 
 
-def _label_reduce(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_reduce(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     value, fake = args[0], node.meta["val"]
     reduced = _reduced_dims(node, len(value.shape))
-    if value.wide:
-        alone = len(value.wide) == 1 and reduced == {inner_dim(value.wide[0])} == {len(value.shape) - 1}
-        if alone and not reduced & value.fields.keys() and node in run.around:
+    if value.head_labels:
+        alone = len(value.head_labels) == 1 and reduced == {inner_dim(value.head_labels[0])} == {len(value.shape) - 1}
+        if alone and not reduced & value.labels.keys() and node in run.around:
             return _reduced_heads(run, node, value)
         (value,), _ = run.without_heads((value,), {})
-    run.pin([f for d, f in value.fields.items() if d in reduced], node, "is summed over")
+    run.pin([f for d, f in value.labels.items() if d in reduced], node, "is summed over")
     keep = fake.dim() == len(value.shape)
-    moved = {d: d if keep else d - sum(r < d for r in reduced) for d in value.fields if d not in reduced}
-    return Value(fake.shape, {moved[d]: value.fields[d] for d in moved})
+    moved = {d: d if keep else d - sum(r < d for r in reduced) for d in value.labels if d not in reduced}
+    return Value(fake.shape, {moved[d]: value.labels[d] for d in moved})
 
 
 def _reduced_dims(node: Node, rank: int) -> set[int]:
@@ -62,18 +62,18 @@ def _reduced_dims(node: Node, rank: int) -> set[int]:
     return {dim % rank for dim in ([dims] if isinstance(dims, int) else dims)}
 
 
-def _reduced_heads(run: Labelling, node: Node, value: Value) -> Value:
+def _reduced_heads(run: LabelRecorder, node: Node, value: Value) -> Value:
     """One number for each head, of all its channels."""
-    wide = value.wide[0]
-    fix_heads(run, node, wide, "is summed over")
-    dim, fake = heads_dim(wide), node.meta["val"]
+    over_heads = value.head_labels[0]
+    fix_heads(run, node, over_heads, "is summed over")
+    dim, fake = heads_dim(over_heads), node.meta["val"]
     if dim is None:
-        run.pin([wide], node, "is summed over")
-        return Value(fake.shape, value.fields)
-    heads = run.fresh(wide.shape[dim])
-    join_heads(run, node, by_head(wide), heads[:, None])
-    run.labels.head_uses.append(HeadUse(node, node.all_input_nodes[0], by_head(wide), heads[:, None]))
-    return Value(fake.shape, value.fields | {dim: heads})
+        run.pin([over_heads], node, "is summed over")
+        return Value(fake.shape, value.labels)
+    heads = run.fresh(over_heads.shape[dim])
+    join_heads(run, node, by_head(over_heads), heads[:, None])
+    run.labels.head_uses.append(HeadUse(node, node.all_input_nodes[0], by_head(over_heads), heads[:, None]))
+    return Value(fake.shape, value.labels | {dim: heads})
 
 
 def _known_reduction(node: Node, args: tuple, kwargs: dict) -> Any:
@@ -90,11 +90,11 @@ def _known_reduction(node: Node, args: tuple, kwargs: dict) -> Any:
     return restride(first.reshape(node.meta["val"].shape))
 
 
-def _label_softmax(run: Labelling, node: Node, args: tuple, kwargs: dict) -> Any:
+def _label_softmax(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     value: Value = args[0]
     dim = (args[1] if len(args) > 1 else kwargs["dim"]) % len(value.shape)
-    run.pin([f for d, f in value.fields.items() if d == dim], node, "is normalised by softmax")
-    return Value(value.shape, {d: f for d, f in value.fields.items() if d != dim})
+    run.pin([f for d, f in value.labels.items() if d == dim], node, "is normalised by softmax")
+    return Value(value.shape, {d: f for d, f in value.labels.items() if d != dim})
 
 
 RULES = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import Node
 
-from lightning_fold.structure.labels import Labelling
+from lightning_fold.structure.labels import LabelRecorder
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,6 @@ class Rule:
         reads_heads: whether ``labels`` understands channels that stand in heads; else those of all heads are tied.
     """
 
-    labels: Callable[[Labelling, Node, tuple, dict], Any]
+    labels: Callable[[LabelRecorder, Node, tuple, dict], Any]
     constants: Callable[[Node, tuple, dict], Any] | None = None
     reads_heads: bool = False

@@ -18,7 +18,7 @@ from lightning_fold.callbacks import (
 )
 from lightning_fold.callbacks.loop.inputs import network_inputs
 from lightning_fold.inputs import first_examples, join_inputs
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 
 EXAMPLES = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
 
@@ -68,7 +68,7 @@ def test_inputs_are_those_of_the_call(kind):
     batch, step, expected = STEPS[kind]
     kept = EXAMPLES.clone()
     module = Module(step)
-    follow(module)
+    record_of(module)
     found = network_inputs(module, batch, 0)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert torch.equal(EXAMPLES, kept)
@@ -87,7 +87,7 @@ def test_looking_leaves_no_trace():
         return module.net(module.before(nn.functional.dropout(batch)))
 
     module = Module(step)
-    follow(module)
+    record_of(module)
     before, generator = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
     network_inputs(module, EXAMPLES, 0)
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
@@ -140,7 +140,7 @@ def named(module, batch):
 
 def test_inputs_without_a_position_are_given_by_name():
     module = Module(named, Named())
-    follow(module)
+    record_of(module)
     found = network_inputs(module, EXAMPLES, 0)
     torch.testing.assert_close(found, {"pixels": EXAMPLES, "shift": EXAMPLES[:, :1]}, rtol=0, atol=0)
     torch.testing.assert_close(first_examples(found, 1), {"pixels": EXAMPLES[:1], "shift": EXAMPLES[:1, :1]})
@@ -152,7 +152,7 @@ def test_inputs_of_which_some_have_no_position_and_others_no_name_are_refused():
             return super().forward(pixels=pixels[0], scale=scale)
 
     module = Module(lambda m, b: m.net(b, scale=2.0), Both())
-    follow(module)
+    record_of(module)
     with pytest.raises(ValueError, match=r"Both\.forward was called with \['pixels'\], which can be given in"):
         network_inputs(module, EXAMPLES, 0)
 
@@ -172,7 +172,7 @@ def test_inputs_by_name_through_a_training(make_trainer, name):
     trainer = make_trainer(3, CALLBACKS_OF_NAMED[name](), monitor)
     trainer.fit(module, DataLoader(EXAMPLES, batch_size=6))
     assert lf.count_parameters(module.net) < lf.count_parameters(Named())
-    assert [m["method"] for m in follow(module).methods][:1] == [name]
+    assert [m["method"] for m in record_of(module).methods][:1] == [name]
 
 
 @pytest.mark.parametrize("method", ["prune", "factorize"])
@@ -311,4 +311,4 @@ def test_whole_module_is_the_network_where_forward_uses_all_of_it(make_trainer):
     assert (module.encoder.out_features, module.head.in_features) == (3, 3)
     with pytest.raises(ValueError, match=r"ChannelPruning\(module=''\): Two has several networks.*\['head'\].*NAME"):
         make_trainer(2, ChannelPruning(ratio=0.5, at_epoch=1)).fit(Two(False), DataLoader(EXAMPLES, batch_size=6))
-    assert follow(module).network == ""
+    assert record_of(module).network == ""

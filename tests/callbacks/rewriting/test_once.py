@@ -19,7 +19,7 @@ from lightning_fold.callbacks import (
     LowRankFactorization,
     SqueezeRelease,
 )
-from lightning_fold.storage.checkpoints import follow
+from lightning_fold.storage.checkpoints import record_of
 from tests.callbacks.conftest import ConvNet, Plain
 from tests.callbacks.projects import loader, project
 
@@ -62,10 +62,10 @@ def test_rewrites_at_the_end_as_the_function_does(make_classifier, make_trainer,
     report = function(by_hand.network, torch.rand(4, 1, 6, 6))
     assert report.parameters_after < report.parameters_before
     assert_same_network(by_callback.network, by_hand.network)
-    assert follow(by_callback).methods == [
+    assert record_of(by_callback).methods == [
         {"method": method.partition("_")[0], "epoch": 2, "parameters": report.parameters_after}
     ]
-    assert follow(by_callback).dense.parameters == report.parameters_before
+    assert record_of(by_callback).dense.parameters == report.parameters_before
 
 
 def test_looks_at_the_same_batches_when_resumed_after_the_last_epoch(
@@ -88,7 +88,7 @@ def test_rewrites_before_an_epoch_and_trains_on(make_classifier, make_trainer, d
     module = make_classifier()
     trainer = make_trainer(3, callback(**arguments, at_epoch=1))
     trainer.fit(module, data)
-    assert [m["epoch"] for m in follow(module).methods] == [1]
+    assert [m["epoch"] for m in record_of(module).methods] == [1]
     trained = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
     assert list(map(id, trained)) == list(map(id, module.parameters()))
     assert all(float(trainer.optimizers[0].state[p]["step"]) >= 6 for p in module.parameters())
@@ -106,7 +106,7 @@ def test_resumed_run_ends_as_the_unbroken_one(
     trainer = make_trainer(3, callback(**arguments, at_epoch=at_epoch))
     trainer.fit(resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True)
     assert_same_network(unbroken.network, resumed.network)
-    assert len(follow(resumed).methods) == len(follow(unbroken).methods) == 1
+    assert len(record_of(resumed).methods) == len(record_of(unbroken).methods) == 1
 
 
 def cycles_then_low_rank():
@@ -124,8 +124,8 @@ def test_low_rank_after_the_cycles_resumes_as_the_unbroken_run(
     trainer = make_trainer(4, *cycles_then_low_rank())
     trainer.fit(resumed, data, ckpt_path=folder / f"{stopped_after}.ckpt", weights_only=True)
     assert_same_network(unbroken.network, resumed.network)
-    assert follow(unbroken).methods == follow(resumed).methods
-    (squeezed, factorized) = follow(resumed).methods
+    assert record_of(unbroken).methods == record_of(resumed).methods
+    (squeezed, factorized) = record_of(resumed).methods
     assert [squeezed["method"], factorized["method"]] == ["squeeze-release", "factorize"]
     assert squeezed["epoch"] == factorized["epoch"] == 2
     assert lf.count_parameters(resumed.network) == factorized["parameters"] <= 0.6 * squeezed["parameters"]
@@ -187,7 +187,7 @@ def test_rehearses_on_two_examples(make_classifier, way):
     kind, arguments = WITH_DATA[way]
     network, seen = make_classifier("conv").network, []
     network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    kind(**arguments).rehearse(network, torch.rand(64, 1, 6, 6))
+    kind(**arguments).dry_run(network, torch.rand(64, 1, 6, 6))
     assert set(seen) <= {1, 2}
 
 
@@ -238,7 +238,7 @@ def test_rewrite_that_no_validation_follows_is_validated_at_the_end(
         module, trainer = make_classifier("conv"), make_trainer(3, ChannelFolding(ratio=0.5, at_epoch=2), **limit)
         trainer.fit(module, data, ckpt_path=saving.best_model_path, weights_only=True)
     (again,) = make_trainer(1).validate(module, data, verbose=False)
-    assert follow(module).methods[-1]["epoch"] == 2
+    assert record_of(module).methods[-1]["epoch"] == 2
     for name in ("accuracy/val", "compressed/accuracy"):
         assert trainer.callback_metrics[name] == pytest.approx(again["accuracy/val"])
 
@@ -267,7 +267,7 @@ def test_one_class_twice(make_classifier, make_trainer, data, run_and_save):
     twice = lambda: (ChannelFolding(ratio=0.3, at_epoch=1), ChannelFolding(ratio=0.3, at_epoch=2))  # noqa: E731
     folder = run_and_save(unbroken, 3, *twice())
     make_trainer(3, *twice()).fit(resumed, data, ckpt_path=folder / "1.ckpt", weights_only=True)
-    assert [method["epoch"] for method in follow(unbroken).methods] == [1, 2]
+    assert [method["epoch"] for method in record_of(unbroken).methods] == [1, 2]
     assert_same_network(unbroken.network, resumed.network)
 
 
@@ -362,7 +362,7 @@ def test_rewrite_at_the_end_of_cycles_that_fill_the_training(make_classifier, ma
             trainer.fit(module, data)
     else:
         trainer.fit(module, data)
-        assert [m["method"] for m in follow(module).methods] == ["squeeze-release", "prune"]
+        assert [m["method"] for m in record_of(module).methods] == ["squeeze-release", "prune"]
 
 
 def test_cycles_that_stop_early_leave_room(make_classifier, make_trainer, data):
@@ -371,7 +371,7 @@ def test_cycles_that_stop_early_leave_room(make_classifier, make_trainer, data):
     )
     module = make_classifier()
     make_trainer(5, squeeze, ChannelPruning(ratio=0.3, at_epoch=4)).fit(module, data)
-    done = follow(module).methods
+    done = record_of(module).methods
     assert squeeze.stopped and [m["method"] for m in done] == ["squeeze-release", "prune"] and done[0]["epoch"] == 2
 
 
@@ -404,7 +404,7 @@ def test_epoch_that_is_not_reached_is_said(make_classifier, make_trainer, data):
     module = make_classifier("conv")
     with pytest.warns(match=r"ChannelFolding\(at_epoch=3\): training ended after 1 epoch, and"):
         trainer.fit(module, data)
-    assert [each["method"] for each in follow(module).methods] == ["factorize"]
+    assert [each["method"] for each in record_of(module).methods] == ["factorize"]
     assert "compressed/accuracy" in trainer.callback_metrics  # nothing more is to come: the network is what it ends as
 
 
@@ -425,7 +425,7 @@ def test_network_that_configure_model_builds(make_trainer, data, every_epoch):
     module, resumed = Configured(), Configured()
     trainer = make_trainer(2, ChannelFolding(ratio=0.4, module="backbone"), every_epoch)
     trainer.fit(module, data)
-    assert follow(module).methods[0]["parameters"] < follow(module).dense.parameters
+    assert record_of(module).methods[0]["parameters"] < record_of(module).dense.parameters
     again = make_trainer(2, ChannelFolding(ratio=0.4, module="backbone"))
     again.fit(resumed, data, ckpt_path=Path(every_epoch.dirpath) / "1.ckpt")
     assert_same_network(resumed.backbone, module.backbone)

@@ -11,7 +11,7 @@ import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.rewrites.channels.merge import fold_ar_scale
 from lightning_fold.rewrites.channels.producers import homogeneous
-from lightning_fold.rewrites.channels.widths import Width, find_widths
+from lightning_fold.rewrites.channels.widths import PrunableGroup, find_prunable_groups
 from lightning_fold.rewrites.reduction.clustering import Clustering, _features
 from lightning_fold.rewrites.reduction.cut import merge
 from lightning_fold.structure.groups import read_structure
@@ -270,7 +270,7 @@ def test_doubled_gates_groups_heads_and_streams_fold_back(name: str) -> None:
 
 def _double(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Within every block (head, group, all of a gate) each channel gets a twin; one is left over in odd ones."""
-    _, widths = find_widths("fold", model, inputs)
+    _, widths = find_prunable_groups("fold", model, inputs)
     with torch.no_grad():
         for width in widths:
             for member in width.group.members:
@@ -335,7 +335,7 @@ def test_norm_that_cannot_count_merged_channels_keeps_them() -> None:
 def test_many_channels_start_from_a_tree(monkeypatch) -> None:
     """Where k-means++ would take minutes; over some networks the clusters are about as good as its best of three."""
 
-    def spread(clustering: Clustering, width: Width, assignment: Tensor) -> float:
+    def spread(clustering: Clustering, width: PrunableGroup, assignment: Tensor) -> float:
         """Weighted squared distances to the means of the clusters."""
         points, weights = _features(*clustering._describe(width))
         weighted = weights[:, None] * points
@@ -348,7 +348,7 @@ def test_many_channels_start_from_a_tree(monkeypatch) -> None:
         model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 5)).double()
         with torch.no_grad():
             model[0].weight[30:] = model[0].weight[:30] + 0.3 * torch.randn(30, 20, dtype=torch.float64)
-        structure, (width,) = find_widths("fold", model, torch.randn(2, 20, dtype=torch.float64))
+        structure, (width,) = find_prunable_groups("fold", model, torch.randn(2, 20, dtype=torch.float64))
         clustering = Clustering(Surgery(model), structure, seed=0)
         best += spread(clustering, width, clustering.assign(width, 24))
         with monkeypatch.context() as patched:
@@ -356,7 +356,7 @@ def test_many_channels_start_from_a_tree(monkeypatch) -> None:
             assignment = clustering.assign(width, 24)
         assert len(assignment.unique()) == 24
         ours = spread(clustering, width, assignment)
-        assert ours <= spread(clustering, width, clustering.sketch(width, 24))
+        assert ours <= spread(clustering, width, clustering.approximate(width, 24))
         found += ours
     assert found <= 1.05 * best
 
@@ -423,7 +423,7 @@ def test_what_is_not_scaled_with_the_channels_it_meets(meet: str) -> None:
         dense = deepcopy(model)
         lf.fold(model, x, ratio=0.5 if factor == 1 else 0)
         assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
-        structure, (width,) = find_widths("fold", dense, x)
+        structure, (width,) = find_prunable_groups("fold", dense, x)
         assert not homogeneous(structure)[width.group.ids].any()
 
 

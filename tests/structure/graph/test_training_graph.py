@@ -13,7 +13,7 @@ from torchvision.ops import StochasticDepth
 
 import lightning_fold as lf
 from benchmarks.networks import error_of, estimate_statistics, training_step
-from lightning_fold.rewrites.channels.widths import find_widths
+from lightning_fold.rewrites.channels.widths import find_prunable_groups
 from lightning_fold.rewrites.reduction.budget.cost_model import cost_model
 from lightning_fold.structure.graph.trace import trace
 
@@ -159,7 +159,7 @@ def test_layers_that_evaluation_never_calls_are_left_out_of_what_is_seen(method,
 def test_budget_of_flops_is_that_of_evaluation(method) -> None:
     torch.manual_seed(0)
     model, images = _Normed().eval(), torch.randn(2, 3, 6, 6)
-    costs = cost_model(model, images, *find_widths("prune", model, images), flops=True)
+    costs = cost_model(model, images, *find_prunable_groups("prune", model, images), flops=True)
     assert sum(cost.full for cost in costs._costs) == costs.total == lf.count_flops(model, images)
     report = method(model, images, keep_flops=0.72)
     assert abs(report.flops_after / report.flops_before - 0.72) <= 0.01

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lightning_fold.report import RewriteReport
-from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.budget.cost_model import CostModel
 
 SHARES = (0.875, 0.625, 0.375, 0.125)  # sizes at which the error of a width is measured
@@ -16,18 +16,18 @@ _STEPS = 16  # a width shrinks in so many steps, and at the end channel by chann
 Curve = Callable[[int], float]
 
 
-def uniform(widths: list[Width], ratio: float) -> list[int]:
+def uniform(widths: list[PrunableGroup], ratio: float) -> list[int]:
     """The channels that each block of each width keeps at the same ratio everywhere; at least one."""
     return [max(round((1 - ratio) * width.size), 1) for width in widths]
 
 
-def error_curve(width: Width, measure: Callable[[int], float]) -> Curve:
+def error_curve(width: PrunableGroup, error_at: Callable[[int], float]) -> Curve:
     """The error of a width as a function of its size, measured at a few sizes and interpolated; never falling.
 
     Below the smallest measured size it grows on as the inverse of the size, so that no width is emptied for nothing.
     """
     sizes = sorted({max(1, round(share * width.size)) for share in SHARES} - {width.size}, reverse=True)
-    errors = np.maximum.accumulate([0.0, *(measure(size) for size in sizes)])
+    errors = np.maximum.accumulate([0.0, *(error_at(size) for size in sizes)])
     sizes = [width.size, *sizes]
 
     def curve(size: int) -> float:

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.inputs import Inputs, batch_size, first_examples
-from lightning_fold.rewrites.channels.widths import Width, find_bundles
+from lightning_fold.rewrites.channels.widths import PrunableGroup, find_bundles
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.operators import operands, operator_name
 from lightning_fold.structure.values import Value
@@ -38,7 +38,7 @@ class CostModel:
         total: the whole cost at full size, counted apart.
     """
 
-    def __init__(self, structure: Structure, widths: list[Width], costs: list[Cost], total: int) -> None:
+    def __init__(self, structure: Structure, widths: list[PrunableGroup], costs: list[Cost], total: int) -> None:
         self.widths, self.total, self._costs = widths, total, costs
         self.bundles = find_bundles(structure, widths)
         width_of = torch.full((structure.count,), -1)
@@ -79,7 +79,7 @@ class CostModel:
 
 
 def cost_model(
-    model: nn.Module, example_inputs: Inputs, structure: Structure, widths: list[Width], *, flops: bool
+    model: nn.Module, example_inputs: Inputs, structure: Structure, widths: list[PrunableGroup], *, flops: bool
 ) -> CostModel:
     """The cost of ``model``, of parameters or of FLOPs on as many examples as its graph was traced with."""
     sizes = {name: float(parameter.numel()) for name, parameter in model.named_parameters()}
@@ -152,7 +152,7 @@ def _channels(structure: Structure, node: Node) -> tuple[Tensor, ...]:
     value = structure.labels.values[node]
     if not isinstance(value, Value):
         return ()
-    return tuple(structure.group_of[labels.flatten()] for labels in (*value.fields.values(), *value.wide))
+    return tuple(structure.group_of[labels.flatten()] for labels in (*value.labels.values(), *value.head_labels))
 
 
 def _traced(structure: Structure) -> int:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from lightning_fold.inputs import call
 from lightning_fold.rewrites.calibration import Calibration, relative_squared_error, second_moments
 from lightning_fold.rewrites.channels.consumers import find_consumers
-from lightning_fold.rewrites.channels.widths import Width
+from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.budget.allocation import Curve, error_curve
 from lightning_fold.rewrites.reduction.cut import plan_cut
 from lightning_fold.rewrites.reduction.projection import least_squares_projector, membership, project
-from lightning_fold.rewrites.reduction.selector import Chooser
+from lightning_fold.rewrites.reduction.selector import ChannelSelector
 from lightning_fold.rewrites.transaction import float_tensors
 from lightning_fold.structure.graph.trace import evaluation_mode
 from lightning_fold.structure.groups import Member, Structure
@@ -22,22 +22,29 @@ _EXAMPLES = 32  # on which the error of a width is measured
 
 
 def error_curves(
-    calibration: Calibration, structure: Structure, widths: list[Width], chooser: Chooser, *, refitted: bool
+    calibration: Calibration,
+    structure: Structure,
+    widths: list[PrunableGroup],
+    selector: ChannelSelector,
+    *,
+    refitted: bool,
 ) -> list[Curve]:
     """For each width the error of the outputs at every size, relative to how much they vary.
 
     The width alone is projected: the network keeps its shapes, its rows are multiplied with C, and with ``refitted``
     the columns behind with what least squares makes of them.
     """
-    sensitivity = _Sensitivity(calibration, structure, chooser, refitted)
+    sensitivity = _Sensitivity(calibration, structure, selector, refitted)
     return [error_curve(width, lambda size, w=width: sensitivity.error(w, size)) for width in widths]
 
 
 class _Sensitivity:
     """The dense network, what it gives, and the second moments of its consumers' inputs."""
 
-    def __init__(self, calibration: Calibration, structure: Structure, chooser: Chooser, refitted: bool) -> None:
-        self.network, self.structure, self.chooser = calibration.network, structure, chooser
+    def __init__(
+        self, calibration: Calibration, structure: Structure, selector: ChannelSelector, refitted: bool
+    ) -> None:
+        self.network, self.structure, self.selector = calibration.network, structure, selector
         self.inputs = calibration.examples(_EXAMPLES)
         self.expected = self._outputs({})
         self.moments: dict[str, Tensor] = {}
@@ -46,11 +53,11 @@ class _Sensitivity:
             found = second_moments(calibration, [consumer.path for consumer in consumers])
             self.moments = {consumer.weight: found[consumer.path] for consumer in consumers}
 
-    def error(self, width: Width, size: int) -> float:
+    def error(self, width: PrunableGroup, size: int) -> float:
         """The error when ``width`` is projected to ``size`` channels in each block."""
-        assignment = self.chooser.sketch(width, size)
+        assignment = self.selector.approximate(width, size)
         overlay = _Overlay(self.network)
-        plan_cut(overlay, self.structure, self.chooser, [width], [assignment]).rescaling.apply(overlay)
+        plan_cut(overlay, self.structure, self.selector, [width], [assignment]).rescaling.apply(overlay)
         for member in width.group.members:
             if not member.reads:
                 overlay.transform(member.tensor, _on_channels(member, lambda rows: project(rows, assignment)))
@@ -59,13 +66,13 @@ class _Sensitivity:
                 overlay.transform(member.tensor, _on_channels(member, lambda columns, a=refit: a.to(columns) @ columns))
         return relative_squared_error(self._outputs(overlay.changed), self.expected)
 
-    def _refit(self, width: Width, member: Member, assignment: Tensor) -> Tensor:
+    def _refit(self, width: PrunableGroup, member: Member, assignment: Tensor) -> Tensor:
         """(channels, channels) what the columns are multiplied with, once those that are merged have been rescaled."""
         matrix = membership(assignment)
         merged = matrix[:, matrix.sum(0) > 1].sum(1) > 0
-        lengths = torch.where(merged, self.chooser.lengths(width), 1.0)
+        scales = torch.where(merged, self.selector.scales(width), 1.0)
         index = member.indices[:, 0]
-        moments = self.moments[member.tensor][index][:, index] / (lengths[:, None] * lengths)
+        moments = self.moments[member.tensor][index][:, index] / (scales[:, None] * scales)
         return least_squares_projector(moments, matrix).T
 
     def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:

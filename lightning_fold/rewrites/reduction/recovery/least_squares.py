@@ -70,13 +70,13 @@ def refit(
             assert isinstance(module, (nn.Linear, nn.Conv2d))
             places, target = targets.pop(consumer.path)
             given = precise(_input_rows(module, only_input(args, kwargs), places))
-            found = _solve(module, given, target, consumer.shift is not None, weights)
+            found = _solve(module, given, target, consumer.sink is not None, weights)
             corrections[consumer.path] = found
             with torch.no_grad():
                 if found.weight is not None:
                     module.weight += found.weight
-                if consumer.shift is not None:
-                    _tensor(compressed, consumer.shift.tensor).add_(consumer.shift.sign * found.shift)
+                if consumer.sink is not None:
+                    _tensor(compressed, consumer.sink.tensor).add_(consumer.sink.sign * found.shift)
 
         return hook
 

@@ -26,7 +26,7 @@ _TUNED_ON = 256  # examples, of all places in them: two numbers for each channel
 
 
 @dataclass
-class Improvement:
+class Recovery:
     """Steps on a network that was cut.
 
     Attributes:
@@ -39,7 +39,7 @@ class Improvement:
     dense: Calibration | None
     notes: list[str] = field(default_factory=list)
 
-    def rescale(self, surgery: Surgery, factors: dict[str, Tensor]) -> None:
+    def apply_fold_ar(self, surgery: Surgery, factors: dict[str, Tensor]) -> None:
         """Fold-AR: multiply each BatchNorm's scale by its factors; undo it, one after the other, where that helps."""
         if not factors:
             return
@@ -77,8 +77,8 @@ class Improvement:
             correction = found[consumer.path]
             if correction.weight is not None:
                 _add(surgery, consumer.weight, correction.weight)
-            if consumer.shift is not None:
-                _add(surgery, consumer.shift.tensor, consumer.shift.sign * correction.shift)
+            if consumer.sink is not None:
+                _add(surgery, consumer.sink.tensor, consumer.sink.sign * correction.shift)
         self.notes += self._not_compensated(weights)
 
     def repair(self, surgery: Surgery) -> None:
@@ -129,7 +129,7 @@ class Improvement:
     def _not_compensated(self, weights: bool) -> list[str]:
         """A note that names the layers that lose columns and that nothing was solved for."""
         structure = self.cut.structure
-        solved = {c.contraction.node for c in find_consumers(structure) if weights or c.shift is not None}
+        solved = {c.contraction.node for c in find_consumers(structure) if weights or c.sink is not None}
         losing = [c.node for c in structure.labels.contractions if self._loses_columns(c)]
         left = [node for node in losing if node in structure.trace.evaluated and node not in solved]
         names = some_of(layer_of(node) or "the network itself" for node in left)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_fold as lf
-from lightning_fold.rewrites.channels.widths import find_widths
+from lightning_fold.rewrites.channels.widths import find_prunable_groups
 from lightning_fold.rewrites.reduction.budget.cost_model import cost_model
 from tests.zoo import ZOO, build, run
 
@@ -33,7 +33,7 @@ def test_budget_is_met(name: str, budget: str, method) -> None:
 @pytest.mark.parametrize("flops", [False, True])
 def test_predicted_cost_is_the_cost_of_the_pruned_network(name: str, flops: bool) -> None:
     model, inputs = build(name), ZOO[name].inputs()
-    structure, widths = find_widths("prune", model, inputs)
+    structure, widths = find_prunable_groups("prune", model, inputs)
     costs = cost_model(model, inputs, structure, widths, flops=flops)
     inputs = tuple(value[:2] for value in inputs)  # as many as the graph is traced with
     report = lf.prune(model, inputs, ratio=0.5)
@@ -52,7 +52,7 @@ def _upscaling(stride: int) -> nn.Module:
 def test_weights_are_priced_as_torch_counts_them(stride: int) -> None:
     """A transposed convolution multiplies each weight once for each place of its input."""
     model, x = _upscaling(stride), torch.randn(2, 3, 8, 8)
-    costs = cost_model(model, x, *find_widths("prune", model, x), flops=True)
+    costs = cost_model(model, x, *find_prunable_groups("prune", model, x), flops=True)
     with FlopCounterMode(display=False) as counter:
         model(x)
     assert sum(cost.full for cost in costs._costs) == counter.get_total_flops()
@@ -70,7 +70,7 @@ def test_budget_of_strided_transposed_convolutions(share: float, method) -> None
 def test_values_stay_with_queries_that_cannot_be_folded() -> None:
     """One view cuts queries, keys and values into heads; what stays is known before sizes are allocated."""
     model, inputs = build("attention_by_hand"), ZOO["attention_by_hand"].inputs()
-    structure, widths = find_widths("fold", model, inputs)
+    structure, widths = find_prunable_groups("fold", model, inputs)
     others = [width for width in widths if "qkv" not in width.group.name]
     costs = cost_model(model, inputs, structure, others, flops=False)
     report = lf.fold(model, inputs, ratio=0.5)

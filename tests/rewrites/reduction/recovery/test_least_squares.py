@@ -10,7 +10,7 @@ from torch import nn
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedRMSNorm
 from lightning_fold.rewrites.reduction.recovery.least_squares import _ridge_regression
-from lightning_fold.rewrites.reduction.recovery.recovery import Improvement
+from lightning_fold.rewrites.reduction.recovery.recovery import Recovery
 from lightning_fold.rewrites.repair import is_layer_norm, tune_layer_norms
 from tests.zoo import ZOO, build, error_of, run
 
@@ -144,7 +144,7 @@ def test_norms_that_count_merged_channels_are_tuned() -> None:
 def test_failure_leaves_the_network_as_it_was(monkeypatch) -> None:
     model, batches = build("residual"), _batches("residual")
     before = deepcopy(model.state_dict())
-    monkeypatch.setattr(Improvement, "compensate", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr(Recovery, "compensate", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         lf.prune(model, batches[0][:2], ratio=0.4, compensate="least-squares", batches=batches)
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)

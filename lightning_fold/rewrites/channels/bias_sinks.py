@@ -10,18 +10,22 @@ from lightning_fold.structure.operators import batch_norm_behind
 
 
 @dataclass(frozen=True)
-class Shift:
-    """Adding ``sign * constant`` to ``tensor`` adds the constant to a layer's output."""
+class BiasSink:
+    """Adding ``sign * constant`` to ``tensor`` adds the constant to a layer's output.
+
+    ``created_beside`` names the weight beside which ``tensor`` has to be created first.
+    """
 
     tensor: str
     sign: int
+    created_beside: str | None = None
 
 
-def find_shift(structure: Structure, contraction: Contraction) -> Shift | None:
+def find_bias_sink(structure: Structure, contraction: Contraction) -> BiasSink | None:
     """The bias, or without one the running mean of the BatchNorm right behind; ``None`` if others read it."""
     norm = batch_norm_behind(contraction.node)
     node, sign = contraction.bias, 1
     if node is None and norm is not None:
         node, sign = norm.args[3], -1
     name = structure.trace.names.get(node) if isinstance(node, Node) else None
-    return Shift(name, sign) if name is not None and structure.uses[name] == 1 else None
+    return BiasSink(name, sign) if name is not None and structure.uses[name] == 1 else None

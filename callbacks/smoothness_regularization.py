@@ -7,6 +7,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.regularizers import Smoothness
 
 
@@ -79,12 +80,12 @@ def check_regularization(
     """
     whole = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
     if not whole or trainer.strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
-        raise ValueError(
+        raise ArgumentError(
             f"{type(smoothness).__name__}: Trainer(strategy={type(trainer.strategy).__name__}) may split the weights "
             "between processes; expected one device or DDP, for example strategy='ddp'."
         )
     if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-        raise ValueError(
+        raise ArgumentError(
             f"{type(smoothness).__name__}: LBFGS computes the gradients several times in each step, and the penalties "
             "would be added each time; expected an optimizer that does so once, for example torch.optim.AdamW."
         )
@@ -95,7 +96,7 @@ def check_regularization(
             "leave the layers out by skip=[...]."
         )
     if not smoothness.weights(pl_module, frozen=True):  # frozen now, perhaps not for long
-        raise ValueError(
+        raise ArgumentError(
             f"{type(smoothness).__name__}(layers={smoothness.layers}, skip={smoothness.skip}): no Linear or "
             f"ungrouped convolution of {type(pl_module).__name__} matches; expected patterns of dotted names such as "
             "'network.*', or of types such as 'Conv2d'."
@@ -119,7 +120,7 @@ def regularize(
         ValueError: the optimizer unscales gradients itself, so that they are still scaled here.
     """
     if trainer.scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-        raise ValueError(
+        raise ArgumentError(
             f"{type(smoothness).__name__} with Trainer(precision={trainer.precision!r}): the gradients of a fused "
             f"{type(optimizer).__name__} are still scaled before its step. Use fused=False, or precision='bf16-mixed'."
         )

@@ -17,6 +17,7 @@ from lightning_fold.callbacks.rewriting.base import (
     refresh_ddp,
     remember_dense,
 )
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.report import RewriteReport, counted
@@ -146,7 +147,7 @@ class SqueezeRelease(RewriteCallback):
         super().setup(trainer, pl_module, stage)
         epochs = trainer.max_epochs or 0
         if stage == "fit" and 0 <= epochs < self.last_epoch and not trainer.fast_dev_run:
-            raise ValueError(
+            raise ArgumentError(
                 f"SqueezeRelease(dense_epochs={self.dense_epochs}, cycles={self.cycles}, shrink_epochs="
                 f"{self.shrink_epochs}, masked_epochs={self.masked_epochs}): needs {self.last_epoch} epochs, found "
                 f"Trainer(max_epochs={epochs}). Set max_epochs={self.last_epoch} or more, or take fewer cycles."
@@ -155,7 +156,7 @@ class SqueezeRelease(RewriteCallback):
             self._check_validation(trainer)
         network = network_of(pl_module)
         if not prunable_weights(network):
-            raise ValueError(
+            raise ArgumentError(
                 f"SqueezeRelease: {type(network).__name__} has no Linear or convolution weight; expected a network "
                 "with layers that can be pruned."
             )
@@ -165,7 +166,7 @@ class SqueezeRelease(RewriteCallback):
         settings = {name: getattr(trainer, name) for name in ("check_val_every_n_epoch", "limit_val_batches")}
         if settings["check_val_every_n_epoch"] != 1 or settings["limit_val_batches"] == 0:
             written = ", ".join(f"{name}={value}" for name, value in settings.items())
-            raise ValueError(
+            raise ArgumentError(
                 f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}): expected a validation after every epoch, "
                 f"found Trainer({written}). Set check_val_every_n_epoch=1 and limit_val_batches above 0, or "
                 "max_accuracy_drop=1 for no limit."
@@ -291,7 +292,7 @@ class SqueezeRelease(RewriteCallback):
         return dense.metrics[self.monitor] - self.metric > self.max_accuracy_drop
 
     def _no_metric(self) -> ValueError:
-        return ValueError(
+        return ArgumentError(
             f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}, monitor={self.monitor!r}): no such metric was "
             "logged in the validation after each epoch. Log it in validation_step, or name another."
         )
@@ -323,20 +324,20 @@ class SqueezeRelease(RewriteCallback):
     def _check(self) -> None:
         for name, lowest in (("dense_epochs", 1), ("cycles", 1), ("shrink_epochs", 0), ("masked_epochs", 1)):
             if getattr(self, name) < lowest:
-                raise ValueError(f"SqueezeRelease({name}={getattr(self, name)}): expected at least {lowest}.")
+                raise ArgumentError(f"SqueezeRelease({name}={getattr(self, name)}): expected at least {lowest}.")
         for share in self.sparsity:
             check_share("SqueezeRelease", "sparsity", share)
         check_share("SqueezeRelease", "release_amplitude", self.release_amplitude)
         if not self.sparsity or not self.group_penalty or min(self.group_penalty) < 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"SqueezeRelease(sparsity={self.sparsity}, group_penalty={self.group_penalty}): expected at least one "
                 "value each, penalties of at least 0."
             )
         check_choice("SqueezeRelease", "criterion", self.criterion, get_args(Criterion))
         if self.target_factor < 1:
-            raise ValueError(f"SqueezeRelease(target_factor={self.target_factor}): expected at least 1.")
+            raise ArgumentError(f"SqueezeRelease(target_factor={self.target_factor}): expected at least 1.")
         if not 0 <= self.max_accuracy_drop <= 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}): expected a share in [0, 1]; 1: no limit."
             )
 

@@ -6,7 +6,8 @@ Every rewrite works in place on any network that ``torch.export`` can trace and 
 from typing import TYPE_CHECKING, Any
 
 from lightning_fold.complexity import Latency, count_bytes, count_flops, count_parameters, measure_latency
-from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
+from lightning_fold.errors import ArgumentError, LightningFoldError, RewriteError, TraceError
+from lightning_fold.report import Change, Kept, RewriteReport
 from lightning_fold.rewrites.exact.minimize import minimize
 from lightning_fold.rewrites.factorization.factorize import factorize
 from lightning_fold.rewrites.reduction.fold import fold
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
     from lightning_fold.storage.checkpoints import load_from_checkpoint
 
 __all__ = [
+    "ArgumentError",
     "Change",
     "ChannelGroup",
     "ExportReport",
     "Kept",
     "Latency",
+    "LightningFoldError",
     "Member",
     "RewriteError",
     "RewriteReport",
+    "TraceError",
     "channel_groups",
     "count_bytes",
     "count_flops",

@@ -48,7 +48,7 @@ _HINTS = {name: f"'lightning-fold {name} --help' lists the options" for name in 
 class Parser(LightningArgumentParser):
     """Reports a mistake in one line with a hint, and exits with code 2."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, call
 from lightning_fold.structure.graph.trace import evaluation_mode, without_fast_paths
 
@@ -100,7 +101,7 @@ def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30,
         ValueError: ``runs`` or ``warmup`` is out of range.
     """
     if runs < 1 or warmup < 0:
-        raise ValueError(f"measure_latency(runs={runs}, warmup={warmup}): expected runs >= 1 and warmup >= 0.")
+        raise ArgumentError(f"measure_latency(runs={runs}, warmup={warmup}): expected runs >= 1 and warmup >= 0.")
     inputs = tree_leaves(example_inputs)
     tensors = [value for value in (*model.parameters(), *inputs) if isinstance(value, Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")

@@ -2,6 +2,8 @@
 
 from importlib.util import find_spec
 
+from lightning_fold.errors import MissingPackageError
+
 
 def require(what: str, *packages: str, extra: str = "export") -> None:
     """Raise ``ModuleNotFoundError``, with the command that installs them, unless all ``packages`` can be imported.
@@ -13,4 +15,4 @@ def require(what: str, *packages: str, extra: str = "export") -> None:
     """
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise ModuleNotFoundError(f"{what} needs {', '.join(missing)}: pip install 'lightning-fold[{extra}]'.")
+        raise MissingPackageError(f"{what} needs {', '.join(missing)}: pip install 'lightning-fold[{extra}]'.")

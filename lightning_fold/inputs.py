@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from lightning_fold.errors import ArgumentError
+
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
@@ -27,7 +29,7 @@ def as_inputs(example_inputs: Inputs) -> tuple[Any, ...]:
     """
     args, kwargs = as_arguments(example_inputs)
     if kwargs:
-        raise ValueError(
+        raise ArgumentError(
             f"found inputs by name ({', '.join(kwargs)}) where they are needed in order; expected a tensor or a tuple."
         )
     return args
@@ -76,14 +78,14 @@ def inputs_of_batch(batch: Any, like: Inputs | None = None) -> Inputs:
     for value in tree_leaves(found):
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
             shape = tuple(value.shape)
-            raise ValueError(f"expected batches of finite inputs, found NaN or infinity in one of shape {shape}.")
+            raise ArgumentError(f"expected batches of finite inputs, found NaN or infinity in one of shape {shape}.")
     return found
 
 
 def _by_name(batch: Any, like: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(batch, Mapping) or not all(name in batch for name in like):
         names = f"with {', '.join(batch)}" if isinstance(batch, Mapping) else f"of type {type(batch).__name__}"
-        raise ValueError(f"expected batches that are mappings with {', '.join(like)}, found one {names}.")
+        raise ArgumentError(f"expected batches that are mappings with {', '.join(like)}, found one {names}.")
     return {name: batch[name] for name in like}
 
 
@@ -92,7 +94,7 @@ def _in_order(batch: Any, count: int) -> tuple[Any, ...]:
     if len(parts) < count or not any(isinstance(value, Tensor) for value in tree_leaves(parts[:count])):
         first = "inputs" if count == 1 else f"{count} inputs"
         of = f" of {len(parts)}" if isinstance(batch, (tuple, list)) else ""
-        raise ValueError(f"expected batches of ({first}, ...), found a {type(batch).__name__}{of}.")
+        raise ArgumentError(f"expected batches of ({first}, ...), found a {type(batch).__name__}{of}.")
     return parts[:count]
 
 

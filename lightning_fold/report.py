@@ -11,10 +11,6 @@ from torch import Tensor
 Shape = tuple[int, ...]
 
 
-class RewriteError(RuntimeError):
-    """A rewrite could not be done; the network and its optimizers are as they were before."""
-
-
 @dataclass(frozen=True)
 class Change:
     """One tensor that changed its shape: dotted name, shape before, shape after (``None``: created or gone)."""

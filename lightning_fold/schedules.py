@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_fold.errors import ArgumentError
+
 
 class PhasedCosine(LRScheduler):
     """In each phase a cosine from one share of the optimizer's learning rate to another.
@@ -32,7 +34,7 @@ class PhasedCosine(LRScheduler):
     ) -> None:
         in_range = all(0 <= share <= 1 for share in (*starts, *ends)) and all(length >= 1 for length in epochs)
         if not epochs or not len(epochs) == len(starts) == len(ends) or not in_range:
-            raise ValueError(
+            raise ArgumentError(
                 f"PhasedCosine(epochs={list(epochs)}, starts={list(starts)}, ends={list(ends)}): expected three "
                 "lists of one length, epochs of at least 1, starts and ends in [0, 1]."
             )

@@ -5,6 +5,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.storage.checkpoints import network_of, record_of
 from lightning_fold.structure.graph.trace import trace
@@ -18,12 +19,12 @@ def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
     """
     strategy, followed = trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
     if not isinstance(strategy, followed) or strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
-        raise ValueError(
+        raise ArgumentError(
             f"{call}: Trainer(strategy={type(strategy).__name__}) keeps its own copy of the parameters, whose "
             "shapes change here; expected one device or DDP, for example strategy='ddp'."
         )
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        raise ValueError(
+        raise ArgumentError(
             f"{call}: Trainer(strategy='ddp_spawn' or 'ddp_fork') trains in processes that send only weights back, "
             "which do not fit the network they came from once it has shrunk; expected strategy='ddp'."
         )
@@ -37,7 +38,7 @@ def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.
     """
     check_optimizers(trainer.optimizers)
     if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
-        raise ValueError(
+        raise ArgumentError(
             f"{call}: {type(pl_module).__name__}.training_step takes dataloader_iter; expected training_step(batch, "
             "batch_idx), whose first batch shows what the network's inputs are."
         )
@@ -52,7 +53,7 @@ def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: Input
     children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
     unused = [name for name in children if name not in used]
     if unused:
-        raise ValueError(
+        raise ArgumentError(
             f"{call}(module=''): {type(pl_module).__name__} has several networks, and its forward does not use "
             f"{unused}. Name the one to compress: module=NAME, one of {children}."
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.storage.checkpoints import network_of
 
 _TABLES = ("_parameters", "_buffers", "_modules")  # what a module has registered
@@ -73,7 +74,7 @@ class Copies:
         self._warned = True
 
     def _refusal(self, what: str) -> ValueError:
-        return ValueError(
+        return ArgumentError(
             f"{self.call}: {what} would not follow the network's change of shape. Leave it out, or train with it first "
             "and compress the result afterwards."
         )

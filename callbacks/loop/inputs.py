@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, join_inputs, on_device
 from lightning_fold.storage.checkpoints import network_of, record_of
 from lightning_fold.structure.graph.trace import evaluation_mode
@@ -102,7 +103,7 @@ def _never_called(pl_module: lightning.LightningModule) -> ValueError:
     kind, path = type(pl_module).__name__, record_of(pl_module).network
     call = f"self.{path}(...)" if path else "self(...)"
     children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
-    return ValueError(
+    return ArgumentError(
         f"{kind}.training_step does not call {call}, which shows what the network's inputs are; expected it before any "
         f"optimizer steps. Name the submodule that it calls: module=NAME, for example one of {children}."
     )
@@ -124,7 +125,7 @@ def _in_order(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 def _by_name(network: nn.Module, given: list[inspect.Parameter], values: dict[str, Any]) -> dict[str, Any]:
     unnamed = [p.name for p in given if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
     if unnamed:
-        raise ValueError(
+        raise ArgumentError(
             f"{type(network).__name__}.forward was called with {unnamed}, which can be given in order alone, and with "
             "others that can be given by name alone; expected one or the other. Give forward() plain parameters."
         )

@@ -11,6 +11,7 @@ from lightning_fold.arguments import as_list, check_choice, check_count, check_s
 from lightning_fold.callbacks.loop.batches import training_batches
 from lightning_fold.callbacks.loop.inputs import network_inputs
 from lightning_fold.callbacks.rewriting.base import Rewrite, RewriteCallback
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, few_examples
 from lightning_fold.report import counted
 from lightning_fold.rewrites.reduction.options import Compensate
@@ -33,7 +34,7 @@ class RewriteOnce(RewriteCallback):
     ) -> None:
         super().__init__(module, monitor)
         if at_epoch < -1:
-            raise ValueError(f"{type(self).__name__}(at_epoch={at_epoch}): expected an epoch of at least 0, or -1.")
+            raise ArgumentError(f"{type(self).__name__}(at_epoch={at_epoch}): expected an epoch of at least 0, or -1.")
         self.method, self.at_epoch, self.done = method, at_epoch, False
         self._count = batches
 
@@ -51,7 +52,7 @@ class RewriteOnce(RewriteCallback):
         super().setup(trainer, pl_module, stage)
         epochs = trainer.max_epochs or 0
         if stage == "fit" and 0 <= epochs <= self.at_epoch and not trainer.fast_dev_run:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__}(at_epoch={self.at_epoch}): expected an epoch below "
                 f"Trainer(max_epochs={epochs}), or -1 for the end of training."
             )
@@ -70,7 +71,7 @@ class RewriteOnce(RewriteCallback):
             listed_after = callbacks.index(self) > place
             if first < epoch < end or (epoch == first and listed_after) or (epoch == end and not listed_after):
                 mine, theirs = type(self).__name__, type(other).__name__
-                raise ValueError(
+                raise ArgumentError(
                     f"{mine}(at_epoch={self.at_epoch}): {theirs} works on the network in epochs {first} to {end - 1}, "
                     f"with masks that would not follow the change of shape. Set at_epoch={end} or later, or -1, and "
                     f"list {mine} after {theirs} in Trainer(callbacks=[...])."
@@ -163,7 +164,7 @@ class ReduceOnce(RewriteOnce):
         check_choice(call, "repair", repair, repairs)
         check_count(call, "batches", batches)
         if repair == "data" and batches == 0:
-            raise ValueError(f"{call}(batches=0, repair='data'): expected at least 1 batch.")
+            raise ArgumentError(f"{call}(batches=0, repair='data'): expected at least 1 batch.")
         self.ratio, self.keep_parameters, self.keep_flops = size["ratio"], size["keep_parameters"], size["keep_flops"]
         self.batches = batches
         self.compensate, self.repair, self.skip = compensate, repair, as_list(call, "skip", skip)
@@ -188,7 +189,7 @@ def one_size(call: str, size: dict[str, float | None], default: dict[str, float]
     given = {name: share for name, share in size.items() if share is not None} or default
     if len(given) > 1:
         written = ", ".join(f"{name}={share}" for name, share in given.items())
-        raise ValueError(f"{call}({written}): expected one of them. Leave out the others.")
+        raise ArgumentError(f"{call}({written}): expected one of them. Leave out the others.")
     for name, share in given.items():
         check_share(call, name, share, one=name != "ratio")
     return given

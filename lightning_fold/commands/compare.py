@@ -14,6 +14,7 @@ from lightning_fold.commands.methods import SizedMethod
 from lightning_fold.commands.rows import Of, Repair
 from lightning_fold.commands.runs import SUFFIXES
 from lightning_fold.commands.trials import plan, run_trials
+from lightning_fold.errors import ArgumentError, MissingFileError
 from lightning_fold.evaluation.evaluate import Split
 
 COMPARED: list[SizedMethod] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
@@ -78,7 +79,7 @@ def compare(
 def _check(lists: dict[str, list[Any]], counts: dict[str, int]) -> None:
     for name, values in lists.items():
         if not values:
-            raise ValueError(f"compare({name}=[]): expected at least one. Leave --{name} out for the usual ones.")
+            raise ArgumentError(f"compare({name}=[]): expected at least one. Leave --{name} out for the usual ones.")
     for name, count in counts.items():
         check_count("compare", name, count, 1 if name == "workers" else 0)
 
@@ -94,7 +95,7 @@ def find_checkpoints(pattern: str) -> list[Path]:
     names = {file for each in named for file in (each.rglob("*") if each.is_dir() else [each])}
     found = sorted(file for file in names if file.is_file() and (file.suffix in SUFFIXES or file == path))
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{pattern!r}: there is no such file; expected a checkpoint, a folder or a pattern that finds some "
             f"({', '.join('*' + suffix for suffix in SUFFIXES)})."
         )

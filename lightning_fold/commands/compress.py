@@ -10,6 +10,7 @@ from lightning_fold.commands.rows import Repair
 from lightning_fold.commands.runs import SUFFIXES, Run, read_run
 from lightning_fold.commands.trials import REPAIR_BATCHES
 from lightning_fold.complexity import Latency, count_bytes
+from lightning_fold.errors import ArgumentError
 from lightning_fold.evaluation.measurement import Measurement, latency_note, measure, side_by_side
 from lightning_fold.storage.export import export
 from lightning_fold.storage.files import save
@@ -48,7 +49,7 @@ def compress(
     _check(checkpoint, path, sizes)
     run = read_run(checkpoint, config)
     if run.name is None and path.suffix != ".pt2":
-        raise ValueError(
+        raise ArgumentError(
             f"compress(output={output!r}): {checkpoint!r} does not say what builds {type(run.network).__name__}, so it "
             f"is written as a torch.export program: --output {path.with_suffix('.pt2')}"
         )
@@ -65,12 +66,14 @@ def compress(
 def _check(checkpoint: str, output: Path, sizes: dict[str, float | None]) -> None:
     if output.suffix not in (*SUFFIXES, ".pt2"):
         expected = f"a file that ends in {', '.join(SUFFIXES)} or .pt2"
-        raise ValueError(f"compress(output={str(output)!r}): expected {expected}.")
+        raise ArgumentError(f"compress(output={str(output)!r}): expected {expected}.")
     if Path(checkpoint).exists() and output.exists() and output.samefile(checkpoint):
-        raise ValueError(f"compress(output={str(output)!r}): this is the checkpoint itself; expected another file.")
+        raise ArgumentError(f"compress(output={str(output)!r}): this is the checkpoint itself; expected another file.")
     given = [f"{name}={value}" for name, value in sizes.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(f"compress({', '.join(given)}): expected one size, found {len(given)}; leave the others out.")
+        raise ArgumentError(
+            f"compress({', '.join(given)}): expected one size, found {len(given)}; leave the others out."
+        )
 
 
 def _measure(run: Run) -> tuple[Measurement, Latency]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.calibration import from_batches
@@ -65,7 +66,7 @@ def apply(
         expected = " or ".join(name for name in SIZES if name in accepted)
         without_size = "no size, since the zeros of the network say what goes"
         advice = "it with prune and fold alone" if unknown[0] == "skip" else expected or without_size
-        raise ValueError(f"the method {method!r} takes no {unknown[0]}={given[unknown[0]]}; expected {advice}.")
+        raise ArgumentError(f"the method {method!r} takes no {unknown[0]}={given[unknown[0]]}; expected {advice}.")
     rewrite = partial(METHODS[method], network, inputs, **given)
     if batches is None:
         return rewrite()

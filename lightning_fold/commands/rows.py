@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from filelock import FileLock
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.storage.files import write_atomically
 
 Repair = Literal["none", "data"]
@@ -97,7 +98,7 @@ def read_rows(table: Path) -> list[Row]:
     with table.open(newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames is None or set(reader.fieldnames) != set(_COLUMNS):
-            raise ValueError(f"{str(table)!r} is no table of compare. Give another folder with --output.")
+            raise ArgumentError(f"{str(table)!r} is no table of compare. Give another folder with --output.")
         return [_row(line) for line in reader]
 
 

@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from lightning_fold.commands.config_errors import summarise
+from lightning_fold.errors import ArgumentError, MissingFileError
 from lightning_fold.inputs import Inputs
 from lightning_fold.models.factory import without_pretraining
 from lightning_fold.modules import Classifier
@@ -54,7 +55,7 @@ class Configuration:
         try:
             return parser.instantiate_classes(parser.parse_object({key: self.sections[key]}))[key]
         except jsonargparse.ArgumentError as error:
-            raise ValueError(f"section {key!r} of {str(self.file)!r}: {summarise(str(error))}") from error
+            raise ArgumentError(f"section {key!r} of {str(self.file)!r}: {summarise(str(error))}") from error
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Run:
             ValueError: there is none.
         """
         if self.datamodule is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"{str(self.path)!r}: data is needed, and there is no configuration beside the file that says which. "
                 "Give that of the run with --config."
             )
@@ -155,24 +156,24 @@ def read_config(path: Path, config: str | Path | None = None) -> Configuration:
     try:
         sections = yaml.safe_load(found.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"{str(found)!r} is no YAML: {' '.join(str(error).split())}.") from error
+        raise ArgumentError(f"{str(found)!r} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(sections, dict):
-        raise ValueError(f"{str(found)!r}: expected a configuration with the sections model and data.")
+        raise ArgumentError(f"{str(found)!r}: expected a configuration with the sections model and data.")
     return Configuration(found, sections)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """What stands in a file; of a .safetensors file that it holds a network."""
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r}: there is no such file; expected a Lightning checkpoint or a network.")
+        raise MissingFileError(f"{str(path)!r}: there is no such file; expected a Lightning checkpoint or a network.")
     if path.suffix == ".pt2":
-        raise ValueError(
+        raise ArgumentError(
             f"{str(path)!r}: a .pt2 program is final; expected {', '.join(SUFFIXES)}. torch.export.load(path) and "
             "lightning_fold.load(path, trusted=True) read it."
         )
     content = {"network": None} if path.suffix == ".safetensors" else read_checkpoint(path)
     if "network" not in content and "state_dict" not in content:
-        raise ValueError(
+        raise ArgumentError(
             f"{str(path)!r}: expected a Lightning checkpoint or a network written by lightning-fold, found a file with "
             f"the keys {sorted(map(str, content))[:8]}."
         )
@@ -186,7 +187,7 @@ def _restore(path: Path, content: dict[str, Any], configuration: Configuration) 
         section = {"class_path": arguments["_class_path"], "init_args": own}
         configuration = Configuration(path, {"model": section})
     if "model" not in configuration.sections:
-        raise ValueError(
+        raise ArgumentError(
             f"{str(path)!r} does not name the class of its LightningModule. Give the configuration of the run with "
             "--config, with a section 'model' of class_path and init_args."
         )
@@ -198,7 +199,7 @@ def _restore(path: Path, content: dict[str, Any], configuration: Configuration) 
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         built = configuration.sections["model"]["class_path"]
-        raise ValueError(
+        raise ArgumentError(
             f"{str(path)!r} is the checkpoint of another network than {built} builds: "
             f"{' '.join(lines[1:2])} ({len(lines) - 1} such differences)."
         ) from error
@@ -217,7 +218,7 @@ def _first_inputs(datamodule: lightning.LightningDataModule, seed: int) -> Tenso
     batch = next(iter(_training_data(datamodule, seed)))
     first = batch[0] if isinstance(batch, (tuple, list)) else batch
     if not isinstance(first, Tensor):
-        raise ValueError(
+        raise ArgumentError(
             f"{type(datamodule).__name__}: expected batches of tensors or (inputs, ...), found {type(batch).__name__}."
         )
     return first[:_EXAMPLES]
@@ -225,7 +226,7 @@ def _first_inputs(datamodule: lightning.LightningDataModule, seed: int) -> Tenso
 
 def _needed(inputs: Inputs | None, path: Path) -> Inputs:
     if inputs is None:
-        raise ValueError(
+        raise ArgumentError(
             f"{str(path)!r}: the network must be run to be read, and there is no configuration beside the file that "
             "says with which data. Give that of the run with --config."
         )

@@ -21,10 +21,10 @@ from lightning_fold.commands.methods import Method, apply
 from lightning_fold.commands.rows import DENSE, Of, Repair, Row, Trial, read_rows, write_rows
 from lightning_fold.commands.runs import Run, read_config, read_run
 from lightning_fold.complexity import count_flops, count_parameters
+from lightning_fold.errors import ArgumentError, RewriteError
 from lightning_fold.evaluation.evaluate import Split, evaluate
 from lightning_fold.inputs import first_examples
 from lightning_fold.remarks import silence
-from lightning_fold.report import RewriteError
 
 REPAIR_BATCHES = 50
 
@@ -49,7 +49,7 @@ def plan(
         OSError: a checkpoint or ``config`` cannot be read.
     """
     if wrong := [size for size in sizes if not 0 < size < 1]:
-        raise ValueError(f"compare(sizes={wrong}): expected shares of the {of} in (0, 1), for example 0.5.")
+        raise ArgumentError(f"compare(sizes={wrong}): expected shares of the {of} in (0, 1), for example 0.5.")
     trials = []
     for path in map(Path, checkpoints):
         common: dict[str, Any] = {"checkpoint": str(path), "digest": _digest(path, config)}
@@ -96,7 +96,7 @@ def run_trials(
         take(measured([trial for trial in missing if trial == trial.dense]))
         take(measured([trial for trial in missing if trial != trial.dense and not rows[trial.dense].failed]))
     if all(rows[trial.dense].failed for trial in trials):
-        raise ValueError(rows[trials[0].dense].note)
+        raise ArgumentError(rows[trials[0].dense].note)
     return [rows[trial] for trial in trials if trial == trial.dense or not rows[trial.dense].failed]
 
 
@@ -121,7 +121,7 @@ def _measure(trial: Trial, config: str | None) -> Row:
     limits = {f"limit_{trial.split}_batches": trial.limit} if trial.limit else {}
     metrics = evaluate(run.module, network, run.data, cast(Split, trial.split), seed=run.seed, **limits)
     if trial.monitor not in metrics:
-        raise ValueError(
+        raise ArgumentError(
             f"compare(monitor={trial.monitor!r}): the {trial.split} data gives {sorted(metrics)}; expected one of them."
         )
     parameters = count_parameters(network)
@@ -170,7 +170,7 @@ def _in_processes(pool: Executor, trials: Sequence[Trial], config: str | None) -
             yield future.result()
     if lost:
         why = f"{type(lost[0]).__name__}: {' '.join(str(lost[0]).split())}"
-        raise ValueError(
+        raise ArgumentError(
             f"compare: {len(lost)} of {len(trials)} rows were lost with the process that measured them ({why}). The "
             "others are written; the same command goes on with what is missing. Fewer --workers need less memory."
         ) from lost[0]

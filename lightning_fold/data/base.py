@@ -6,6 +6,7 @@ import lightning
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_fold.data.datasets import EpochDataset, EpochSampler
+from lightning_fold.errors import ArgumentError
 
 
 class Splits(NamedTuple):
@@ -35,12 +36,12 @@ class ClassificationDataModule(lightning.LightningDataModule):
 
     num_classes: int
 
-    def __init__(self, batch_size: int = 256, num_workers: int = 0, seed: int = 42):
+    def __init__(self, batch_size: int = 256, num_workers: int = 0, seed: int = 42) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"{type(self).__name__}(batch_size={batch_size}): expected at least 1")
+            raise ArgumentError(f"{type(self).__name__}(batch_size={batch_size}): expected at least 1")
         if num_workers < 0:
-            raise ValueError(f"{type(self).__name__}(num_workers={num_workers}): expected at least 0")
+            raise ArgumentError(f"{type(self).__name__}(num_workers={num_workers}): expected at least 0")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._splits: Splits | None = None
 

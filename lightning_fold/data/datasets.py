@@ -32,7 +32,7 @@ class EpochSampler(DistributedSampler):
         seed: Seed of the order.
     """
 
-    def __init__(self, dataset: EpochDataset, num_replicas: int, rank: int, seed: int):
+    def __init__(self, dataset: EpochDataset, num_replicas: int, rank: int, seed: int) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed)
         self.set_epoch(0)
 
@@ -64,7 +64,7 @@ class TensorImages(EpochDataset):
         crop_padding: int = 0,
         flip: bool = False,
         seed: int = 0,
-    ):
+    ) -> None:
         self.images, self.targets = images, targets
         self.mean = torch.tensor(mean).view(1, -1, 1, 1)
         self.std = torch.tensor(std).view(1, -1, 1, 1)
@@ -106,7 +106,7 @@ class SeededSamples(EpochDataset):
         seed: Seed of the transform.
     """
 
-    def __init__(self, samples: Dataset, transform: Callable[[Any], Tensor], seed: int = 0):
+    def __init__(self, samples: Dataset, transform: Callable[[Any], Tensor], seed: int = 0) -> None:
         self.samples, self.transform, self.seed = samples, transform, seed
         self.epoch = 0
 
@@ -136,7 +136,7 @@ class TokenWindows(EpochDataset):
         seed: Seed of that draw.
     """
 
-    def __init__(self, tokens: Tensor, context: int, shift: bool = False, seed: int = 0):
+    def __init__(self, tokens: Tensor, context: int, shift: bool = False, seed: int = 0) -> None:
         self.tokens, self.context, self.shift, self.seed = tokens, context, shift, seed
         self.set_epoch(0)
 

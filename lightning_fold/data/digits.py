@@ -22,7 +22,7 @@ class DigitsDataModule(ClassificationDataModule):
 
     num_classes = 10
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 42):
+    def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 42) -> None:
         super().__init__(batch_size, num_workers, seed)
 
     def load_splits(self) -> Splits:

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from lightning_fold.data.base import ClassificationDataModule, Splits
 from lightning_fold.data.datasets import SeededSamples
+from lightning_fold.errors import ArgumentError, MissingFileError
 
 
 class ImageFolderDataModule(ClassificationDataModule):
@@ -42,10 +43,10 @@ class ImageFolderDataModule(ClassificationDataModule):
         std: Sequence[float] = (0.229, 0.224, 0.225),
         num_workers: int = 0,
         seed: int = 42,
-    ):
+    ) -> None:
         super().__init__(batch_size, num_workers, seed)
         if image_size < 1:
-            raise ValueError(f"ImageFolderDataModule(image_size={image_size}): expected at least 1")
+            raise ArgumentError(f"ImageFolderDataModule(image_size={image_size}): expected at least 1")
         self.data_dir, self.image_size, self.augment = data_dir, image_size, augment
         self.mean, self.std = tuple(mean), tuple(std)
 
@@ -54,7 +55,7 @@ class ImageFolderDataModule(ClassificationDataModule):
         parts = {name: self._read(name) for name in Splits._fields}
         for name, part in parts.items():
             if part.classes != parts["train"].classes:
-                raise ValueError(
+                raise ArgumentError(
                     f"ImageFolderDataModule(data_dir={self.data_dir!r}): classes in {name!r} are {part.classes}, "
                     f"expected those of 'train', {parts['train'].classes}. Give every part the same class folders."
                 )
@@ -66,7 +67,7 @@ class ImageFolderDataModule(ClassificationDataModule):
         try:
             return ImageFolder(folder)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"ImageFolderDataModule(data_dir={self.data_dir!r}): no images in {str(folder.absolute())!r}: {error}. "
                 "Set data.init_args.data_dir to a folder that holds train, val and test, each with a folder per class."
             ) from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_fold.data.base import ClassificationDataModule, Splits
 from lightning_fold.data.datasets import TensorImages
+from lightning_fold.errors import ArgumentError, MissingFileError
 
 
 class InMemoryDataModule(ClassificationDataModule):
@@ -47,10 +48,10 @@ class InMemoryDataModule(ClassificationDataModule):
         augment: bool = False,
         num_workers: int = 0,
         seed: int = 42,
-    ):
+    ) -> None:
         super().__init__(batch_size, num_workers, seed)
         if val_size < 1:
-            raise ValueError(f"{type(self).__name__}(val_size={val_size}): expected at least 1")
+            raise ArgumentError(f"{type(self).__name__}(val_size={val_size}): expected at least 1")
         self.data_dir, self.download, self.val_size, self.augment = data_dir, download, val_size, augment
 
     def prepare_data(self) -> None:
@@ -63,7 +64,7 @@ class InMemoryDataModule(ClassificationDataModule):
         """Read both parts and take the validation set from the training part."""
         images, targets = _tensors(self._read(train=True))
         if self.val_size >= len(images):
-            raise ValueError(f"{type(self).__name__}(val_size={self.val_size}): expected less than {len(images)}")
+            raise ArgumentError(f"{type(self).__name__}(val_size={self.val_size}): expected less than {len(images)}")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
         val, train = order[: self.val_size], order[self.val_size :]
         augmentation: dict[str, Any] = {"crop_padding": self.crop_padding, "flip": self.flip} if self.augment else {}
@@ -81,7 +82,7 @@ class InMemoryDataModule(ClassificationDataModule):
         try:
             return self.dataset_class(self.data_dir, train=train, download=download)
         except (RuntimeError, OSError) as error:  # torchvision says both "not found" and "corrupted" with these
-            raise FileNotFoundError(self._missing(error)) from error
+            raise MissingFileError(self._missing(error)) from error
 
     def _missing(self, error: Exception) -> str:
         place = (Path(self.data_dir) / self.folder).absolute()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_fold.data.base import ClassificationDataModule, Splits
 from lightning_fold.data.datasets import TokenWindows
+from lightning_fold.errors import ArgumentError, MissingFileError
 from lightning_fold.extras import require
 
 BYTES = 256
@@ -53,12 +54,12 @@ class TextDataModule(ClassificationDataModule):
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 42,
-    ):
+    ) -> None:
         super().__init__(batch_size, num_workers, seed)
         if context < 1:
-            raise ValueError(f"TextDataModule(context={context}): expected at least 1 token")
+            raise ArgumentError(f"TextDataModule(context={context}): expected at least 1 token")
         if min(val_share, test_share) <= 0 or val_share + test_share >= 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"TextDataModule(val_share={val_share}, test_share={test_share}): expected shares above 0 that leave "
                 "something for training"
             )
@@ -73,7 +74,7 @@ class TextDataModule(ClassificationDataModule):
         parts = torch.tensor_split(tokens, list(accumulate(sizes)))
         for name, part in zip(Splits._fields, parts, strict=True):
             if len(part) <= self.context * (2 if name == "train" else 1):
-                raise ValueError(
+                raise ArgumentError(
                     f"TextDataModule(path={self.path!r}, context={self.context}): {len(part)} tokens for {name!r} are "
                     "too few for a window. Give a longer text, a larger share or a smaller context."
                 )
@@ -106,7 +107,7 @@ def python_reference() -> bytes:
 def _read(path: str) -> bytes:
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"TextDataModule(path={path!r}): there is no such file. Set data.init_args.path to a text file, or leave "
             "it out for the text that comes with Python."
         )

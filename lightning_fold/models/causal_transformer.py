@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_fold.errors import ArgumentError, ArgumentTypeError
 from lightning_fold.extras import require
 
 
@@ -27,20 +28,20 @@ class CausalTransformer(nn.Module):
         ModuleNotFoundError: ``transformers`` is not installed.
     """
 
-    def __init__(self, model_type: str = "llama", vocab_size: int = 256, **config: Any):
+    def __init__(self, model_type: str = "llama", vocab_size: int = 256, **config: Any) -> None:
         super().__init__()
         require("CausalTransformer", "transformers", extra="transformers")
         import transformers  # takes seconds, and nothing else needs it
 
         kinds = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         if model_type not in kinds:
-            raise ValueError(
+            raise ArgumentError(
                 f"CausalTransformer(model_type={model_type!r}): transformers has no causal language model of this name."
                 f"{_suggest(model_type, kinds)} For example 'llama', 'mistral' or 'gpt2'"
             )
         known = transformers.AutoConfig.for_model(model_type)
         if unknown := [name for name in config if not hasattr(known, name)]:
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"CausalTransformer(model_type={model_type!r}, {unknown[0]}={config[unknown[0]]!r}): there is no such "
                 f"value in {type(known).__name__}.{_suggest(unknown[0], known.to_dict())}"
             )

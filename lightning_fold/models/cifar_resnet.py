@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_fold.errors import ArgumentError
+
 
 class PaddedShortcut(nn.Module):
     """Shortcut without parameters (option A): every second row and column, and zero channels on both sides.
@@ -20,7 +22,7 @@ class PaddedShortcut(nn.Module):
         ``(batch, C, H, W)`` -> ``(batch, before + C + after, ceil(H / stride), ceil(W / stride))``.
     """
 
-    def __init__(self, before: int, after: int, stride: int):
+    def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
         self.before, self.after, self.stride = before, after, stride
 
@@ -46,7 +48,7 @@ class BasicBlock(nn.Module):
         ``(batch, in_channels, H, W)`` -> ``(batch, out_channels, ceil(H / stride), ceil(W / stride))``.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, option: Literal["A", "B"]):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, option: Literal["A", "B"]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -67,7 +69,7 @@ class PreActivationBlock(nn.Module):
     BatchNorm. Arguments and shapes are those of :class:`BasicBlock`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, option: Literal["A", "B"]):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, option: Literal["A", "B"]) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
@@ -117,7 +119,7 @@ class CifarResNet(nn.Module):
         shortcut: Literal["A", "B"] = "A",
         preactivation: bool = False,
         stem_stride: int = 1,
-    ):
+    ) -> None:
         _check(depth, widths, shortcut, stem_stride)
         super().__init__()
         self.preactivation = preactivation
@@ -165,13 +167,15 @@ def _initialise(module: nn.Module) -> None:
 def _check(depth: int, widths: Sequence[int], shortcut: str, stem_stride: int) -> None:
     call = f"CifarResNet(depth={depth!r}, widths={tuple(widths)!r}, shortcut={shortcut!r}, stem_stride={stem_stride!r})"
     if not widths or min(widths) < 1:
-        raise ValueError(f"{call}: widths must be one integer of at least 1 for each stage")
+        raise ArgumentError(f"{call}: widths must be one integer of at least 1 for each stage")
     step = 2 * len(widths)
     if depth < step + 2 or (depth - 2) % step:
-        raise ValueError(f"{call}: depth must be {step} n + 2 with n >= 1, such as {step + 2} or {2 * step + 2}")
+        raise ArgumentError(f"{call}: depth must be {step} n + 2 with n >= 1, such as {step + 2} or {2 * step + 2}")
     if shortcut not in ("A", "B"):
-        raise ValueError(f"{call}: shortcut must be 'A' or 'B'")
+        raise ArgumentError(f"{call}: shortcut must be 'A' or 'B'")
     if stem_stride < 1:
-        raise ValueError(f"{call}: stem_stride must be at least 1")
+        raise ArgumentError(f"{call}: stem_stride must be at least 1")
     if shortcut == "A" and list(widths) != sorted(widths):
-        raise ValueError(f"{call}: shortcut 'A' can only add channels; give widths that do not shrink, or shortcut 'B'")
+        raise ArgumentError(
+            f"{call}: shortcut 'A' can only add channels; give widths that do not shrink, or shortcut 'B'"
+        )

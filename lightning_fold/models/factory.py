@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 
 from torch import nn
 
+from lightning_fold.errors import ArgumentError, ArgumentTypeError
+
 _TIMM = "timm/"
 
 
@@ -33,9 +35,9 @@ def build_network(network: str, network_args: Mapping[str, Any]) -> nn.Module:
     try:
         module = build(**network_args)
     except TypeError as error:  # an argument passed on through **kwargs and refused further inside
-        raise TypeError(f"{_call(network, network_args)}: {error}. Check network_args.") from error
+        raise ArgumentTypeError(f"{_call(network, network_args)}: {error}. Check network_args.") from error
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{_call(network, network_args)}: expected an nn.Module, found {type(module).__name__}")
+        raise ArgumentTypeError(f"{_call(network, network_args)}: expected an nn.Module, found {type(module).__name__}")
     return module
 
 
@@ -55,7 +57,7 @@ def checked_builder(network: str, network_args: Mapping[str, Any]) -> Callable[.
         inspect.signature(build).bind(**network_args)
     except TypeError as error:
         accepted = ", ".join(accepted_arguments(build))
-        raise TypeError(f"{_call(network, network_args)}: {error}. network_args takes {accepted}") from error
+        raise ArgumentTypeError(f"{_call(network, network_args)}: {error}. network_args takes {accepted}") from error
     return build
 
 
@@ -100,15 +102,15 @@ def _import_builder(network: str, path: str, name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise ArgumentError(
             f"network={network!r}: cannot import {path!r} ({error}). Give the full path of a class"
         ) from error
     build = getattr(module, name, None)
     if build is None:
-        raise ValueError(f"network={network!r}: {path!r} has no {name!r}.{_suggest(name, vars(module))}")
+        raise ArgumentError(f"network={network!r}: {path!r} has no {name!r}.{_suggest(name, vars(module))}")
     made = build if inspect.isclass(build) else _return_type(build)
     if not (inspect.isclass(made) and issubclass(made, nn.Module)):
-        raise ValueError(
+        raise ArgumentError(
             f"network={network!r}: expected an nn.Module class, or a function annotated to return one "
             f"(def build(...) -> nn.Module), found {build!r}"
         )
@@ -127,7 +129,7 @@ def _timm_builder(network: str) -> Callable[..., Any]:
 
     name = network.removeprefix(_TIMM)
     if not timm.is_model(name):
-        raise ValueError(
+        raise ArgumentError(
             f"network={network!r}: no importable class and no timm model has this name."
             f"{_suggest(name, timm.list_models())} Give a dotted class path such as 'lightning_fold.models.MLP', "
             "or a name from timm.list_models()"

@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from lightning_fold.errors import ArgumentError
+
 
 class MLP(nn.Module):
     """Fully-connected network: flatten, then linear layers with an activation between them.
@@ -31,20 +33,20 @@ class MLP(nn.Module):
         out_features: int,
         activation: str = "ReLU",
         input_dropout: float = 0.0,
-    ):
+    ) -> None:
         widths = [in_features, *hidden, out_features]
         if not all(isinstance(width, int) and width >= 1 for width in widths):
-            raise ValueError(
+            raise ArgumentError(
                 f"MLP(in_features={in_features!r}, hidden={hidden!r}, out_features={out_features!r}): "
                 "every width must be an integer of at least 1"
             )
         activation_class = getattr(nn, activation, None)
         if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
-            raise ValueError(
+            raise ArgumentError(
                 f"MLP(activation={activation!r}): torch.nn has no such module; give a class name such as 'ReLU'"
             )
         if not 0 <= input_dropout < 1:
-            raise ValueError(f"MLP(input_dropout={input_dropout!r}): expected a share in [0, 1)")
+            raise ArgumentError(f"MLP(input_dropout={input_dropout!r}): expected a share in [0, 1)")
         layers: list[nn.Module] = [nn.Flatten(), *([nn.Dropout(input_dropout)] if input_dropout else [])]
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), activation_class()]

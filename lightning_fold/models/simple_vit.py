@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_fold.errors import ArgumentError
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention without biases, whose heads are as wide as one likes.
@@ -17,7 +19,7 @@ class SelfAttention(nn.Module):
         ``(batch, tokens, dim)`` -> ``(batch, tokens, dim)``.
     """
 
-    def __init__(self, dim: int, heads: int, head_width: int):
+    def __init__(self, dim: int, heads: int, head_width: int) -> None:
         super().__init__()
         self.num_heads = heads
         self.query, self.key, self.value = (nn.Linear(dim, heads * head_width, bias=False) for _ in range(3))
@@ -43,7 +45,7 @@ class TransformerBlock(nn.Module):
         ``(batch, tokens, dim)`` -> ``(batch, tokens, dim)``.
     """
 
-    def __init__(self, dim: int, heads: int, head_width: int, mlp_width: int):
+    def __init__(self, dim: int, heads: int, head_width: int, mlp_width: int) -> None:
         super().__init__()
         self.attention_norm, self.attention = nn.LayerNorm(dim), SelfAttention(dim, heads, head_width)
         self.mlp_norm = nn.LayerNorm(dim)
@@ -92,7 +94,7 @@ class SimpleViT(nn.Module):
         heads: int = 16,
         head_width: int = 64,
         mlp_width: int = 1024,
-    ):
+    ) -> None:
         sizes = {"image_size": image_size, "patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads}
         _check(sizes | {"head_width": head_width, "mlp_width": mlp_width})
         super().__init__()
@@ -126,8 +128,8 @@ def sinusoidal_positions(side: int, dim: int) -> Tensor:
 def _check(sizes: dict[str, int]) -> None:
     call = f"SimpleViT({', '.join(f'{name}={value!r}' for name, value in sizes.items())})"
     if min(sizes.values()) < 1:
-        raise ValueError(f"{call}: every size must be at least 1")
+        raise ArgumentError(f"{call}: every size must be at least 1")
     if sizes["image_size"] % sizes["patch_size"]:
-        raise ValueError(f"{call}: image_size must be a multiple of patch_size")
+        raise ArgumentError(f"{call}: image_size must be a multiple of patch_size")
     if sizes["dim"] % 4 or sizes["dim"] < 8:
-        raise ValueError(f"{call}: dim must be a multiple of 4 and at least 8, for the positions")
+        raise ArgumentError(f"{call}: dim must be a multiple of 4 and at least 8, for the positions")

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lightning_fold.callbacks.smoothness_regularization import check_regularization, log_spectrum, regularize
+from lightning_fold.errors import ArgumentError, ArgumentTypeError
 from lightning_fold.models.factory import accepted_arguments, build_network, find_builder, without_pretraining
 from lightning_fold.modules.distillation import distillation_loss
 from lightning_fold.modules.hyperparameters import plain_arguments
@@ -41,7 +42,7 @@ class NetworkModule(StructureCheckpoint):
     size: ClassVar[str]
     """The argument that is the number of classes; networks that take one of this name get it."""
 
-    def __init__(self, arguments: Mapping[str, Any]):
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__()
         _check(type(self).__name__, self.size, arguments)
         self.save_hyperparameters(plain_arguments(type(self), arguments))
@@ -72,7 +73,7 @@ class NetworkModule(StructureCheckpoint):
         """Return the training objective of a batch, averaged over its targets, and the logits, classes last."""
         logits = self(inputs)
         if logits.ndim != targets.ndim + 1 or logits.shape[-1] != self.classes:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__}({self.size}={self.classes}): the network returned shape {tuple(logits.shape)} "
                 f"for {len(targets)} examples, expected {(*targets.shape, self.classes)}. "
                 f"Set {self.size} and network_args so that they agree."
@@ -125,7 +126,7 @@ class NetworkModule(StructureCheckpoint):
         data: Any = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "num_classes", self.classes)
         if found > self.classes:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__}({self.size}={self.classes}): {type(data).__name__} has {found} different "
                 f"targets. Set {self.size}={found} or more."
             )
@@ -184,7 +185,9 @@ class NetworkModule(StructureCheckpoint):
             return build_network(network, self.arguments_of(network, network_args))
         if network_args:
             call = f"{type(self).__name__}(network=<{type(network).__name__}>, network_args={dict(network_args)!r})"
-            raise TypeError(f"{call}: a module is taken as it is; leave network_args out, or give the network by name")
+            raise ArgumentTypeError(
+                f"{call}: a module is taken as it is; leave network_args out, or give the network by name"
+            )
         return network
 
 
@@ -214,19 +217,19 @@ def own_arguments(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(call: str, size: str, arguments: Mapping[str, Any]) -> None:
     if arguments[size] < 2:
-        raise ValueError(f"{call}({size}={arguments[size]}): expected at least 2")
+        raise ArgumentError(f"{call}({size}={arguments[size]}): expected at least 2")
     if not 0 <= (label_smoothing := arguments["label_smoothing"]) < 1:
-        raise ValueError(f"{call}(label_smoothing={label_smoothing}): expected a value in [0, 1)")
+        raise ArgumentError(f"{call}(label_smoothing={label_smoothing}): expected a value in [0, 1)")
     distillation, temperature = arguments["distillation"], arguments["temperature"]
     if not 0 <= distillation <= 1 or temperature <= 0:
-        raise ValueError(
+        raise ArgumentError(
             f"{call}(distillation={distillation}, temperature={temperature}): expected distillation in [0, 1] "
             "and temperature above 0"
         )
     regularizers = arguments["regularizers"]
     several = isinstance(regularizers, (list, tuple)) and all(isinstance(each, Smoothness) for each in regularizers)
     if regularizers is not None and not several:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"{call}(regularizers={regularizers!r}): expected a list of Smoothness, for example "
             "regularizers=[Smoothness({'nuclear_norm': 1e-3})]"
         )

@@ -66,7 +66,7 @@ class Classifier(NetworkModule):
         temperature: float = 3.0,
         regularizers: list[Smoothness] | None = None,
         channels_last: bool = False,
-    ):
+    ) -> None:
         super().__init__(own_arguments(locals()))
         self.num_classes = num_classes
         for module in self.network.modules() if channels_last else ():

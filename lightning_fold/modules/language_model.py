@@ -58,7 +58,7 @@ class LanguageModel(NetworkModule):
         distillation: float = 0.0,
         temperature: float = 3.0,
         regularizers: list[Smoothness] | None = None,
-    ):
+    ) -> None:
         super().__init__(own_arguments(locals()))
         self.vocab_size = vocab_size
         splits = ("train", "val", "test")

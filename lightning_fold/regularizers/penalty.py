@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_fold.errors import ArgumentError
+
 # Dimension 0 of a weight, dimension 1, all that follow.
 WeightAxis = Literal["output", "input", "space"]
 _AXES = get_args(WeightAxis)
@@ -31,7 +33,7 @@ def dimensions(weight: Tensor, axes: Sequence[WeightAxis]) -> list[int]:
         ValueError: an axis has another name.
     """
     if unknown := set(axes) - set(_AXES):
-        raise ValueError(f"axes={list(axes)}: expected names among {', '.join(_AXES)}; found {sorted(unknown)}.")
+        raise ArgumentError(f"axes={list(axes)}: expected names among {', '.join(_AXES)}; found {sorted(unknown)}.")
     return [dim for dim in range(weight.dim()) if _AXES[min(dim, 2)] in axes]
 
 

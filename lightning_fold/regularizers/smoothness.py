@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from lightning_fold.arguments import as_list
+from lightning_fold.errors import ArgumentError
 from lightning_fold.regularizers.differences import first_difference, second_difference
 from lightning_fold.regularizers.group_sparsity import group_sparsity
 from lightning_fold.regularizers.nuclear import nuclear_norm
@@ -96,7 +97,7 @@ class Smoothness:
             for pattern in getattr(self, argument):
                 if not any(_matches([pattern], labels) for _, labels in known):
                     names = ", ".join(dict.fromkeys(name for name, _ in known[:3]))
-                    raise ValueError(
+                    raise ArgumentError(
                         f"{type(self).__name__}({argument}=[{pattern!r}]): matches no linear layer or convolution of "
                         f"{type(unwrapped(network)).__name__}; expected a pattern of dotted names such as {names}, "
                         "or of types such as Linear."
@@ -174,17 +175,17 @@ class Smoothness:
         known = get_args(Penalty)
         strengths = self.penalties.values()
         if not strengths or set(self.penalties) - set(known) or not all(0 <= s < math.inf for s in strengths):
-            raise ValueError(
+            raise ArgumentError(
                 f"{call}(penalties={self.penalties}): expected finite strengths of at least 0 for names among "
                 f"{', '.join(known)}, for example {{'nuclear_norm': 1e-3}}."
             )
         for name, lowest in (("every", 1), ("start_epoch", 0), ("warmup_epochs", 0)):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < lowest:
-                raise ValueError(f"{call}({name}={value}): expected a whole number of at least {lowest}.")
+                raise ArgumentError(f"{call}({name}={value}): expected a whole number of at least {lowest}.")
         dimensions(torch.zeros(1, 1), self.axes)
         if not self.axes and (along := [name for name in self._active if name != "nuclear_norm"]):
-            raise ValueError(
+            raise ArgumentError(
                 f"{call}(axes=[]): expected one or more of {', '.join(get_args(WeightAxis))} for {along[0]}."
             )
 

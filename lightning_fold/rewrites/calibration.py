@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import (
     Inputs,
     batch_size,
@@ -67,7 +68,7 @@ def from_batches(model: nn.Module, example_inputs: Inputs, batches: Iterable[Any
     device = device_of(model)
     parts = [on_device(inputs_of_batch(batch, example_inputs), device) for batch in batches]
     if not parts:
-        raise ValueError("batches=[]: expected at least one batch of inputs, or of (inputs, ...).")
+        raise ArgumentError("batches=[]: expected at least one batch of inputs, or of (inputs, ...).")
     fitting = [part for part in parts if join_inputs([parts[0], part]) is not None]
     chunks = [_joined(chunk) for chunk in _chunks(fitting[:-1] or fitting)]
     left_out = len(parts) - len(fitting)

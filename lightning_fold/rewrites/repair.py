@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, batch_size, call, device_of, inputs_of_batch, join_inputs, on_device
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.structure.graph.trace import evaluation_mode
@@ -42,7 +43,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
     batches = _joined_where_single(batches)
     batch = next(batches, None)
     if batch is None:
-        raise ValueError("repair(model, dataloader): the dataloader is empty; expected at least one batch.")
+        raise ArgumentError("repair(model, dataloader): the dataloader is empty; expected at least one batch.")
     model.eval()
     for norm in norms:
         norm.reset_running_stats()

@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_fold.complexity import count_parameters, counted_run
+from lightning_fold.errors import ArgumentError, RewriteError
 from lightning_fold.inputs import Inputs, call
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.report import Change, Kept, RewriteError, RewriteReport
+from lightning_fold.report import Change, Kept, RewriteReport
 from lightning_fold.structure.graph.trace import evaluation_mode
 from lightning_fold.structure.groups import read_structure
 from lightning_fold.surgery.transaction import Surgery
@@ -159,7 +160,7 @@ def check_finite(method: str, model: nn.Module) -> None:
     wrong = [(name, "NaN or infinity") for name, value in model.named_parameters() if not bool(value.isfinite().all())]
     wrong += [(name, "NaN") for name, value in model.named_buffers() if bool(value.isnan().any())]
     for name, found in wrong[:1]:
-        raise ValueError(
+        raise ArgumentError(
             f"{method}({type(model).__name__}): {name} holds {found}; expected finite weights. "
             "Load the last good checkpoint."
         )
@@ -168,9 +169,9 @@ def check_finite(method: str, model: nn.Module) -> None:
 def _check(method: str, model: nn.Module, expected: list[Tensor]) -> None:
     check_finite(method, model)
     if not expected:
-        raise ValueError(f"{method}({type(model).__name__}): the network returns no floating-point tensor.")
+        raise ArgumentError(f"{method}({type(model).__name__}): the network returns no floating-point tensor.")
     if any(bool(value.isnan().any()) for value in expected):
-        raise ValueError(
+        raise ArgumentError(
             f"{method}({type(model).__name__}): the network returns NaN for the example inputs; expected numbers."
         )
 

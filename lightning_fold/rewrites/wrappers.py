@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.structure.graph.trace import unwrapped, unwrapped_once
 from lightning_fold.surgery.transaction import Surgery
 
@@ -47,9 +48,9 @@ def _check_there(method: str, model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         call = f"{method}({type(model).__name__})"
         if is_lazy(tensor):
-            raise ValueError(f"{call}: {name} has no shape yet; run the network once first: model(*example_inputs).")
+            raise ArgumentError(f"{call}: {name} has no shape yet; run the network once first: model(*example_inputs).")
         if tensor.is_meta:
-            raise ValueError(
+            raise ArgumentError(
                 f"{call}: {name} is on the meta device; expected weights that can be read. Load them first: "
                 "model.to_empty(device='cpu'), then model.load_state_dict(...)."
             )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from lightning_fold.complexity import count_parameters
+from lightning_fold.errors import ArgumentError, MissingFileError
 from lightning_fold.storage.describe import describe
 from lightning_fold.storage.files import read_checkpoint
 from lightning_fold.storage.rebuild import rebuild
@@ -116,7 +117,7 @@ def record_of(module: lightning.LightningModule, network: str = "") -> Compressi
             for name, hook in (("on_save_checkpoint", store_structure), ("on_load_checkpoint", restore_structure)):
                 object.__setattr__(module, name, _Extended(module, getattr(module, name), hook))
     elif path != record.network:
-        raise ValueError(
+        raise ArgumentError(
             f"module={network!r}: another callback already compresses {record.network!r} of {type(module).__name__}; "
             "expected the same network for all callbacks."
         )
@@ -172,7 +173,7 @@ def load_from_checkpoint(kind: type[ModuleT], path: str | Path, **arguments: Any
     """
     arguments = {"weights_only": True, **arguments}
     if not Path(path).is_file():
-        raise FileNotFoundError(f"load_from_checkpoint({kind.__name__}, {str(path)!r}): there is no such file.")
+        raise MissingFileError(f"load_from_checkpoint({kind.__name__}, {str(path)!r}): there is no such file.")
     if arguments["weights_only"]:
         read_checkpoint(Path(path))
     with _restoring(kind):
@@ -214,7 +215,7 @@ def _build(module: lightning.LightningModule, trainer: lightning.Trainer) -> Non
     if is_overridden("configure_model", module):
         _call_configure_model(trainer)
     if not any(True for _ in module.parameters()):
-        raise ValueError(
+        raise ArgumentError(
             f"{type(module).__name__}: has no parameters when callbacks are set up; expected its network to be built "
             "in __init__ or configure_model. setup() comes too late."
         )
@@ -230,7 +231,7 @@ def _find_network(module: lightning.LightningModule, path: str) -> str:
         names = dict(module.named_modules())
         if path not in names or not any(True for _ in names[path].parameters()):
             found = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
-            raise ValueError(
+            raise ArgumentError(
                 f"module={path!r}: expected a submodule of {type(module).__name__} with parameters; it has {found}."
             )
         return path

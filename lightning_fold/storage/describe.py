@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.errors import ArgumentTypeError
+
 Structure = dict[str, dict[str, Any]]
 
 _PLAIN = (int, float, bool, str)
@@ -35,7 +37,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple, torch.Size)):
         return [plain(element) for element in value]
-    raise TypeError(f"{value!r} is not plain")
+    raise ArgumentTypeError(f"{value!r} is not plain")
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from lightning_fold.arguments import check_choice
+from lightning_fold.errors import ArgumentError
 from lightning_fold.extras import require
 from lightning_fold.inputs import Inputs, as_inputs
 from lightning_fold.rewrites.transaction import TOLERANCES, float_tensors, outputs, relative_error
@@ -70,7 +71,7 @@ def export(
     kind = cast(Format, format or suffix)
     if kind not in get_args(Format) or kind != suffix:
         wanted = f".{kind} for format={kind!r}" if format else ".onnx, .pt2 or .safetensors"
-        raise ValueError(f"export(path={str(path)!r}): expected a path ending in {wanted}.")
+        raise ArgumentError(f"export(path={str(path)!r}): expected a path ending in {wanted}.")
     twin = deepcopy(unwrapped(model)).cpu().eval()
     examples = tuple(value.detach().cpu() for value in as_inputs(example_inputs))
     batches = [_of_size(examples, size) for size in _BATCHES]
@@ -86,7 +87,7 @@ def export(
             expected = outputs(twin, batch)
             errors.append(relative_error(_run(run, batch, kind), expected))
             if not errors[-1] <= TOLERANCES.get(expected[0].dtype, 1e-4):
-                raise ValueError(
+                raise ArgumentError(
                     f"export({type(model).__name__}, format={kind!r}): the file's outputs are {errors[-1]:.2g} of "
                     f"their size off for a batch of {len(batch[0])}; none was written. Try another format."
                 )
@@ -100,7 +101,7 @@ def _run(run: "_Run", batch: tuple[Tensor, ...], kind: str) -> list[Tensor]:
         with torch.no_grad():
             return run(batch)
     except RuntimeError as error:
-        raise ValueError(
+        raise ArgumentError(
             f"export(format={kind!r}): the file does not run for a batch of {len(batch[0])}: "
             f"{str(error).splitlines()[0]} None was written. Try another format."
         ) from error
@@ -117,14 +118,14 @@ def _as_onnx(program: ExportedProgram) -> _Write:
 
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size > _ONNX_BYTES:
-        raise ValueError(
+        raise ArgumentError(
             f"export(format='onnx'): found {size:,} bytes of weights, expected at most {_ONNX_BYTES:,}: a file of this "
             "format holds no more than 2 GB. Export to pt2 or safetensors."
         )
     try:
         converted = torch.onnx.export(program, dynamo=True, verbose=False)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ValueError(f"export(format='onnx'): the network has an operator without ONNX form: {error}") from error
+        raise ArgumentError(f"export(format='onnx'): the network has an operator without ONNX form: {error}") from error
     assert converted is not None
 
     def write(path: Path) -> _Run:
@@ -132,7 +133,7 @@ def _as_onnx(program: ExportedProgram) -> _Write:
         try:
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except (refused.NotImplemented, refused.InvalidGraph, refused.Fail) as error:
-            raise ValueError(
+            raise ArgumentError(
                 f"export(format='onnx'): onnxruntime cannot run the file: {error}. Not every operator runs in every "
                 "type: try model.float()."
             ) from error
@@ -160,7 +161,7 @@ def _as_safetensors(
     model: nn.Module, examples: tuple[Tensor, ...], network: str | None, network_args: dict[str, Any] | None
 ) -> _Write:
     if network is None:
-        raise ValueError(
+        raise ArgumentError(
             "export(format='safetensors'): the file holds no code, so give network=, the class path or timm name that "
             "builds the network before compression, or export to pt2."
         )
@@ -179,7 +180,7 @@ def _program(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
         with torch.no_grad(), without_fast_paths():
             return torch.export.export(model, examples, dynamic_shapes=shapes, strict=False)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"export({type(model).__name__}): torch.export cannot trace it for batches of any size: "
             f"{str(error).splitlines()[0]} Its forward code must not fix the batch size."
         ) from error

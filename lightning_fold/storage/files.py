@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import is_pruned
 
+from lightning_fold.errors import ArgumentError, FileError, MissingFileError
 from lightning_fold.inputs import Inputs, as_inputs
 from lightning_fold.models.factory import build_network, checked_builder, without_pretraining
 from lightning_fold.storage.describe import describe
@@ -50,7 +51,7 @@ def save(
     path, model = Path(path), unwrapped(model)
     checked_builder(network, network_args or {})
     if is_pruned(model):
-        raise ValueError(
+        raise ArgumentError(
             f"save({type(model).__name__}): torch.nn.utils.prune holds masks on it, which no network that is built "
             "anew has. Call torch.nn.utils.prune.remove(module, name) for each, or lightning_fold.minimize, first."
         )
@@ -82,7 +83,7 @@ def load(path: str | Path, *, trusted: bool = False) -> nn.Module:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"lightning_fold.load({str(path)!r}): there is no such file.")
+        raise MissingFileError(f"lightning_fold.load({str(path)!r}): there is no such file.")
     if path.suffix == ".pt2":
         return _load_program(path, trusted)
     return load_file(path)[0]
@@ -96,7 +97,7 @@ def load_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     if content.get("lightning_fold") != _FORMAT or "network" not in content:
-        raise ValueError(
+        raise ArgumentError(
             f"lightning_fold.load({str(path)!r}): expected a compressed network written by lightning-fold, found a "
             f"file with the keys {sorted(map(str, content))[:8]}. A Lightning checkpoint is loaded by "
             "load_from_checkpoint."
@@ -107,7 +108,9 @@ def load_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         _match_types(model, content["state_dict"], content.get("types", {}))
         model.load_state_dict(content["state_dict"])
     except (KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"lightning_fold.load({str(path)!r}): its parts do not belong together: {error}.") from error
+        raise ArgumentError(
+            f"lightning_fold.load({str(path)!r}): its parts do not belong together: {error}."
+        ) from error
     return model.eval(), content
 
 
@@ -132,14 +135,14 @@ def _type(value: Tensor) -> str:
 
 def _load_program(path: Path, trusted: bool) -> nn.Module:
     if not trusted:
-        raise ValueError(
+        raise ArgumentError(
             f"lightning_fold.load({str(path)!r}): a .pt2 program can run code while torch reads it. If you made it "
             "yourself, or trust who did: lightning_fold.load(path, trusted=True)."
         )
     try:
         return torch.export.load(path).module()
     except (RuntimeError, AssertionError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"lightning_fold.load({str(path)!r}): torch.export cannot read it: {error}.") from error
+        raise ArgumentError(f"lightning_fold.load({str(path)!r}): torch.export cannot read it: {error}.") from error
 
 
 def _match_types(model: nn.Module, state: dict[str, Tensor], unsaved: dict[str, str]) -> None:
@@ -163,13 +166,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, KeyError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{str(path)!r} cannot be read: expected a complete file of tensors and plain values. It is truncated, "
             f"another program wrote it, or it holds objects that run code ({type(error).__name__}). If you trust such "
             "a Lightning checkpoint: lightning_fold.load_from_checkpoint(YourModule, path, weights_only=False)."
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}; expected a dict.")
+        raise ArgumentError(f"{str(path)!r} holds a {type(content).__name__}; expected a dict.")
     return content
 
 
@@ -188,6 +191,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        raise OSError(
+        raise FileError(
             f"{str(path)!r} could not be written: {error}. Free some space or choose another folder."
         ) from error

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, Constant, SelectFeatures
 from lightning_fold.storage.describe import Structure, describe, type_name
 from lightning_fold.surgery.origins import created_in, replaced_by
@@ -104,7 +105,7 @@ def _replace(surgery: Surgery, path: str, structure: Structure) -> None:
     """Build the module at ``path`` with all that it contains, and put it in the place of what is there."""
     kind = structure[path]["type"]
     if kind not in _BUILDERS or not path:
-        raise ValueError(
+        raise ArgumentError(
             f"rebuild: the structure has a {kind} at {path or 'its top'!r}, which "
             f"{type_name(surgery.model)} has not; expected the structure of the same network. "
             "Build the network with the class and arguments it was trained with."
@@ -157,7 +158,7 @@ def _check_same(model: nn.Module, structure: Structure) -> None:
     for path in [*extra, *structure]:
         expected = structure.get(path, {"shapes": {}})["shapes"]
         if path in extra or found[path]["shapes"] != expected:
-            raise ValueError(
+            raise ArgumentError(
                 f"rebuild: {type_name(model)} has {found[path]['shapes']} at {path!r}, the structure has {expected}; "
                 "expected the structure of the same network. Build the network with the class and arguments it was "
                 "trained with."

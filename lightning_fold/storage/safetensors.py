@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.extras import require
 
 _KEY = "lightning_fold"
@@ -40,4 +41,4 @@ def read_safetensors(path: Path) -> dict[str, Any]:
             rest = json.loads((file.metadata() or {}).get(_KEY, "{}"))
             return {**rest, "state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} cannot be read: expected a complete safetensors file ({error}).") from error
+        raise ArgumentError(f"{str(path)!r} cannot be read: expected a complete safetensors file ({error}).") from error

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from lightning_fold.errors import ArgumentError
+
 Transform = Callable[[Tensor], Tensor]
 State = tuple[list[dict[str, Any]], dict[Any, Any]]
 Group = dict[str, Any]
@@ -21,7 +23,7 @@ def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
         ValueError: one of them is ``torch.optim.LBFGS``.
     """
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
-        raise ValueError(
+        raise ArgumentError(
             "LBFGS keeps the history of all parameters in one row, which cannot follow their change of shape; expected "
             "an optimizer with state for each parameter, for example torch.optim.AdamW."
         )

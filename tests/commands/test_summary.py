@@ -92,7 +92,12 @@ def test_latency_names_its_conditions_and_what_arrives(finished):
     run, summary, _ = finished
     dense, small, latency = summary["dense"], summary["compressed"], summary["latency"]
     assert {**latency, "threads": 0, "share_of_flop_saving": 0} == {
-        **{"device": "cpu", "dtype": "float32", "batch": 1, "threads": 0, "runs": 100, "share_of_flop_saving": 0}
+        "device": "cpu",
+        "dtype": "float32",
+        "batch": 1,
+        "threads": 0,
+        "runs": 100,
+        "share_of_flop_saving": 0,
     }
     arrived = (1 - small["latency_ms"] / dense["latency_ms"]) / (1 - small["flops"] / dense["flops"])
     assert latency["share_of_flop_saving"] == pytest.approx(arrived)

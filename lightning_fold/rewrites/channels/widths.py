@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept
 from lightning_fold.rewrites.transaction import check_finite
@@ -58,7 +59,7 @@ def find_prunable_groups(
         if group.pinned is None and (width := _width(group, block_of)).size > 1
     ]
     if not widths:
-        raise ValueError(
+        raise ArgumentError(
             f"{method}({type(model).__name__}): expected a network with at least one hidden width of channels between "
             "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule, or is the "
             "only one of its width."
@@ -70,12 +71,12 @@ def check_patterns(method: str, widths: Sequence[PrunableGroup], patterns: Seque
     """Raise ``ValueError`` where one of ``patterns`` keeps no width, or all of them keep every width."""
     for pattern in patterns:
         if not any(width.skipped([pattern]) for width in widths):
-            raise ValueError(
+            raise ArgumentError(
                 f"{method}(skip=[{pattern!r}]): expected a pattern, as in file names, that matches the dotted name of "
                 f"a layer whose width can shrink, for example {widths[0].group.name.rpartition('.')[0]!r}."
             )
     if all(width.skipped(patterns) for width in widths):
-        raise ValueError(f"{method}(skip={list(patterns)}): expected patterns that leave a width that can shrink.")
+        raise ArgumentError(f"{method}(skip={list(patterns)}): expected patterns that leave a width that can shrink.")
 
 
 def find_bundles(structure: Structure, widths: list[PrunableGroup]) -> list[list[int]]:

@@ -9,6 +9,7 @@ from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.channels.bias_sinks import BiasSink, find_bias_sink
@@ -67,7 +68,7 @@ def minimize(
         RewriteError: the rewritten network does not run or is not exact; everything is as it was before.
     """
     if multiple_of < 1:
-        raise ValueError(f"minimize(multiple_of={multiple_of}): expected at least 1, for example multiple_of=8.")
+        raise ArgumentError(f"minimize(multiple_of={multiple_of}): expected at least 1, for example multiple_of=8.")
     optimizers = list(optimizers)
 
     def run(ask_attributes: bool) -> RewriteReport:

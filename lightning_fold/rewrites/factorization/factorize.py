@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from lightning_fold.complexity import count_flops, count_parameters
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.calibration import precise
@@ -76,13 +77,13 @@ def factorize(
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
     if keep_parameters is not None and keep_flops is not None:
-        raise ValueError(
+        raise ArgumentError(
             f"factorize(keep_parameters={keep_parameters}, keep_flops={keep_flops}): expected one of them, not both."
         )
     unit = "parameters" if keep_flops is None else "flops"
     share = keep_flops if keep_flops is not None else 0.3 if keep_parameters is None else keep_parameters
     if not 0 < share <= 1:
-        raise ValueError(f"factorize(keep_{unit}={share}): expected a share in (0, 1], for example 0.3.")
+        raise ArgumentError(f"factorize(keep_{unit}={share}): expected a share in (0, 1], for example 0.3.")
 
     def change(surgery: Surgery) -> list[Kept]:
         count = lambda: count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)  # noqa: E731
@@ -144,7 +145,7 @@ def _layers(
     reasons |= {name: _FIXED for name, module in modules.items() if module in fixed}
     found = [matrix_views(name, module) for name, module in modules.items() if name not in reasons]  # pyright: ignore
     if not found:
-        raise ValueError(
+        raise ArgumentError(
             f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none."
             f"{_left_alone(reasons)}"
         )
@@ -243,7 +244,7 @@ def _allocate(layers: list[_Layer], whole: int, before: int, share: float, unit:
 
     smallest = total([layer.at(1) for layer in layers])
     if smallest > budget:
-        raise ValueError(
+        raise ArgumentError(
             f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / before)} of "
             f"them; expected keep_{unit} of at least that. Or fold or prune the network first."
             f"{_left_alone({each.tensor: each.reason for each in kept})}"

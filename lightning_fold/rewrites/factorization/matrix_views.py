@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, call, device_of, inputs_of_batch, on_device, only_input
 from lightning_fold.rewrites.calibration import precise
 from lightning_fold.structure.graph.trace import evaluation_mode
@@ -129,7 +130,7 @@ def moments_of(
             call(model, on_device(inputs_of_batch(batch, example_inputs), device))
             empty = False
     if empty:
-        raise ValueError("factorize(batches=...): there is no batch; expected at least one.")
+        raise ArgumentError("factorize(batches=...): there is no batch; expected at least one.")
     return moments
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lightning_fold.errors import ArgumentError
+
 Compensate = Literal["none", "bias", "least-squares"]
 Repair = Literal["none", "data-free", "data"]
 
@@ -19,14 +21,14 @@ class Budget:
     def check(self, method: str) -> None:
         """Raise ``ValueError`` where a share is out of range or both are given."""
         if not 0 <= self.ratio < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"{method}(ratio={self.ratio}): expected a share of the channels in [0, 1), for example ratio=0.5."
             )
         for name, share in (("keep_parameters", self.keep_parameters), ("keep_flops", self.keep_flops)):
             if share is not None and not 0 < share <= 1:
-                raise ValueError(f"{method}({name}={share}): expected a share in (0, 1], for example {name}=0.5.")
+                raise ArgumentError(f"{method}({name}={share}): expected a share in (0, 1], for example {name}=0.5.")
         if self.keep_parameters is not None and self.keep_flops is not None:
-            raise ValueError(
+            raise ArgumentError(
                 f"{method}(keep_parameters={self.keep_parameters}, keep_flops={self.keep_flops}): expected one of them."
             )
 
@@ -49,15 +51,15 @@ class Options:
     def check(self, method: str, repairs: tuple[str, ...]) -> None:
         """Raise ``ValueError`` where a value is unknown, batches are missing or ``skip`` is one string."""
         if isinstance(self.skip, str):
-            raise ValueError(f"{method}(skip={self.skip!r}): expected a list of patterns, skip=[{self.skip!r}].")
+            raise ArgumentError(f"{method}(skip={self.skip!r}): expected a list of patterns, skip=[{self.skip!r}].")
         for name, value, known in (
             ("compensate", self.compensate, get_args(Compensate)),
             ("repair", self.repair, repairs),
         ):
             if value not in known:
                 choices = ", ".join(map(repr, known[:-1]))
-                raise ValueError(f"{method}({name}={value!r}): expected {choices} or {known[-1]!r}.")
+                raise ArgumentError(f"{method}({name}={value!r}): expected {choices} or {known[-1]!r}.")
         if self.repair == "data" and not self.batches:
-            raise ValueError(f"{method}(repair='data'): expected batches=..., a loader or a list of batches.")
+            raise ArgumentError(f"{method}(repair='data'): expected batches=..., a loader or a list of batches.")
         if self.batches is not None and not self.batches:
-            raise ValueError(f"{method}(batches=[]): expected at least one batch of inputs, or of (inputs, ...).")
+            raise ArgumentError(f"{method}(batches=[]): expected at least one batch of inputs, or of (inputs, ...).")

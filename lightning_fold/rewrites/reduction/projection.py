@@ -11,6 +11,8 @@ Source: "Cut Less, Fold More" (arXiv 2602.18116).
 import torch
 from torch import Tensor
 
+from lightning_fold.errors import ArgumentError
+
 
 def membership(assignment: Tensor) -> Tensor:
     """U, (channels, clusters) of zeros and ones, float64.
@@ -20,7 +22,7 @@ def membership(assignment: Tensor) -> Tensor:
     """
     clusters = int(assignment.max()) + 1 if len(assignment) else 0
     if clusters < 1 or len(assignment[assignment >= 0].unique()) < clusters:
-        raise ValueError(
+        raise ArgumentError(
             f"membership({assignment.tolist()}): expected the clusters 0 to k - 1, each with a channel, or -1 for none."
         )
     matrix = torch.zeros(len(assignment), clusters, dtype=torch.float64)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport, some_of
 from lightning_fold.rewrites.channels.consumers import ONLY_SOLVED
@@ -76,9 +77,9 @@ def prune(
     """
     if not callable(importance) and importance not in IMPORTANCES:
         known = ", ".join(map(repr, IMPORTANCES[:-1]))
-        raise ValueError(f"prune(importance={importance!r}): expected {known}, {IMPORTANCES[-1]!r} or a function.")
+        raise ArgumentError(f"prune(importance={importance!r}): expected {known}, {IMPORTANCES[-1]!r} or a function.")
     if importance == "taylor" and (batches is None or loss is None):
-        raise ValueError(
+        raise ArgumentError(
             "prune(importance='taylor'): expected batches=... and loss=..., for example "
             "loss=lambda model, batch: cross_entropy(model(batch[0]), batch[1])."
         )
@@ -132,7 +133,7 @@ class _Selection(ChannelSelector):
     def _checked(self, width: PrunableGroup) -> Tensor:
         scores = torch.as_tensor(self.score(self.model, width.group)).detach().cpu()
         if scores.shape != (width.group.size,) or not bool(torch.isfinite(scores).all()):
-            raise ValueError(
+            raise ArgumentError(
                 f"prune(importance=...): the scores of {width.group.name} have shape {tuple(scores.shape)} or are not "
                 f"finite; expected {width.group.size} finite numbers, one for each channel."
             )

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_fold.complexity import count_parameters
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, call
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.sparsity.sparsify import prunable_weights
@@ -50,7 +51,7 @@ def release(
         ValueError: ``max_drift`` is out of range.
     """
     if not 0 <= max_drift <= 1:
-        raise ValueError(f"release(max_drift={max_drift}): expected a share in [0, 1], for example max_drift=0.01.")
+        raise ArgumentError(f"release(max_drift={max_drift}): expected a share in [0, 1], for example max_drift=0.01.")
     weights = prunable_weights(model)
     noise = {name: _noise(weight, generator) for name, weight in weights.items()}
     amplitude = max_drift if batch is None else _amplitude(model, noise, max_drift, batch)

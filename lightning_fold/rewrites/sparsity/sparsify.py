@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_fold.complexity import count_parameters
+from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.wrappers import on_network
@@ -51,16 +52,16 @@ def sparsify(
         ValueError: ``sparsity`` is out of range, ``criterion`` is unknown, or there is no weight to zero.
     """
     if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsify(sparsity={sparsity}): expected a share in [0, 1), for example sparsity=0.9.")
+        raise ArgumentError(f"sparsify(sparsity={sparsity}): expected a share in [0, 1), for example sparsity=0.9.")
     if criterion not in ("magnitude", "connected"):
-        raise ValueError(f"sparsify(criterion={criterion!r}): expected 'magnitude' or 'connected'.")
+        raise ArgumentError(f"sparsify(criterion={criterion!r}): expected 'magnitude' or 'connected'.")
     weights = prunable_weights(model)
     if not weights:
-        raise ValueError(f"sparsify({type(model).__name__}): expected a Linear or convolution weight; found none.")
+        raise ArgumentError(f"sparsify({type(model).__name__}): expected a Linear or convolution weight; found none.")
     if criterion == "magnitude":
         scores = {name: weight.abs() for name, weight in weights.items()}
     elif example_inputs is None:
-        raise ValueError(
+        raise ArgumentError(
             "sparsify(criterion='connected'): expected example_inputs, which tell what reads each channel."
         )
     else:

@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.nn.modules import transformer
 
+from lightning_fold.errors import TraceError
 from lightning_fold.inputs import Inputs, as_arguments, few_examples
 from lightning_fold.structure.graph.canonical import put_weights_second, write_out_einsum
 from lightning_fold.structure.graph.decomposed_norms import join_written_norms
@@ -108,14 +109,14 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
 
     Raises:
-        ValueError: the model cannot be traced with these inputs; the message names what failed.
+        TraceError: the model cannot be traced with these inputs; the message names what failed.
     """
     inputs = few_examples(example_inputs)  # as much is read from them as from two hundred
     programs = [_export(model, inputs, evaluation_mode)]
     if unread := _unread_parameters(model, programs[0]):
         try:
             programs.append(_export(model, inputs, training_paths))
-        except ValueError as error:
+        except TraceError as error:
             warnings.warn(
                 f"{type(model).__name__} does not read {', '.join(unread[:3])}{', ...' * (len(unread) > 3)} in "
                 f"evaluation mode, and what it does in training cannot be traced: {error} Channels that only training "
@@ -167,7 +168,7 @@ def _export(
         try:
             return write_out_einsum(torch.export.export(model, *as_arguments(inputs), strict=False))
         except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(
+            raise TraceError(
                 f"{type(model).__name__} cannot be traced with the example inputs {_shapes(inputs)}: {error}. "
                 "Pass example inputs that model(*example_inputs) accepts, or a dict for model(**example_inputs)."
             ) from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lightning_fold.errors import ArgumentError
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.budget.cost_model import CostModel
@@ -50,7 +51,7 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
     least = costs.cost([1] * len(kept))
     goal, cost = share * costs.total, float(costs.total)
     if least > goal:
-        raise ValueError(
+        raise ArgumentError(
             f"{method}({name}={share}): one channel in every width that can shrink still leaves "
             f"{at_least(least / costs.total)} of them; expected {name} of at least that."
         )

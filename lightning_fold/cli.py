@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from rich.console import Console
 
@@ -17,6 +18,7 @@ import lightning_fold.data
 import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
 from lightning_fold.commands import compare, compress, export_network
 from lightning_fold.config_errors import summarise
+from lightning_fold.epoch_lines import EpochLines
 from lightning_fold.remarks import silence
 from lightning_fold.serialization import read_checkpoint
 from lightning_fold.summary import summarise_run
@@ -78,6 +80,19 @@ class FoldCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             self.parser.error(str(error), error)
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        """Build the trainer; ``fit`` whose output is no terminal gets a line an epoch in place of a progress bar."""
+        settings = self._get(self.config_init, "trainer", default={})
+        if self.subcommand != "fit" or Console().is_terminal or settings.get("fast_dev_run"):
+            return super().instantiate_trainer(**kwargs)
+        callbacks = settings.get("callbacks") or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if settings.get("enable_progress_bar") is None and not has_bar:
+            kwargs["enable_progress_bar"] = False
+        self.trainer_defaults = {**self.trainer_defaults, "callbacks": EpochLines()}
+        return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
         """Measure the dense and the compressed network, write both, and say where everything lies."""

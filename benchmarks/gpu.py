@@ -62,12 +62,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds cifar-10-batches-py")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--tiny", action="store_true", help="small networks and few images, on the CPU")
-    parser.add_argument("--seconds", type=float, default=None, help="time for everything: 570, or 100 if tiny")
+    parser.add_argument("--seconds", type=float, default=None, help="limit for everything: 570, or 400 if tiny")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args(arguments)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --tiny runs everything in small on the CPU")
-    options.seconds = options.seconds or (100.0 if options.tiny else 570.0)
+    options.seconds = options.seconds or (400.0 if options.tiny else 570.0)
     return options
 
 

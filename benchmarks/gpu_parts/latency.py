@@ -36,17 +36,25 @@ METHODS: dict[str, tuple[float, Any]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Networks and how they are timed: sizes of batches (in the order of compiling), runs, the compiler's backend."""
+    """Networks and how they are timed.
+
+    Attributes:
+        batches, compiled: sizes of batches, eager, and compiled in the order in which there is time for them.
+        runs: timed passes.
+        backend: the compiler's.
+        wait: seconds for a rewrite that has not ended yet.
+    """
 
     networks: dict[str, Network]
     batches: tuple[int, ...] = (1, 64, 256)
     compiled: tuple[int, ...] = (64, 1, 256)
     runs: int = 15
     backend: str = "inductor"
+    wait: float = 20.0
 
 
 FULL = Setting(LARGE)
-TINY = Setting(SMALL, batches=(1, 4), compiled=(4,), runs=2, backend="eager")
+TINY = Setting(SMALL, batches=(1, 4), compiled=(4,), runs=2, backend="eager", wait=120.0)
 
 
 def prepare(setting: Setting, work: Path, workers: Pool) -> dict[str, dict[str, "AsyncResult[Done]"]]:
@@ -126,7 +134,7 @@ def measure(
     for name, methods in pending.items():
         for method, result in methods.items():
             with results.guard(PART, f"{name}: {method}"):
-                done[name, method] = result.get(min(20.0, deadline.left))
+                done[name, method] = result.get(min(setting.wait, deadline.left))
                 timing.eager(name, done[name, method])
     chosen = [(name, method) for name, method in done if method != "fold"]
     for batch in setting.compiled:

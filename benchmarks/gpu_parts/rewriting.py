@@ -78,7 +78,7 @@ class Done:
         """Its plain values, for a row."""
         noted = {"notes": "; ".join(self.notes)} if self.notes else {}
         shares = {"parameters kept": self.parameters, "FLOPs kept": self.flops}
-        return {**shares, "CPU seconds of the rewrite": round(self.seconds, 1), **noted}
+        return {**shares, "seconds of the rewrite on the CPU": round(self.seconds, 1), **noted}
 
 
 def run(job: Job) -> Done:

@@ -23,6 +23,7 @@ from lightning_fold.inputs import (
     on_device,
     only_input,
 )
+from lightning_fold.rewrites.observe import forward_pre_hooks
 from lightning_fold.rewrites.repair import estimate_statistics
 from lightning_fold.structure.graph.trace import evaluation_mode
 
@@ -151,15 +152,11 @@ def _mean(calibration: Calibration, paths: Iterable[str], total: Callable[[Tenso
 
         return hook
 
-    layers = {path: calibration.network.get_submodule(path) for path in paths}
-    handles = [layer.register_forward_pre_hook(keep(path), with_kwargs=True) for path, layer in layers.items()]
-    try:
-        with evaluation_mode(calibration.network), torch.no_grad():
-            for batch in calibration.batches:
-                call(calibration.network, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    network = calibration.network
+    hooks = [(network.get_submodule(path), keep(path)) for path in dict.fromkeys(paths)]
+    with forward_pre_hooks(hooks), evaluation_mode(network), torch.no_grad():
+        for batch in calibration.batches:
+            call(network, batch)
     return {path: found / counts[path] for path, found in sums.items()}
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,6 +122,34 @@ def _noise(like: Tensor, examples: int, generator: torch.Generator) -> Tensor:
         white = torch.fft.ifft2(torch.fft.fft2(white) / frequency).real
         white = white / white.std()
     return white.to(like)
+
+
+@dataclass
+class LazyCalibration:
+    """A calibration that is made when it is first asked for: on ``batches``, or on noise where they are ``None``."""
+
+    model: nn.Module
+    example_inputs: Inputs
+    batches: list[Any] | None
+    seed: int = 0
+
+    def get(self) -> Calibration:
+        """The same one each time; of the network as it is at the first."""
+        return self._made
+
+    def notes(self) -> list[str]:
+        """What the report should say of it, once it was made."""
+        left_out = self._made.left_out if "_made" in vars(self) else 0
+        if not left_out:
+            return []
+        found = f"{left_out} of {len(self.batches or ())} batches"
+        return [f"{found} were left out: their inputs have other shapes than the first one's"]
+
+    @cached_property
+    def _made(self) -> Calibration:
+        if self.batches is None:
+            return from_noise(self.model, self.example_inputs, self.seed)
+        return from_batches(self.model, self.example_inputs, self.batches)
 
 
 def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, Tensor]:

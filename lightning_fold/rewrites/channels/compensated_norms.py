@@ -9,10 +9,10 @@ from torch.fx import Node
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm
 from lightning_fold.rewrites.channels.merge import targets
 from lightning_fold.rewrites.channels.removal import Removal
+from lightning_fold.structure.channel_reads import norm_constants
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import GlobalResponseNorm, Norm
-from lightning_fold.structure.liveness import norm_constants
 from lightning_fold.structure.operators import (
     WRITTEN_NORMS,
     family,

@@ -43,7 +43,9 @@ def test_nothing_is_imported_for_a_path() -> None:
 
 
 def test_checkpoints_hold_public_paths() -> None:
-    module = Classifier(network="lightning_fold.models.MLP", network_args={"in_features": 4, "hidden": [8], "out_features": 2})
+    module = Classifier(
+        network="lightning_fold.models.MLP", network_args={"in_features": 4, "hidden": [8], "out_features": 2}
+    )
     assert module.hparams["_class_path"] == "lightning_fold.modules.Classifier"
     types = {entry["type"] for entry in lf.describe(module.network).values()}
     assert "lightning_fold.models.MLP" in types and not any("modules.linear" in name for name in types)

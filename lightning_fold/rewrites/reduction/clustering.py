@@ -69,7 +69,6 @@ class Clustering:
 
         The best of a few starts of k-means++; where those cost too much, from the clusters of a Ward tree.
         """
-
         from sklearn.cluster import KMeans  # takes a second to import, and only fold needs it
 
         def k_means(points: _Points, wanted: int) -> np.ndarray:

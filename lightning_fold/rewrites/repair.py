@@ -1,6 +1,6 @@
 """repair: the statistics of a network after a lossy rewrite."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, batch_size, call, device_of, inputs_of_batch, join_inputs, on_device
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.rewrites.observe import forward_hooks
 from lightning_fold.structure.graph.trace import evaluation_mode
 
 
@@ -96,14 +97,14 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: M
     """
     targets: dict[str, Tensor] = {}
 
-    def remember(path: str):
+    def remember(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, output: Tensor) -> None:
             found = _by_channel(module, output)
             targets[path] = found @ rows[path].T.to(found)
 
         return hook
 
-    def tune(path: str):
+    def tune(path: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, given: Any, output: Tensor) -> Tensor:
             found, target = _by_channel(module, output).double(), targets.pop(path).double()
             bias: Any = getattr(module, "bias", None)
@@ -123,13 +124,9 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: M
         return hook
 
     for network, hook in ((dense, remember), (model, tune)):
-        handles = [network.get_submodule(path).register_forward_hook(hook(path)) for path in rows]
-        try:
-            with evaluation_mode(network), torch.no_grad():
-                call(network, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        hooks = [(network.get_submodule(path), hook(path)) for path in rows]
+        with forward_hooks(hooks), evaluation_mode(network), torch.no_grad():
+            call(network, inputs)
 
 
 def is_layer_norm(module: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """Callbacks that rewrite once, at the end of training or at a given epoch."""
 
 import warnings
+from abc import abstractmethod
 from copy import deepcopy
 from typing import Any, get_args
 
@@ -8,8 +9,7 @@ import lightning
 from torch import nn
 
 from lightning_fold.arguments import as_list, check_choice, check_count, check_share
-from lightning_fold.callbacks.loop.batches import training_batches
-from lightning_fold.callbacks.loop.inputs import network_inputs
+from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.callbacks.rewriting.base import Rewrite, RewriteCallback
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, few_examples
@@ -18,7 +18,13 @@ from lightning_fold.rewrites.reduction.options import Compensate
 
 
 class RewriteOnce(RewriteCallback):
-    """Base of the callbacks that rewrite a network once.
+    """Base of the callbacks that rewrite a network once, before an epoch or at the end of training.
+
+    To write your own, override ``change(batches)``: it returns the rewrite, a function of network, example inputs and
+    optimizers that works in place and returns a ``RewriteReport``, as ``lightning_fold.prune`` and the like do, which
+    can be called in it. Before training it runs once on a copy of the network and two examples, so that it fails
+    early. A resumed run does it at the same moment, on the same batches. Your constructor takes its own arguments and
+    passes the following on; Lightning's hooks, where you override them, call ``super()``.
 
     Args:
         method: name of the rewrite.
@@ -43,9 +49,13 @@ class RewriteOnce(RewriteCallback):
         """Whether the rewrite was done."""
         return self.done
 
+    @abstractmethod
     def change(self, batches: list[Inputs] | None) -> Rewrite:
-        """The rewrite, as a function of network, inputs and optimizers; ``batches`` are the network's inputs."""
-        raise NotImplementedError
+        """The rewrite, as a function of network, inputs and optimizers.
+
+        Args:
+            batches: the network's inputs for as many training batches as the constructor was told; ``None`` for 0.
+        """
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Check that the rewrite comes before the end of training, and not in the middle of another callback's work."""
@@ -58,17 +68,16 @@ class RewriteOnce(RewriteCallback):
             )
 
         if stage == "fit" and not trainer.fast_dev_run:
-            self._check_order(trainer)
+            self._check_order(self.run_of(trainer, pl_module))
 
-    def _check_order(self, trainer: lightning.Trainer) -> None:
-        """What another callback occupies must end before this rewrite, or begin after it."""
-        callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        epoch = trainer.max_epochs if self.at_epoch == -1 else self.at_epoch
-        for place, other in enumerate(callbacks):
+    def _check_order(self, run: CompressionRun) -> None:
+        """The epochs that another callback reserves must end before this rewrite, or begin after it."""
+        epoch = run.trainer.max_epochs if self.at_epoch == -1 else self.at_epoch
+        for place, other in enumerate(run.callbacks):
             if not isinstance(other, RewriteCallback) or not other.reserved_epochs or epoch is None or epoch < 0:
                 continue
             first, end = other.reserved_epochs.start, other.reserved_epochs.stop
-            listed_after = callbacks.index(self) > place
+            listed_after = run.callbacks.index(self) > place
             if first < epoch < end or (epoch == first and listed_after) or (epoch == end and not listed_after):
                 mine, theirs = type(self).__name__, type(other).__name__
                 raise ArgumentError(
@@ -77,10 +86,10 @@ class RewriteOnce(RewriteCallback):
                     f"list {mine} after {theirs} in Trainer(callbacks=[...])."
                 )
 
-    def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def begin_epoch(self, run: CompressionRun) -> None:
         """Rewrite before the first batch of the given epoch."""
-        if 0 <= self.at_epoch <= trainer.current_epoch:
-            self._rewrite_once(trainer, pl_module)
+        if 0 <= self.at_epoch <= run.epoch:
+            self._rewrite_once(run)
 
     def dry_run(self, network: nn.Module, inputs: Inputs) -> None:
         """Rewrite a copy, on few examples: what fails there would fail at the end of training."""
@@ -91,10 +100,10 @@ class RewriteOnce(RewriteCallback):
             warnings.simplefilter("ignore")  # they come again
             self.change([few] if self._count else None)(deepcopy(network), few, ())
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def finish(self, run: CompressionRun) -> None:
         """Rewrite at the end of training."""
-        if self.at_epoch == -1 and not trainer.interrupted:
-            self._rewrite_once(trainer, pl_module)
+        if self.at_epoch == -1 and not run.trainer.interrupted:
+            self._rewrite_once(run)
 
     def unfinished(self, epochs: int) -> str:
         """The epoch that was not reached."""
@@ -113,19 +122,14 @@ class RewriteOnce(RewriteCallback):
         super().load_state_dict(state_dict)
         self.done = state_dict["done"]
 
-    def _rewrite_once(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _rewrite_once(self, run: CompressionRun) -> None:
         if self.done:
             return
-        self.rewrite(trainer, pl_module, self.method, self.change(self._batches(trainer, pl_module)))
-        self.done = True
-
-    def _batches(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Inputs] | None:
-        """The network's inputs for the first training batches, the same ones on every process."""
         # a run resumed after its last epoch has not told its samplers which it was
-        epoch = max(trainer.current_epoch - 1, 0) if self.at_epoch == -1 else None
-        batches = training_batches(trainer, pl_module, self._count, epoch=epoch)
-        found = [network_inputs(pl_module, batch, index) for index, batch in enumerate(batches)]
-        return trainer.strategy.broadcast(found) if found else None
+        epoch = max(run.epoch - 1, 0) if self.at_epoch == -1 else None
+        batches = run.inputs_of_batches(self._count, epoch=epoch)
+        self.rewrite(run, self.method, self.change(batches))
+        self.done = True
 
 
 class ReduceOnce(RewriteOnce):

@@ -148,7 +148,7 @@ def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, 
     small = lf.count_parameters(module.network)
     assert small < record_of(module).dense.parameters
     assert plain.metrics["compression/parameters"] == small
-    with open(tmp_path / "csv" / "version_0" / "metrics.csv", newline="") as file:
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
         written = [row["compression/parameters"] for row in csv.DictReader(file) if row["compression/parameters"]]
     assert float(written[-1]) == small
     events = EventAccumulator(str(tmp_path / "board" / "version_0"))

@@ -19,6 +19,7 @@ from lightning_fold.callbacks import (
     LowRankFactorization,
     SqueezeRelease,
 )
+from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.storage.checkpoints import record_of
 from tests.callbacks.conftest import ConvNet, Plain
 from tests.callbacks.projects import loader, project
@@ -275,7 +276,7 @@ def test_rewrite_is_done_once(make_classifier, make_trainer, data):
     module, callback = make_classifier(), ChannelPruning(ratio=0.3)
     make_trainer(1, callback).fit(module, data)
     once = deepcopy(module.network)
-    callback.finish(module.trainer, module)
+    callback.finish(CompressionRun(module.trainer, module))
     assert_same_network(once, module.network)
 
 
@@ -372,7 +373,9 @@ def test_cycles_that_stop_early_leave_room(make_classifier, make_trainer, data):
     module = make_classifier()
     make_trainer(5, squeeze, ChannelPruning(ratio=0.3, at_epoch=4)).fit(module, data)
     done = record_of(module).methods
-    assert squeeze.stopped and [m["method"] for m in done] == ["squeeze-release", "prune"] and done[0]["epoch"] == 2
+    assert (
+        squeeze.state.stopped and [m["method"] for m in done] == ["squeeze-release", "prune"] and done[0]["epoch"] == 2
+    )
 
 
 CANNOT = {

@@ -20,11 +20,24 @@ from lightning_fold.rewrites.reduction.options import Compensate
 class RewriteOnce(RewriteCallback):
     """Base of the callbacks that rewrite a network once, before an epoch or at the end of training.
 
-    To write your own, override ``change(batches)``: it returns the rewrite, a function of network, example inputs and
-    optimizers that works in place and returns a ``RewriteReport``, as ``lightning_fold.prune`` and the like do, which
-    can be called in it. Before training it runs once on a copy of the network and two examples, so that it fails
-    early. A resumed run does it at the same moment, on the same batches. Your constructor takes its own arguments and
-    passes the following on; Lightning's hooks, where you override them, call ``super()``.
+    To write your own, override ``change(batches)``. It returns a function of the network, example inputs and the
+    optimizers that rewrites in place and returns a ``RewriteReport``, as ``lightning_fold.prune`` and the like do::
+
+        class Shrink(RewriteOnce):
+            def __init__(self, sparsity: float = 0.5, at_epoch: int = -1) -> None:
+                super().__init__("shrink", at_epoch)
+                self.sparsity = sparsity
+
+            def change(self, batches):
+                def shrink(network, inputs, optimizers):
+                    sparsify(network, self.sparsity, example_inputs=inputs, optimizers=optimizers)
+                    return minimize(network, inputs, optimizers=optimizers)
+
+                return shrink
+
+    Before training it runs once on a copy of the network, with two examples and no optimizers, so that it fails early.
+    A resumed run rewrites at the same moment, on the same batches. A hook of Lightning that you override calls
+    ``super()``.
 
     Args:
         method: name of the rewrite.

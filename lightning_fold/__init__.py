@@ -3,8 +3,10 @@
 Every rewrite works in place on any network that ``torch.export`` can trace and returns a :class:`RewriteReport`.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_fold.checkout import check_links
 from lightning_fold.complexity import Latency, count_bytes, count_flops, count_parameters, measure_latency
 from lightning_fold.errors import ArgumentError, LightningFoldError, RewriteError, TraceError
 from lightning_fold.report import Change, Kept, RewriteReport
@@ -56,6 +58,8 @@ __all__ = [
     "sparsify",
     "sparsity_of",
 ]
+
+check_links(Path(__file__).parent)
 
 
 def __getattr__(name: str) -> Any:

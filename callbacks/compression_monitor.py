@@ -1,5 +1,6 @@
 """CompressionMonitor: what became of the network, epoch by epoch, in the progress bar and the loggers."""
 
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from typing import Any
@@ -103,9 +104,10 @@ class CompressionMonitor(lightning.Callback):
             return
         run = CompressionRun(trainer, pl_module)
         sizes, step = self._all_sizes(run), trainer.global_step
-        for logger in trainer.loggers:
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
             logger.log_metrics(sizes, step=step)
-        boards = [logger for logger in trainer.loggers if hasattr(logger.experiment, "add_figure")]
+        boards = [logger for logger in loggers if hasattr(logger.experiment, "add_figure")]
         figures = self._figures(run) if boards else {}
         for logger in boards:
             for name, figure in figures.items():
@@ -166,7 +168,8 @@ def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:
 
     TensorBoard keeps the first page of a run, so ``TensorBoardLogger`` must not have written its own before.
     """
-    known = flatten(logger.hparams) | extra
+    given = logger.hparams
+    known = flatten(vars(given) if isinstance(given, Namespace) else given) | extra
     for summary in hparams(known, dict.fromkeys(_FINAL_TAGS, 0.0)):  # it reads the values from the tags themselves
         logger.experiment.file_writer.add_summary(summary)
 

@@ -23,7 +23,7 @@ from lightning_fold.rewrites.exact.minimize import minimize
 from lightning_fold.rewrites.sparsity.release import release
 from lightning_fold.rewrites.sparsity.sparsify import Criterion, prunable_weights, sparsify
 from lightning_fold.rewrites.sparsity.sparsity_for_target import sparsity_within
-from lightning_fold.storage.checkpoints import Snapshot, network_of
+from lightning_fold.storage.checkpoints import Snapshot
 from lightning_fold.structure.groups import channel_groups
 
 
@@ -121,13 +121,13 @@ class SqueezeRelease(RewriteCallback):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Check that the cycles fit into the training."""
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not trainer.fast_dev_run:
+        run = self.run_of(trainer, pl_module)
+        if stage == "fit" and not run.fast_dev_run:
             self._check_epochs(trainer.max_epochs or 0)
             self.limit.check_trainer(trainer)
-        network = network_of(pl_module)
-        if not prunable_weights(network):
+        if not prunable_weights(run.network):
             raise ArgumentError(
-                f"SqueezeRelease: {type(network).__name__} has no Linear or convolution weight; expected a network "
+                f"SqueezeRelease: {type(run.network).__name__} has no Linear or convolution weight; expected a network "
                 "with layers that can be pruned."
             )
 

@@ -77,6 +77,11 @@ class CompressionRun:
         return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
 
     @property
+    def fast_dev_run(self) -> bool:
+        """Whether the trainer only tries a few batches, so that schedules need not fit in."""
+        return bool(getattr(self.trainer, "fast_dev_run", False))
+
+    @property
     def learning_rate(self) -> float:
         """The rate at which the first parameter of the network that an optimizer trains is trained now."""
         own = {id(parameter) for parameter in self.network.parameters()}

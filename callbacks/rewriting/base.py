@@ -219,7 +219,7 @@ class RewriteCallback(lightning.Callback, ABC):
     def _finish(self, run: CompressionRun) -> None:
         self.finish(run)
         self.ended = not run.trainer.interrupted
-        if self.ended and not self.finished and not run.trainer.fast_dev_run:
+        if self.ended and not self.finished and not run.fast_dev_run:
             rank_zero_warn(self.unfinished(run.epoch))
         if is_settled(run) and any(callback._unseen for callback in rewriting(run)):
             run.validate()

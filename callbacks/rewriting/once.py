@@ -73,15 +73,15 @@ class RewriteOnce(RewriteCallback):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Check that the rewrite comes before the end of training, and not in the middle of another callback's work."""
         super().setup(trainer, pl_module, stage)
-        epochs = trainer.max_epochs or 0
-        if stage == "fit" and 0 <= epochs <= self.at_epoch and not trainer.fast_dev_run:
+        run, epochs = self.run_of(trainer, pl_module), trainer.max_epochs or 0
+        if stage != "fit" or run.fast_dev_run:
+            return
+        if 0 <= epochs <= self.at_epoch:
             raise ArgumentError(
                 f"{type(self).__name__}(at_epoch={self.at_epoch}): expected an epoch below "
                 f"Trainer(max_epochs={epochs}), or -1 for the end of training."
             )
-
-        if stage == "fit" and not trainer.fast_dev_run:
-            self._check_order(self.run_of(trainer, pl_module))
+        self._check_order(run)
 
     def _check_order(self, run: CompressionRun) -> None:
         """The epochs that another callback reserves must end before this rewrite, or begin after it."""

@@ -16,10 +16,10 @@ from lightning_fold.callbacks import (
     ChannelFolding,
     ChannelPruning,
     CompressionMonitor,
+    CompressionRun,
     LowRankFactorization,
     SqueezeRelease,
 )
-from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.storage.checkpoints import record_of
 from tests.callbacks.conftest import ConvNet, Plain
 from tests.callbacks.projects import loader, project

@@ -1,5 +1,6 @@
 """factorize: linear layers and convolutions become two of low rank, by singular value decomposition."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from lightning_fold.rewrites.factorization.matrix_views import (
     reads_less,
 )
 from lightning_fold.rewrites.factorization.replaceability import Use, find_irreplaceable, find_uses
-from lightning_fold.rewrites.reduction.budget.allocation import at_least, missed
+from lightning_fold.rewrites.size import Keep, Of, Size, at_least, missed
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.surgery.transaction import Surgery
@@ -37,8 +38,8 @@ def factorize(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    keep_parameters: float | None = None,
-    keep_flops: float | None = None,
+    keep: Keep = 0.5,
+    of: Of = "parameters",
     batches: Iterable[Any] | None = None,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
@@ -65,36 +66,41 @@ def factorize(
     Args:
         model: any network with at least one linear layer or convolution inside.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        keep_parameters: share of the network's parameters to keep, in (0, 1]; 0.3 where neither share is given.
-        keep_flops: share of its floating-point operations to keep, in (0, 1], in place of ``keep_parameters``.
+        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names, as in file names, to such
+            shares: the first pattern that matches a layer counts, ``"*"`` stands for the rest.
+        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network. In a mapping
+            ``"*"`` is then the share of the network, and the layers that another pattern matches keep at least its
+            share of their own weights (or FLOPs). ``"channels"``: each layer gets this share of its full rank, the
+            smaller number of rows or columns of its matrix, as the channels between its two factors; what no pattern
+            matches stays as it is. Factors are smaller than the layer only below rows * columns / (rows + columns),
+            half the full rank of a square matrix.
         batches: a few batches of inputs, of (inputs, ...) as many as the network takes, or mappings.
         optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
             bias stays the same parameter.
 
     Raises:
-        ValueError: a share is out of range or both are given, there is no layer to factorize, there are no batches, or
-            the budget cannot be reached.
+        TypeError: ``keep`` is neither a number nor a mapping.
+        ValueError: a share is out of range, a pattern matches nothing, there is no layer to factorize, there are no
+            batches, or the budget cannot be reached.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
-    if keep_parameters is not None and keep_flops is not None:
-        raise ArgumentError(
-            f"factorize(keep_parameters={keep_parameters}, keep_flops={keep_flops}): expected one of them, not both."
-        )
-    unit = "parameters" if keep_flops is None else "flops"
-    share = keep_flops if keep_flops is not None else 0.3 if keep_parameters is None else keep_parameters
-    if not 0 < share <= 1:
-        raise ArgumentError(f"factorize(keep_{unit}={share}): expected a share in (0, 1], for example 0.3.")
+    size = Size(keep, of)
+    size.check("factorize")
 
     def change(surgery: Surgery) -> list[Kept]:
-        count = lambda: count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)  # noqa: E731
+        count = lambda: count_flops(model, example_inputs) if of == "flops" else count_parameters(model)  # noqa: E731
         before = count()
         merged = _merge_pairs(surgery)
-        layers, kept = _layers(model, example_inputs, unit, batches)
-        ranks = _allocate(layers, count() if merged else before, before, share, unit, kept)
-        return kept + _replace(surgery, layers, ranks)
+        layers, kept = _layers(model, example_inputs, of, batches)
+        size.check_patterns("factorize", [layer.shape.path for layer in layers])
+        if size.is_budget:
+            ranks = _allocate(layers, count() if merged else before, before, size, kept)
+        else:
+            ranks = [layer.at_share(size.share_of([layer.shape.path])) for layer in layers]
+        return kept + _replace(surgery, layers, ranks, size)
 
     report = rewrite("factorize", model, example_inputs, optimizers, change)
-    note = missed(report, share, unit)
+    note = missed(report, size)
     return replace(report, notes=(note,) if note else ())
 
 
@@ -131,6 +137,14 @@ class _Layer:
     def at(self, rank: int) -> int:
         """``rank``, or 0 where factors of this rank would not be smaller."""
         return rank if rank * self.cost < self.size else 0
+
+    def at_share(self, share: float | None) -> int:
+        """The rank that is ``share`` of the full one; 0 where there is no share."""
+        return 0 if share is None else self.at(max(round(share * len(self.energies)), 1))
+
+    def bounded(self, share: float | None) -> int:
+        """The smallest rank that costs at least ``share`` of the layer, 1 where there is no share."""
+        return self.at(1 if share is None else max(math.ceil(share * self.size / self.cost), 1))
 
 
 def _layers(
@@ -232,21 +246,28 @@ def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple
     return basis, values.square()
 
 
-def _allocate(layers: list[_Layer], whole: int, before: int, share: float, unit: str, kept: list[Kept]) -> list[int]:
-    """The rank of each layer, 0 where it stays, so that of a ``whole`` network at most ``share * before`` is left."""
-    rest, budget = whole - sum(layer.size for layer in layers), int(share * before)
+def _allocate(layers: list[_Layer], whole: int, before: int, size: Size, kept: list[Kept]) -> list[int]:
+    """The rank of each layer, 0 where it stays, so that a ``whole`` network shrinks to the share of ``before``."""
+    rest, budget = whole - sum(layer.size for layer in layers), int(size.whole * before)
+    fewest = [layer.bounded(size.bound_of([layer.shape.path])) for layer in layers]
 
     def total(ranks: list[int]) -> int:
         return rest + sum(layer.spent(rank) for layer, rank in zip(layers, ranks, strict=True))
 
     def ranks_at(threshold: float) -> list[int]:
-        return [layer.at(max(int((layer.energies / layer.cost >= threshold).sum()), 1)) for layer in layers]
+        wanted = [int((layer.energies / layer.cost >= threshold).sum()) for layer in layers]
+        return [
+            layer.at(max(rank, least)) if least else 0
+            for layer, rank, least in zip(layers, wanted, fewest, strict=True)
+        ]
 
-    smallest = total([layer.at(1) for layer in layers])
+    smallest = total(fewest)
     if smallest > budget:
+        bounded = any(least != 1 for least in fewest)
+        ranks = "the smallest ranks that it allows still leave" if bounded else "rank 1 in every layer still leaves"
         raise ArgumentError(
-            f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / before)} of "
-            f"them; expected keep_{unit} of at least that. Or fold or prune the network first."
+            f"factorize({size}): {ranks} {at_least(smallest / before)} of the {size.unit}; expected a share of the "
+            "network of at least that. Or fold or prune the network first."
             f"{_left_alone({each.tensor: each.reason for each in kept})}"
         )
     low, high = 0.0, 1.0
@@ -273,11 +294,12 @@ def _spend_rest(layers: list[_Layer], ranks: list[int], left: int) -> list[int]:
         ranks = [layers[i].at(rank + 1) if i == best else rank for i, rank in enumerate(ranks)]
 
 
-def _replace(surgery: Surgery, layers: list[_Layer], ranks: list[int]) -> list[Kept]:
+def _replace(surgery: Surgery, layers: list[_Layer], ranks: list[int], size: Size) -> list[Kept]:
     kept = []
     for layer, rank in zip(layers, ranks, strict=True):
         if rank == 0:
-            reason = "two factors would not be smaller at this energy"
+            spared = not size.is_budget and size.share_of([layer.shape.path]) is None
+            reason = "no pattern of keep matches it" if spared else "two factors would not be smaller at this rank"
             kept.append(Kept(layer.shape.path, layer.shape.layer.weight.shape[0], reason))
             continue
         basis = layer.basis[:, :rank]

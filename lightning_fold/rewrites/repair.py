@@ -12,6 +12,7 @@ from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, batch_size, call, inputs_for, join_inputs
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.report import RewriteReport, some_of
+from lightning_fold.rewrites.observe import forward_hooks
 from lightning_fold.rewrites.wrappers import check_there
 from lightning_fold.structure.graph.trace import evaluation_mode, unwrapped
 
@@ -145,13 +146,9 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: M
         return hook
 
     for network, hook in ((dense, remember), (model, tune)):
-        handles = [network.get_submodule(path).register_forward_hook(hook(path)) for path in rows]
-        try:
-            with evaluation_mode(network), torch.no_grad():
-                call(network, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        hooks = [(network.get_submodule(path), hook(path)) for path in rows]
+        with forward_hooks(hooks), evaluation_mode(network), torch.no_grad():
+            call(network, inputs)
 
 
 def is_layer_norm(module: nn.Module) -> bool:

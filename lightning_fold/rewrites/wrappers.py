@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.errors import ArgumentError
 from lightning_fold.structure.graph.trace import unwrapped, unwrapped_once
+from lightning_fold.surgery.baking import bake
 from lightning_fold.surgery.transaction import Surgery
 
 R = TypeVar("R", bound=Callable[..., Any])
@@ -35,7 +36,7 @@ def on_network(rewrite: R) -> R:
         check_there(rewrite.__name__, network)
         optimizers = list(optimizers)
         with Surgery(network, optimizers) as surgery:
-            surgery.bake()
+            bake(surgery)
             report = rewrite(network, *args, optimizers=optimizers, **kwargs)
         if network is not model:
             _refresh_ddp(model)

@@ -177,7 +177,7 @@ def test_structure_of_another_network_is_refused(other: str) -> None:
 def test_description_is_plain() -> None:
     structure = lf.describe(build("residual"))
     entry = structure["1.conv1"]
-    assert entry["type"] == "torch.nn.modules.conv.Conv2d" and entry["shapes"] == {"weight": [8, 8, 3, 3]}
+    assert entry["type"] == "torch.nn.Conv2d" and entry["shapes"] == {"weight": [8, 8, 3, 3]}
     assert entry["attributes"]["out_channels"] == 8 and entry["attributes"]["kernel_size"] == [3, 3]
     assert json.loads(json.dumps(structure)) == structure
 

@@ -1,8 +1,7 @@
 """factorize: linear layers and convolutions become two of low rank, by singular value decomposition."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,13 +22,13 @@ from lightning_fold.rewrites.factorization.matrix_views import (
     product,
     reads_less,
 )
-from lightning_fold.rewrites.factorization.replaceability import Use, find_irreplaceable, find_uses
-from lightning_fold.rewrites.size import Keep, Of, Size, at_least, missed
+from lightning_fold.rewrites.factorization.rank_allocation import DecomposedLayer, ranks_of
+from lightning_fold.rewrites.factorization.replaceability import Use, find_irreplaceable, find_uses, left_alone
+from lightning_fold.rewrites.size import Keep, Of, Size, missed
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.surgery.transaction import Surgery
 
-_BISECTIONS = 60
 _FIXED = "is called otherwise than as the submodule it is, or asked for its type, so two layers in its place do not do"
 
 
@@ -93,10 +92,7 @@ def factorize(
         merged = _merge_pairs(surgery)
         layers, kept = _layers(model, example_inputs, of, batches)
         size.check_patterns("factorize", [layer.shape.path for layer in layers])
-        if size.is_budget:
-            ranks = _allocate(layers, count() if merged else before, before, size, kept)
-        else:
-            ranks = [layer.at_share(size.share_of([layer.shape.path])) for layer in layers]
+        ranks = ranks_of(layers, count() if merged else before, before, size, kept)
         return kept + _replace(surgery, layers, ranks, size)
 
     report = rewrite("factorize", model, example_inputs, optimizers, change)
@@ -112,44 +108,9 @@ def _merge_pairs(surgery: Surgery) -> bool:
     return bool(pairs)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer to factorize.
-
-    Attributes:
-        shape: how it is read as a matrix.
-        size: what it costs as it is, in parameters or FLOPs.
-        cost: what one rank costs.
-        basis: (rows, rows or columns) orthonormal directions of the outputs, the most energy first.
-        energies: the share of the energy in each of them.
-    """
-
-    shape: MatrixView
-    size: int
-    cost: int
-    basis: Tensor
-    energies: Tensor
-
-    def spent(self, rank: int) -> int:
-        """What it costs with this rank; 0 leaves it as it is."""
-        return rank * self.cost if rank else self.size
-
-    def at(self, rank: int) -> int:
-        """``rank``, or 0 where factors of this rank would not be smaller."""
-        return rank if rank * self.cost < self.size else 0
-
-    def at_share(self, share: float | None) -> int:
-        """The rank that is ``share`` of the full one; 0 where there is no share."""
-        return 0 if share is None else self.at(max(round(share * len(self.energies)), 1))
-
-    def bounded(self, share: float | None) -> int:
-        """The smallest rank that costs at least ``share`` of the layer, 1 where there is no share."""
-        return self.at(1 if share is None else max(math.ceil(share * self.size / self.cost), 1))
-
-
 def _layers(
     model: nn.Module, example_inputs: Inputs, unit: str, batches: Iterable[Any] | None
-) -> tuple[list[_Layer], list[Kept]]:
+) -> tuple[list[DecomposedLayer], list[Kept]]:
     """The layers that can be factorized, decomposed, and the other weights with the reason why they stay."""
     modules = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, _ConvNd))}
     uses = find_uses(model, example_inputs, modules.values())
@@ -161,7 +122,7 @@ def _layers(
     if not found:
         raise ArgumentError(
             f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none."
-            f"{_left_alone(reasons)}"
+            f"{left_alone(reasons)}"
         )
     each = [shape for group in found for shape in group]
     moments = None if batches is None else moments_of(model, example_inputs, batches, each)
@@ -210,16 +171,9 @@ def _other_weights(model: nn.Module) -> list[Kept]:
     ]
 
 
-def _left_alone(reasons: Mapping[str, str]) -> str:
-    """What to say of the weights that stay: by reason, the first three names of each."""
-    names: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        names.setdefault(reason, []).append(name or "the network")
-    found = [f"{', '.join(some[:3])}{', ...' * (len(some) > 3)}: {reason}" for reason, some in names.items()]
-    return f" Left alone: {'; '.join(found)}." if found else ""
-
-
-def _decompose(shape: MatrixView, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
+def _decompose(
+    shape: MatrixView, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None
+) -> DecomposedLayer:
     matrix = precise(shape.matrix)
     basis, energies = _directions(matrix, None if moments is None else moments[id(shape)], reads_less(shape))
     size, cost = shape.layer.weight.numel(), sum(matrix.shape)
@@ -227,7 +181,9 @@ def _decompose(shape: MatrixView, calls: Sequence[Inputs], unit: str, moments: d
         one = shape.pair(matrix[:, :1], matrix[:1])
         size = sum(count_flops(shape.layer, each) for each in calls)
         cost = sum(count_flops(one, each) for each in calls)
-    return _Layer(shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
+    return DecomposedLayer(
+        shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny)
+    )
 
 
 def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple[Tensor, Tensor]:
@@ -246,55 +202,7 @@ def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple
     return basis, values.square()
 
 
-def _allocate(layers: list[_Layer], whole: int, before: int, size: Size, kept: list[Kept]) -> list[int]:
-    """The rank of each layer, 0 where it stays, so that a ``whole`` network shrinks to the share of ``before``."""
-    rest, budget = whole - sum(layer.size for layer in layers), int(size.whole * before)
-    fewest = [layer.bounded(size.bound_of([layer.shape.path])) for layer in layers]
-
-    def total(ranks: list[int]) -> int:
-        return rest + sum(layer.spent(rank) for layer, rank in zip(layers, ranks, strict=True))
-
-    def ranks_at(threshold: float) -> list[int]:
-        wanted = [int((layer.energies / layer.cost >= threshold).sum()) for layer in layers]
-        return [
-            layer.at(max(rank, least)) if least else 0
-            for layer, rank, least in zip(layers, wanted, fewest, strict=True)
-        ]
-
-    smallest = total(fewest)
-    if smallest > budget:
-        bounded = any(least != 1 for least in fewest)
-        ranks = "the smallest ranks that it allows still leave" if bounded else "rank 1 in every layer still leaves"
-        raise ArgumentError(
-            f"factorize({size}): {ranks} {at_least(smallest / before)} of the {size.unit}; expected a share of the "
-            "network of at least that. Or fold or prune the network first."
-            f"{_left_alone({each.tensor: each.reason for each in kept})}"
-        )
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low * high) ** 0.5 if low > 0 else high / 1e3
-        low, high = (middle, high) if total(ranks_at(middle)) > budget else (low, middle)
-    ranks = ranks_at(high)
-    return _spend_rest(layers, ranks, budget - total(ranks))
-
-
-def _spend_rest(layers: list[_Layer], ranks: list[int], left: int) -> list[int]:
-    """One more rank, or the layer as it was, wherever that still fits, the most energy first."""
-    while True:
-        prices = {
-            index: layer.spent(layer.at(rank + 1)) - layer.spent(rank)
-            for index, (layer, rank) in enumerate(zip(layers, ranks, strict=True))
-            if 0 < rank < len(layer.energies)
-        }
-        fitting = [index for index, price in prices.items() if price <= left]
-        if not fitting:
-            return ranks
-        best = max(fitting, key=lambda index: float(layers[index].energies[ranks[index]]) / layers[index].cost)
-        left -= prices[best]
-        ranks = [layers[i].at(rank + 1) if i == best else rank for i, rank in enumerate(ranks)]
-
-
-def _replace(surgery: Surgery, layers: list[_Layer], ranks: list[int], size: Size) -> list[Kept]:
+def _replace(surgery: Surgery, layers: list[DecomposedLayer], ranks: list[int], size: Size) -> list[Kept]:
     kept = []
     for layer, rank in zip(layers, ranks, strict=True):
         if rank == 0:

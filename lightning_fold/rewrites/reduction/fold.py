@@ -86,7 +86,7 @@ class _Folding(ChannelSelector):
     """Channels become their cluster."""
 
     def __init__(self, context: SelectionContext, seed: int) -> None:
-        self.clustering = Clustering(context.surgery, context.structure, seed)
+        self.clustering = Clustering(context.model, context.structure, seed)
         self._reasons = _unmergeable(context.structure)
 
     def assign(self, width: PrunableGroup, kept: int) -> Tensor:

@@ -1,8 +1,8 @@
 """What prune and fold share, from beginning to end.
 
-Read the widths (``widths``); a way to choose channels (``choosing``: importances or clusters) is a ``projection``;
-sizes under a budget (``sensitivity``, ``budget``); the ``cut``: merging, removal, norms weighed (``compensation``);
-then what makes the result better (``recovery``: Fold-AR, least squares, ``repair``).
+Read the widths (``channels/widths``); a ``selector`` (importances or clusters) chooses channels, as a ``projection``;
+sizes under a ``budget``; the ``cut``: merging, removal, norms weighed (``channels``); then what makes the result better
+(``recovery``: Fold-AR, least squares, ``repair``).
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.calibration import Calibration, from_batches, from_noise
+from lightning_fold.rewrites.calibration import LazyCalibration
 from lightning_fold.rewrites.channels.merge import fold_ar
 from lightning_fold.rewrites.channels.widths import (
     PrunableGroup,
@@ -60,7 +60,7 @@ def reduce_channels(
         kept = reduction.sizes(size)
         report = rewrite(method, model, example_inputs, optimizers, lambda surgery: reduction.change(surgery, kept))
         reduction.check_size(size, report)
-        return replace(report, notes=tuple(reduction.notes))
+        return replace(report, notes=(*reduction.calibration.notes(), *reduction.notes))
 
     return asking_attributes(run, model, example_inputs)
 
@@ -81,27 +81,13 @@ class _Reduction:
         self.method, self.model, self.example_inputs = method, model, example_inputs
         self.structure, self.options = structure, options
         self.notes: list[str] = []
-        self._calibration: Calibration | None = None
+        self.calibration = LazyCalibration(model, example_inputs, options.batches, options.seed)
         self._planned = 1.0
-        self.selector = choose(SelectionContext(model, Surgery(model), structure, self.calibrate))
+        self.selector = choose(SelectionContext(model, structure, self.calibration))
         check_patterns(method, widths, options.skip)
         self._found = widths
         reasons = [width.skipped(options.skip) or self.selector.refused(width) for width in widths]
         self.refused, self.widths = hold_bundles(structure, widths, reasons)
-
-    def calibrate(self) -> Calibration:
-        """The dense network on data, or on noise."""
-        if self._calibration is None:
-            batches = self.options.batches
-            self._calibration = (
-                from_noise(self.model, self.example_inputs, self.options.seed)
-                if batches is None
-                else from_batches(self.model, self.example_inputs, batches)
-            )
-            if left_out := self._calibration.left_out:
-                found = f"{left_out} of {len(batches or ())} batches"
-                self.notes.append(f"{found} were left out: their inputs have other shapes than the first one's")
-        return self._calibration
 
     def sizes(self, size: Size) -> list[int]:
         """How many channels each block of each width keeps."""
@@ -113,7 +99,7 @@ class _Reduction:
         costs = cost_model(self.model, self.example_inputs, self.structure, self.widths, flops=flops)
         fewest = share_out(self.widths, [size.bound_of(width.writers) or 0.0 for width in self.widths], bundles)
         refitted = self.options.compensate == "least-squares"
-        curves = error_curves(self.calibrate(), self.structure, self.widths, self.selector, refitted=refitted)
+        curves = error_curves(self.calibration.get(), self.structure, self.widths, self.selector, refitted=refitted)
         kept = allocate(self.method, costs, curves, size, fewest)
         self._planned = costs.cost(kept) / costs.total
         return kept
@@ -126,7 +112,7 @@ class _Reduction:
         self.notes += self.selector.notes(shrinking)
         options = self.options
         needed = options.compensate != "none" or options.repair == "data-free" or options.batches is not None
-        recovery = Recovery(cut, self.calibrate() if needed else None, self.notes)
+        recovery = Recovery(cut, self.calibration.get() if needed else None, self.notes)
         cut.rescaling.apply(surgery)
         factors = fold_ar(surgery, self.structure, cut.cluster_of) if options.repair == "data-free" else {}
         cut.apply(surgery)

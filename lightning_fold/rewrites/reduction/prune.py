@@ -104,7 +104,7 @@ def _score(context: SelectionContext, importance: Importance | Score, options: O
     if not isinstance(importance, str):
         return importance
     if importance in CALIBRATED:
-        return calibrated_score(importance, context.structure, context.calibrate())
+        return calibrated_score(importance, context.structure, context.calibration.get())
     if importance == "taylor":
         assert loss is not None and options.batches is not None
         return taylor_score(context.model, options.batches, loss)

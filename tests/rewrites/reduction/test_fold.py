@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.rewrites.channels.homogeneity import homogeneous
 from lightning_fold.rewrites.channels.merge import fold_ar_scale
-from lightning_fold.rewrites.channels.producers import homogeneous
 from lightning_fold.rewrites.channels.widths import PrunableGroup, find_prunable_groups
 from lightning_fold.rewrites.reduction.clustering import Clustering, _features
 from lightning_fold.rewrites.reduction.cut import merge
@@ -349,7 +349,7 @@ def test_many_channels_start_from_a_tree(monkeypatch) -> None:
         with torch.no_grad():
             model[0].weight[30:] = model[0].weight[:30] + 0.3 * torch.randn(30, 20, dtype=torch.float64)
         structure, (width,) = find_prunable_groups("fold", model, torch.randn(2, 20, dtype=torch.float64))
-        clustering = Clustering(Surgery(model), structure, seed=0)
+        clustering = Clustering(model, structure, seed=0)
         best += spread(clustering, width, clustering.assign(width, 24))
         with monkeypatch.context() as patched:
             patched.setattr("lightning_fold.rewrites.reduction.clustering._PRODUCTS", 0)

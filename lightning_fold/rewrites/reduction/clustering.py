@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from lightning_fold.rewrites.channels.homogeneity import homogeneous
@@ -70,6 +69,8 @@ class Clustering:
 
         The best of a few starts of k-means++; where those cost too much, from the clusters of a Ward tree.
         """
+
+        from sklearn.cluster import KMeans  # takes a second to import, and only fold needs it
 
         def k_means(points: _Points, wanted: int) -> np.ndarray:
             weights = points.weights.numpy()

@@ -12,4 +12,4 @@ type:
 	pyright
 
 test:
-	pytest -n 2
+	pytest

@@ -56,7 +56,7 @@ class SqueezeRelease(RewriteCallback):
             connects, so that whole channels empty.
         group_penalty: strength of the group penalty in the cycles, at least 0, for each cycle; the last one repeats.
             After each optimizer step every channel's norm loses this times the learning rate.
-        release_amplitude: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
+        max_drift: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
         target_factor: compression factor at which the cycles stop, at least 1; the last pruning goes just that far.
         select_inputs: also prune input features and drop those the first Linear layer no longer reads, behind a
             selection layer.
@@ -79,7 +79,7 @@ class SqueezeRelease(RewriteCallback):
         sparsity: list[float] = [0.9],  # noqa: B006  read only
         criterion: Criterion = "connected",
         group_penalty: list[float] = [0.0],  # noqa: B006  read only
-        release_amplitude: float = 0.01,
+        max_drift: float = 0.01,
         target_factor: float = 1000.0,
         select_inputs: bool = False,
         max_accuracy_drop: float = 1.0,
@@ -93,7 +93,7 @@ class SqueezeRelease(RewriteCallback):
         self.sparsity = as_list("SqueezeRelease", "sparsity", sparsity)
         self.group_penalty = as_list("SqueezeRelease", "group_penalty", group_penalty)
         self.criterion: Criterion = criterion
-        self.release_amplitude, self.select_inputs = release_amplitude, select_inputs
+        self.max_drift, self.select_inputs = max_drift, select_inputs
         self.target_factor = target_factor
         self.max_accuracy_drop, self.seed = max_accuracy_drop, seed
         self.schedule = CycleSchedule(dense_epochs, cycles, shrink_epochs, masked_epochs)
@@ -187,7 +187,7 @@ class SqueezeRelease(RewriteCallback):
 
     def _prune(self, run: CompressionRun) -> None:
         assert run.dense is not None, "the dense epochs have ended"
-        options = {"criterion": self.criterion, "inputs": self.select_inputs}
+        options: dict[str, Any] = {"criterion": self.criterion, "select_inputs": self.select_inputs}
         least = run.dense.parameters / self.target_factor
         wanted = self._of_cycle(self.sparsity, run.epoch)
         sparsity = sparsity_within(run.network, wanted, least, run.inputs, **options)
@@ -215,12 +215,12 @@ class SqueezeRelease(RewriteCallback):
             self._release(run)
 
     def _release(self, run: CompressionRun) -> None:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + run.epoch)
         release(
             run.network,
-            max_drift=self.release_amplitude,
-            batch=run.inputs,
-            generator=generator,
+            max_drift=self.max_drift,
+            batches=[run.inputs],
+            example_inputs=run.inputs,
+            seed=self.seed * 1_000_003 + run.epoch,
             optimizers=run.optimizers,
         )
         run.refresh_ddp()
@@ -252,7 +252,7 @@ class SqueezeRelease(RewriteCallback):
         self.schedule.check("SqueezeRelease")
         for share in self.sparsity:
             check_share("SqueezeRelease", "sparsity", share)
-        check_share("SqueezeRelease", "release_amplitude", self.release_amplitude)
+        check_share("SqueezeRelease", "max_drift", self.max_drift)
         if not self.sparsity or not self.group_penalty or min(self.group_penalty) < 0:
             raise ArgumentError(
                 f"SqueezeRelease(sparsity={self.sparsity}, group_penalty={self.group_penalty}): expected at least one "

@@ -1,7 +1,6 @@
 """The command ``lightning-fold``: LightningCLI for training, and the commands after it, with short error messages."""
 
 import sys
-import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from inspect import cleandoc
@@ -18,6 +17,7 @@ import lightning_fold.modules  # noqa: F401  both imported so that the command's
 from lightning_fold.commands import compare, compress, export_network
 from lightning_fold.commands.config_errors import summarise
 from lightning_fold.commands.summary import summarise_run
+from lightning_fold.errors import LightningFoldError
 from lightning_fold.remarks import silence
 from lightning_fold.storage.files import read_checkpoint
 
@@ -108,13 +108,11 @@ def main(args: ArgsType = None) -> None:
             if args is None or isinstance(args, list):
                 _check_command(words)
             _run_lightning(args)
-    except OSError as error:
-        _fail(str(error), "check the paths in the configuration and on the command line, and the space on the disk")
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        if not _is_explained(error):
+    except (LightningFoldError, OSError, RuntimeError) as error:
+        explained = isinstance(error, (LightningFoldError, OSError)) or _is_of_other_network(error)
+        if not explained:
             raise
-        shown = "'lightning-fold fit --print_config' shows the whole configuration"
-        _fail(_one_line(error), _HINTS.get(words[0], shown) if words else shown)
+        _fail(_one_line(error), _hint(error, words))
 
 
 def command_parser(name: str) -> Parser:
@@ -162,16 +160,24 @@ def _run_lightning(args: ArgsType) -> None:
     )
 
 
-def _is_explained(error: Exception) -> bool:
-    """Whether this package raised ``error``, whose message then says what to do, or torch refused a state dict."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    module = frames[-1][0].f_globals.get("__name__", "")
-    return module.startswith("lightning_fold.") or "loading state_dict" in str(error)
+def _hint(error: Exception, words: list[str]) -> str:
+    """Where to look after ``error``, which ended the command of these words."""
+    if isinstance(error, FileNotFoundError):
+        return "check the paths in the configuration and on the command line"
+    if isinstance(error, OSError):
+        return "check the paths in the configuration and on the command line, and the space on the disk"
+    shown = "'lightning-fold fit --print_config' shows the whole configuration"
+    return _HINTS.get(words[0], shown) if words else shown
+
+
+def _is_of_other_network(error: Exception) -> bool:
+    """Whether torch refused a state dict, which LightningCLI loads after everything was built."""
+    return "loading state_dict" in str(error)
 
 
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
-    if "loading state_dict" not in lines[0]:
+    if not _is_of_other_network(error):
         return " ".join(lines)
     return f"the checkpoint is that of another network: {' '.join(lines[1:2])} ({len(lines) - 1} such differences)"
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from lightning_fold.regularizers import Smoothness
+from lightning_fold.storage.class_paths import class_path
 
 
 def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     described = {name: _described(value) for name, value in arguments.items()}
     plain = {name: value for name, value in described.items() if is_plain(value)}
-    return {**plain, "_class_path": _path(cls), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    return {**plain, "_class_path": class_path(cls), "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
 
 def is_plain(value: Any) -> bool:
@@ -37,7 +38,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_described(item) for item in value]
     if isinstance(value, Smoothness):
-        return {"class_path": _path(type(value)), "init_args": value.arguments()}
+        return {"class_path": class_path(type(value)), "init_args": value.arguments()}
     return _describe_class(value) or value
 
 
@@ -46,8 +47,4 @@ def _describe_class(build: Any) -> dict[str, Any] | None:
     parts = (build.func, *build.args) if isinstance(build, partial) else (build,)
     cls = next((part for part in parts if isinstance(part, type)), None)
     keywords = build.keywords if isinstance(build, partial) else {}
-    return None if cls is None else {"class_path": _path(cls), "init_args": dict(keywords)}
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return None if cls is None else {"class_path": class_path(cls), "init_args": dict(keywords)}

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fold.errors import ArgumentTypeError
+from lightning_fold.storage.class_paths import class_path
 
-Structure = dict[str, dict[str, Any]]
+StructureDict = dict[str, dict[str, Any]]
 
 _PLAIN = (int, float, bool, str)
 
 
-def describe(model: nn.Module) -> Structure:
+def describe(model: nn.Module) -> StructureDict:
     """The type, the tensor shapes and the plain Python attributes of every module of ``model``.
 
     Returns:
@@ -23,8 +24,8 @@ def describe(model: nn.Module) -> Structure:
 
 
 def type_name(module: nn.Module) -> str:
-    """The dotted name of the class of ``module``."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    """The public dotted path of the class of ``module``."""
+    return class_path(type(module))
 
 
 def plain(value: Any) -> Any:

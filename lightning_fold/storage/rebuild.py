@@ -10,26 +10,20 @@ from torch.optim import Optimizer
 
 from lightning_fold.errors import ArgumentError
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, Constant, SelectFeatures
-from lightning_fold.storage.describe import Structure, describe, type_name
+from lightning_fold.storage.class_paths import names_class
+from lightning_fold.storage.describe import StructureDict, describe, type_name
 from lightning_fold.surgery.origins import created_in, replaced_by
 from lightning_fold.surgery.transaction import Surgery
 
 # Modules that a rewrite can put in the place of others, and how each is built from its described attributes.
-_BUILDERS: dict[str, type[nn.Module]] = {
-    f"{kind.__module__}.{kind.__qualname__}": kind
-    for kind in (
-        *(nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-        *(SelectFeatures, Constant, CompensatedLayerNorm, CompensatedRMSNorm),
-    )
-}
-
-_BATCH_NORMS = {
-    f"{kind.__module__}.{kind.__qualname__}"
-    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-}
+_BUILT: tuple[type[nn.Module], ...] = (
+    *(nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(SelectFeatures, Constant, CompensatedLayerNorm, CompensatedRMSNorm),
+)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Optimizer] = ()) -> None:
+def rebuild(model: nn.Module, structure: StructureDict, *, optimizers: Iterable[Optimizer] = ()) -> None:
     """Give ``model``, in place, the module types, tensor shapes and size attributes of ``structure``.
 
     Tensors whose shape changes are zero afterwards: load the state dict next.
@@ -48,11 +42,11 @@ def rebuild(model: nn.Module, structure: Structure, *, optimizers: Iterable[Opti
         _check_same(model, structure)
 
 
-def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
+def _rebuild_module(surgery: Surgery, path: str, structure: StructureDict) -> None:
     module, entry = _find(surgery.model, path), structure[path]
     if module is None or not _is_kind(module, entry["type"]):
         before = None if module is None else replaced_by(module)
-        if before is None or type_name(before) != entry["type"]:
+        if before is None or not names_class(entry["type"], type(before)):
             _replace(surgery, path, structure)
             return
         module = _put_back(surgery, path, before)
@@ -71,12 +65,13 @@ def _rebuild_module(surgery: Surgery, path: str, structure: Structure) -> None:
 
 def _is_kind(module: nn.Module, kind: str) -> bool:
     """Whether ``module`` is of the type ``kind``, or both are BatchNorms, which sync_batchnorm=True exchanges."""
-    return type_name(module) == kind or {type_name(module), kind} <= _BATCH_NORMS
+    both = type(module) in _BATCH_NORMS and any(names_class(kind, norm) for norm in _BATCH_NORMS)
+    return both or names_class(kind, type(module))
 
 
 def _attributes(module: nn.Module, entry: dict[str, Any]) -> dict[str, Any]:
     found = entry["attributes"]
-    return found if type_name(module) == entry["type"] else {"num_features": found["num_features"]}
+    return found if names_class(entry["type"], type(module)) else {"num_features": found["num_features"]}
 
 
 def _create(surgery: Surgery, module: nn.Module, path: str, name: str, shape: list[int]) -> None:
@@ -101,28 +96,33 @@ def _put_back(surgery: Surgery, path: str, before: nn.Module) -> nn.Module:
     return module
 
 
-def _replace(surgery: Surgery, path: str, structure: Structure) -> None:
+def _replace(surgery: Surgery, path: str, structure: StructureDict) -> None:
     """Build the module at ``path`` with all that it contains, and put it in the place of what is there."""
-    kind = structure[path]["type"]
-    if kind not in _BUILDERS or not path:
+    kind = _built(structure[path])
+    if kind is None or not path:
         raise ArgumentError(
-            f"rebuild: the structure has a {kind} at {path or 'its top'!r}, which "
+            f"rebuild: the structure has a {structure[path]['type']} at {path or 'its top'!r}, which "
             f"{type_name(surgery.model)} has not; expected the structure of the same network. "
             "Build the network with the class and arguments it was trained with."
         )
     parent, _, leaf = path.rpartition(".")
     with torch.random.fork_rng(devices=[]):  # new layers draw random weights that nobody uses
-        new = _build(_BUILDERS[kind], structure[path])
+        new = _build(kind, structure[path])
         for inner, entry in structure.items():
-            if inner.startswith(f"{path}.") and entry["type"] in _BUILDERS:
+            if inner.startswith(f"{path}.") and (part := _built(entry)) is not None:
                 owner, _, name = inner.removeprefix(f"{path}.").rpartition(".")
-                new.get_submodule(owner).add_module(name, _build(_BUILDERS[entry["type"]], entry))
+                new.get_submodule(owner).add_module(name, _build(part, entry))
     like = next((p for p in surgery.model.parameters() if p.is_floating_point()), None)
     new = new if like is None else new.to(device=like.device, dtype=like.dtype)
     if _find(surgery.model, path) is None:
         surgery.model.get_submodule(parent).add_module(leaf, new)
     else:
         surgery.replace_module(path, new)
+
+
+def _built(entry: dict[str, Any]) -> type[nn.Module] | None:
+    """The class of a module that a rewrite can have put there; ``None`` for any other."""
+    return next((kind for kind in _BUILT if names_class(entry["type"], kind)), None)
 
 
 def _build(kind: type[nn.Module], entry: dict[str, Any]) -> nn.Module:
@@ -152,7 +152,7 @@ def _find(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _check_same(model: nn.Module, structure: Structure) -> None:
+def _check_same(model: nn.Module, structure: StructureDict) -> None:
     found = describe(model)
     extra = sorted(set(found) - set(structure))
     for path in [*extra, *structure]:

@@ -25,7 +25,7 @@ class RewriteOnce(RewriteCallback):
 
         class Shrink(RewriteOnce):
             def __init__(self, sparsity: float = 0.5, at_epoch: int = -1) -> None:
-                super().__init__("shrink", at_epoch)
+                super().__init__("shrink", at_epoch=at_epoch)
                 self.sparsity = sparsity
 
             def change(self, batches):

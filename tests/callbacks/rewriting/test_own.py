@@ -19,7 +19,7 @@ class Shrink(RewriteOnce):
     """Once."""
 
     def __init__(self, at_epoch=-1):
-        super().__init__("shrink", at_epoch)
+        super().__init__("shrink", at_epoch=at_epoch)
 
     def change(self, batches):
         return shrink

@@ -14,6 +14,7 @@ from lightning_fold.layers import SelectFeatures
 from lightning_fold.modules import Classifier
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.storage.checkpoints import record_of
+from tests.callbacks.conftest import assert_same_network
 
 SETTINGS = {
     "dense_epochs": 1,
@@ -43,11 +44,6 @@ def zeros(network):
 
 def parameters_of(trainer):
     return [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
-
-
-def assert_same_network(one, other):
-    assert lf.describe(one) == lf.describe(other)
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
 # Schedule

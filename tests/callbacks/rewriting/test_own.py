@@ -8,6 +8,7 @@ import torch
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelPruning, CompressionRun, RewriteCallback, RewriteOnce
 from lightning_fold.storage.checkpoints import record_of
+from tests.callbacks.conftest import assert_same_network
 
 
 def shrink(network, inputs, optimizers):
@@ -53,11 +54,6 @@ class ShrinkEach(RewriteCallback):
 
 
 OWN = {"end": (lambda: Shrink(), [3]), "epoch": (lambda: Shrink(1), [1]), "each": (lambda: ShrinkEach(1, 2), [1, 2])}
-
-
-def assert_same_network(one, other):
-    assert lf.describe(one) == lf.describe(other)
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", OWN)

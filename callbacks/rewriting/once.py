@@ -14,7 +14,10 @@ from lightning_fold.callbacks.rewriting.base import Rewrite, RewriteCallback
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, few_examples
 from lightning_fold.report import counted
+from lightning_fold.rewrites.calibration import CalibrationSource, calibration_source
 from lightning_fold.rewrites.reduction.options import Compensate
+from lightning_fold.rewrites.reduction.recovery.repairs import repair_of
+from lightning_fold.rewrites.reduction.recovery.repairs.repair import Repair
 from lightning_fold.rewrites.size import Keep, Of, Size
 
 
@@ -166,9 +169,9 @@ class ReduceOnce(RewriteOnce):
         method: name of the rewrite.
         size: the size of the network afterwards.
         compensate: "least-squares", "bias" or "none".
-        repair: what is done about statistics.
-        repairs: the known values of ``repair``.
+        repair: what is done about statistics: a name, a class path or a :class:`Repair`.
         batches: training batches that the rewrite may look at; 0 for none.
+        calibration: where values inside the network come from: a name, a class path or a source.
         skip: patterns of layers whose widths stay.
         at_epoch: epoch before which the network is rewritten, counted from 0; -1 rewrites at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -180,9 +183,9 @@ class ReduceOnce(RewriteOnce):
         method: str,
         size: Size,
         compensate: str,
-        repair: str,
-        repairs: tuple[str, ...],
+        repair: str | Repair,
         batches: int,
+        calibration: str | CalibrationSource,
         skip: list[str],
         at_epoch: int,
         module: str,
@@ -191,9 +194,11 @@ class ReduceOnce(RewriteOnce):
         super().__init__(method, size, at_epoch, module, monitor, batches)
         call = type(self).__name__
         check_choice(call, "compensate", compensate, get_args(Compensate))
-        check_choice(call, "repair", repair, repairs)
-        if repair == "data" and batches == 0:
-            raise ArgumentError(f"{call}(batches=0, repair='data'): expected at least 1 batch.")
+        needs_batches = repair_of(call, repair, merging=method == "fold").needs_batches
+        calibration_source(call, calibration)
+        if needs_batches and batches == 0:
+            raise ArgumentError(f"{call}(batches=0, repair={repair!r}): expected at least 1 batch.")
+        self.calibration = calibration
         self.compensate, self.repair, self.skip = compensate, repair, as_list(call, "skip", skip)
 
     def common(self, batches: list[Inputs] | None) -> dict[str, Any]:
@@ -204,5 +209,6 @@ class ReduceOnce(RewriteOnce):
             "compensate": self.compensate,
             "repair": self.repair,
             "batches": batches,
+            "calibration": self.calibration,
             "skip": self.skip,
         }

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.calibration import from_batches
+from lightning_fold.rewrites.method import Method
 from lightning_fold.rewrites.reduction.recovery.recovery import improved
 from lightning_fold.rewrites.repair import repair as estimate_again
 from lightning_fold.rewrites.size import Keep, Of
@@ -29,17 +30,6 @@ METHODS = {
     "factorize": "lightning_fold.rewrites.factorization.factorize.factorize",
     "minimize": "lightning_fold.rewrites.exact.minimize.minimize",
 }
-
-
-class Method(Protocol):
-    """A whole method: a function, or an object that is called like one.
-
-    Commands pass ``keep`` and ``of``, and of ``batches``, ``skip`` and ``repair`` those that it takes.
-    """
-
-    def __call__(self, model: nn.Module, example_inputs: Inputs, /, **options: Any) -> RewriteReport:
-        """Rewrite ``model``, in place."""
-        ...
 
 
 def method_of(call: str, name: str) -> Method:

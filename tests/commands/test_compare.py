@@ -174,6 +174,21 @@ def test_repair_of_fold_is_the_one_asked_for(run, resnet, rows, repair, expected
     assert row["note"] == "; ".join(note.replace("; ", ", ") for note in report.notes)
 
 
+def test_method_from_outside_with_arguments(run, checkpoint, rows, tmp_path, monkeypatch):
+    (tmp_path / "outside_halves.py").write_text(
+        "import lightning_fold as lf\n\n\nclass Halves:\n    def __init__(self, importance):\n        self.importance = importance\n\n"
+        "    def __call__(self, model, example_inputs, *, keep=0.5):\n"
+        "        return lf.prune(model, example_inputs, keep=keep / 2, importance=self.importance)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    method = "outside_halves.Halves(importance='l1')"
+    run("compare", "--checkpoint", checkpoint, "--methods", f'["{method}"]', "--sizes", "[0.8]", "--output", "out")
+    network = Classifier.load_from_checkpoint(checkpoint).network.eval()
+    lf.prune(network, torch.rand(4, 1, 8, 8), keep=0.4, importance="l1")
+    (row,) = rows("out/comparison.csv")[1:]
+    assert row["method"] == method and int(row["parameters"]) == lf.count_parameters(network)
+
+
 def test_network_that_is_not_finite_has_rows_that_say_so(run, checkpoint, rows, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"][next(iter(content["state_dict"]))][0] = float("nan")

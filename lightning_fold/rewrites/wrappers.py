@@ -33,7 +33,7 @@ def on_network(rewrite: R) -> R:
     @wraps(rewrite)
     def wrapped(model: nn.Module, *args: Any, optimizers: Iterable[Optimizer] = (), **kwargs: Any) -> Any:
         network = unwrapped(model)
-        _check_there(rewrite.__name__, network)
+        check_there(rewrite.__name__, network)
         optimizers = list(optimizers)
         with Surgery(network, optimizers) as surgery:
             bake(surgery)
@@ -45,7 +45,8 @@ def on_network(rewrite: R) -> R:
     return cast(R, wrapped)
 
 
-def _check_there(method: str, model: nn.Module) -> None:
+def check_there(method: str, model: nn.Module) -> None:
+    """Raise ``ArgumentError`` where a parameter or buffer is on the meta device, or has no shape yet."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         call = f"{method}({type(model).__name__})"
         if is_lazy(tensor):

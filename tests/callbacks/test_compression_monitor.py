@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.callbacks import ChannelPruning, CompressionMonitor, SqueezeRelease
+from lightning_fold.callbacks import ChannelPruning, CompressionMonitor, CompressionRun, SqueezeRelease
 from lightning_fold.callbacks.compression_monitor import flatten, layer_widths
 from lightning_fold.storage.checkpoints import record_of
 
@@ -94,7 +94,8 @@ def test_spectra_are_those_of_finite_weights(make_classifier, make_trainer, data
     trainer = make_trainer(3, *(make() for make in callbacks), monitor, logger=TensorBoardLogger(tmp_path))
     trainer.fit(module, data)
     assert trainer.state.finished
-    assert [axes.get_title() for axes in monitor._figures(module)["spectra"].axes[:-1]] == expected
+    spectra = monitor._figures(CompressionRun(trainer, module))["spectra"]
+    assert [axes.get_title() for axes in spectra.axes[:-1]] == expected
 
 
 def test_history_holds_the_widths(monitored):
@@ -144,7 +145,7 @@ def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, 
     """A rewrite after the last validation shows, also with loggers that take no figures."""
     module, plain = make_classifier(), Plain()
     loggers = [CSVLogger(tmp_path, name="csv"), plain, TensorBoardLogger(tmp_path, name="board")]
-    make_trainer(1, ChannelPruning(ratio=0.5), CompressionMonitor(), logger=loggers).fit(module, data)
+    make_trainer(1, ChannelPruning(keep=0.5, of="channels"), CompressionMonitor(), logger=loggers).fit(module, data)
     small = lf.count_parameters(module.network)
     assert small < record_of(module).dense.parameters
     assert plain.metrics["compression/parameters"] == small
@@ -159,7 +160,9 @@ def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, 
 
 def test_progress_bar_ends_with_the_network_as_it_ends(make_classifier, make_trainer, data, capfd):
     module, monitor = make_classifier(), CompressionMonitor()
-    trainer = make_trainer(1, ChannelPruning(ratio=0.5), monitor, TQDMProgressBar(), enable_progress_bar=True)
+    trainer = make_trainer(
+        1, ChannelPruning(keep=0.5, of="channels"), monitor, TQDMProgressBar(), enable_progress_bar=True
+    )
     trainer.fit(module, data)
     frames = "".join(capfd.readouterr())
     small, dense = lf.count_parameters(module.network), record_of(module).dense.parameters

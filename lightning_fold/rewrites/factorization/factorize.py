@@ -22,9 +22,9 @@ from lightning_fold.rewrites.factorization.matrix_views import (
     product,
     reads_less,
 )
-from lightning_fold.rewrites.factorization.rank_allocation import DecomposedLayer, allocate_ranks
+from lightning_fold.rewrites.factorization.rank_allocation import DecomposedLayer, ranks_of
 from lightning_fold.rewrites.factorization.replaceability import Use, find_irreplaceable, find_uses, left_alone
-from lightning_fold.rewrites.reduction.budget.allocation import missed
+from lightning_fold.rewrites.size import Keep, Of, Size, missed
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.surgery.transaction import Surgery
@@ -37,8 +37,8 @@ def factorize(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    keep_parameters: float | None = None,
-    keep_flops: float | None = None,
+    keep: Keep = 0.5,
+    of: Of = "parameters",
     batches: Iterable[Any] | None = None,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
@@ -65,36 +65,38 @@ def factorize(
     Args:
         model: any network with at least one linear layer or convolution inside.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        keep_parameters: share of the network's parameters to keep, in (0, 1]; 0.3 where neither share is given.
-        keep_flops: share of its floating-point operations to keep, in (0, 1], in place of ``keep_parameters``.
+        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names, as in file names, to such
+            shares: the first pattern that matches a layer counts, ``"*"`` stands for the rest.
+        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network. In a mapping
+            ``"*"`` is then the share of the network, and the layers that another pattern matches keep at least its
+            share of their own weights (or FLOPs). ``"channels"``: each layer gets this share of its full rank, the
+            smaller number of rows or columns of its matrix, as the channels between its two factors; what no pattern
+            matches stays as it is. Factors are smaller than the layer only below rows * columns / (rows + columns),
+            half the full rank of a square matrix.
         batches: a few batches of inputs, of (inputs, ...) as many as the network takes, or mappings.
         optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
             bias stays the same parameter.
 
     Raises:
-        ValueError: a share is out of range or both are given, there is no layer to factorize, there are no batches, or
-            the budget cannot be reached.
+        TypeError: ``keep`` is neither a number nor a mapping.
+        ValueError: a share is out of range, a pattern matches nothing, there is no layer to factorize, there are no
+            batches, or the budget cannot be reached.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
-    if keep_parameters is not None and keep_flops is not None:
-        raise ArgumentError(
-            f"factorize(keep_parameters={keep_parameters}, keep_flops={keep_flops}): expected one of them, not both."
-        )
-    unit = "parameters" if keep_flops is None else "flops"
-    share = keep_flops if keep_flops is not None else 0.3 if keep_parameters is None else keep_parameters
-    if not 0 < share <= 1:
-        raise ArgumentError(f"factorize(keep_{unit}={share}): expected a share in (0, 1], for example 0.3.")
+    size = Size(keep, of)
+    size.check("factorize")
 
     def change(surgery: Surgery) -> list[Kept]:
-        count = lambda: count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)  # noqa: E731
+        count = lambda: count_flops(model, example_inputs) if of == "flops" else count_parameters(model)  # noqa: E731
         before = count()
         merged = _merge_pairs(surgery)
-        layers, kept = _layers(model, example_inputs, unit, batches)
-        ranks = allocate_ranks(layers, count() if merged else before, before, share, unit, kept)
-        return kept + _replace(surgery, layers, ranks)
+        layers, kept = _layers(model, example_inputs, of, batches)
+        size.check_patterns("factorize", [layer.shape.path for layer in layers])
+        ranks = ranks_of(layers, count() if merged else before, before, size, kept)
+        return kept + _replace(surgery, layers, ranks, size)
 
     report = rewrite("factorize", model, example_inputs, optimizers, change)
-    note = missed(report, share, unit)
+    note = missed(report, size)
     return replace(report, notes=(note,) if note else ())
 
 
@@ -200,11 +202,12 @@ def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple
     return basis, values.square()
 
 
-def _replace(surgery: Surgery, layers: list[DecomposedLayer], ranks: list[int]) -> list[Kept]:
+def _replace(surgery: Surgery, layers: list[DecomposedLayer], ranks: list[int], size: Size) -> list[Kept]:
     kept = []
     for layer, rank in zip(layers, ranks, strict=True):
         if rank == 0:
-            reason = "two factors would not be smaller at this energy"
+            spared = not size.is_budget and size.share_of([layer.shape.path]) is None
+            reason = "no pattern of keep matches it" if spared else "two factors would not be smaller at this rank"
             kept.append(Kept(layer.shape.path, layer.shape.layer.weight.shape[0], reason))
             continue
         basis = layer.basis[:, :rank]

@@ -1,5 +1,6 @@
 """The ranks of factorized layers: singular values with the most energy for their price come first."""
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from lightning_fold.errors import ArgumentError
 from lightning_fold.report import Kept
 from lightning_fold.rewrites.factorization.matrix_views import MatrixView
 from lightning_fold.rewrites.factorization.replaceability import left_alone
-from lightning_fold.rewrites.reduction.budget.allocation import at_least
+from lightning_fold.rewrites.size import Size, at_least
 
 _BISECTIONS = 60
 
@@ -39,36 +40,51 @@ class DecomposedLayer:
         """``rank``, or 0 where factors of this rank would not be smaller."""
         return rank if rank * self.cost < self.size else 0
 
+    def at_share(self, share: float | None) -> int:
+        """The rank that is ``share`` of the full one; 0 where there is no share."""
+        return 0 if share is None else self.at(max(round(share * len(self.energies)), 1))
 
-def allocate_ranks(
-    layers: list[DecomposedLayer], whole: int, before: int, share: float, unit: str, kept: list[Kept]
-) -> list[int]:
-    """The rank of each layer, 0 where it stays, so that of a ``whole`` network at most ``share * before`` is left.
+    def bounded(self, share: float | None) -> int:
+        """The smallest rank that costs at least ``share`` of the layer, 1 where there is no share."""
+        return self.at(1 if share is None else max(math.ceil(share * self.size / self.cost), 1))
+
+
+def ranks_of(layers: list[DecomposedLayer], whole: int, before: int, size: Size, kept: list[Kept]) -> list[int]:
+    """The rank of each layer, 0 where it stays: a share of the full one, or what a budget allows.
 
     Args:
         layers: those that can be factorized.
         whole: what the network costs with all of them as they are.
         before: what the share is of: what the network cost when it was passed.
-        share: in (0, 1].
-        unit: "parameters" or "flops".
+        size: the size asked for.
         kept: the other layers with the reason why they stay, for the message.
 
     Raises:
-        ValueError: rank 1 in every layer still costs more.
+        ValueError: the smallest ranks of all layers still cost more.
     """
-    rest, budget = whole - sum(layer.size for layer in layers), int(share * before)
+    if size.is_budget:
+        return _allocate(layers, whole - sum(layer.size for layer in layers), before, size, kept)
+    return [layer.at_share(size.share_of([layer.shape.path])) for layer in layers]
+
+
+def _allocate(layers: list[DecomposedLayer], rest: int, before: int, size: Size, kept: list[Kept]) -> list[int]:
+    fewest, budget = [layer.bounded(size.bound_of([layer.shape.path])) for layer in layers], int(size.whole * before)
 
     def total(ranks: list[int]) -> int:
         return rest + sum(layer.spent(rank) for layer, rank in zip(layers, ranks, strict=True))
 
     def ranks_at(threshold: float) -> list[int]:
-        return [layer.at(max(int((layer.energies / layer.cost >= threshold).sum()), 1)) for layer in layers]
+        wanted = [int((layer.energies / layer.cost >= threshold).sum()) for layer in layers]
+        bounded = zip(layers, wanted, fewest, strict=True)
+        return [layer.at(max(rank, least)) if least else 0 for layer, rank, least in bounded]
 
-    smallest = total([layer.at(1) for layer in layers])
+    smallest = total(fewest)
     if smallest > budget:
+        bounded = any(least != 1 for least in fewest)
+        ranks = "the smallest ranks that it allows still leave" if bounded else "rank 1 in every layer still leaves"
         raise ArgumentError(
-            f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / before)} of "
-            f"them; expected keep_{unit} of at least that. Or fold or prune the network first."
+            f"factorize({size}): {ranks} {at_least(smallest / before)} of the {size.unit}; expected a share of the "
+            "network of at least that. Or fold or prune the network first."
             f"{left_alone({each.tensor: each.reason for each in kept})}"
         )
     low, high = 0.0, 1.0

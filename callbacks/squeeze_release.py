@@ -219,7 +219,7 @@ class SqueezeRelease(RewriteCallback):
         """How many cycles were left."""
         return (
             f"SqueezeRelease(cycles={self.cycles}): training ended after {counted(epochs, 'epoch')}, with "
-            f"{counted(self.minimized, 'cycle')} done. All of them take {self.last_epoch} epochs."
+            f"{counted(self.cycles_done, 'cycle')} done. All of them take {self.last_epoch} epochs."
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -283,7 +283,7 @@ def test_what_a_method_notes_is_shown_and_not_measured_again(run, resnet, rows, 
     for row in first[1:]:
         found = read_run("dense.pt")
         share, batches = float(row["keep"]), found.training_batches(50)
-        (note,) = apply("factorize", found.network, found.inputs, batches=batches, keep=share).notes
+        (note,) = apply("factorize", found.network, found.inputs, repair="data", batches=batches, keep=share).notes
         assert row["note"] == note and row["accuracy"]
     short = note.partition(":")[0]
     expected = f"factorize + data at 90%, factorize + data at 80%: {short}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +197,7 @@ def calibration_source(call: str, calibration: str | CalibrationSource) -> Calib
             f"{call}(calibration={calibration!r}): expected a name, or a function of network, example inputs, batches "
             f"and seed, found a {type(found).__name__}."
         )
-    return found
+    return cast(CalibrationSource, found)
 
 
 def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, Tensor]:

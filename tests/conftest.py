@@ -13,6 +13,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tests run side by side, one per core
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with MNIST, CIFAR-10 and trained checkpoints, as torchvision lays them out."""

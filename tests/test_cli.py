@@ -8,10 +8,14 @@ import pytest
 import torch
 import yaml
 
+import lightning_fold
 from lightning_fold.cli import main
 from lightning_fold.commands.config_errors import summarise
+from lightning_fold.commands.listing import COMMANDS, function_of
+from lightning_fold.commands.parser import first_line
 from lightning_fold.modules import Classifier
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = {
     "model": {
         "class_path": "lightning_fold.modules.Classifier",
@@ -226,3 +230,17 @@ def test_mistake_in_a_callback_is_reported_once(capsys):
 
 def test_summarise_leaves_a_plain_sentence_alone():
     assert summarise("MLP(depth=3): expected 2") == "MLP(depth=3): expected 2"
+
+
+def test_help_lists_the_first_line_of_each_command() -> None:
+    for name, (_, about) in COMMANDS.items():
+        assert about == first_line(function_of(name))
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_and_version_import_neither_torch_nor_lightning(word: str) -> None:
+    unwanted = "bool({'torch', 'lightning'} & {*sys.modules})"
+    code = f"import sys; from lightning_fold.cli import main; main([{word!r}]); sys.exit({unwanted})"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert ("fit" if word == "--help" else lightning_fold.__version__) in done.stdout

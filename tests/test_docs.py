@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_fold.cli import COMMANDS, command_parser
+from lightning_fold.commands.listing import COMMANDS, function_of
+from lightning_fold.commands.parser import command_parser
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -29,7 +30,7 @@ def test_commands_are_understood(page, monkeypatch):
     lines = [shlex.split(line) for block in blocks(page, "bash") for line in block.splitlines()]
     for words in lines:
         assert words[0] == "lightning-fold" and words[1] in COMMANDS
-        command_parser(words[1]).parse_args(words[2:])
+        command_parser(words[1], function_of(words[1])).parse_args(words[2:])
 
 
 def test_links_lead_somewhere():

@@ -96,7 +96,7 @@ def find_checkpoints(pattern: str) -> list[Path]:
         FileNotFoundError: there is none.
     """
     path = Path(pattern)
-    named = [path] if path.exists() else [Path(name) for name in glob(pattern, recursive=True)]
+    named = [path] if path.exists() else [Path(name) for name in glob(pattern, recursive=True)]  # noqa: PTH207  absolute patterns, too
     names = {file for each in named for file in (each.rglob("*") if each.is_dir() else [each])}
     found = sorted(file for file in names if file.is_file() and (file.suffix in SUFFIXES or file == path))
     if not found:

@@ -220,7 +220,7 @@ def _mean(calibration: Calibration, paths: Iterable[str], total: Callable[[Tenso
     sums: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
 
-    def keep(path: str):
+    def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = only_input(args, kwargs).detach()
             rows = value.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).reshape(-1, _channels(module, value))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import lightning
 import pytest
@@ -26,7 +27,7 @@ from tests.commands.conftest import NETWORK_ARGS
 @pytest.fixture
 def rows():
     def read(path):
-        with open(path, newline="") as file:
+        with Path(path).open(newline="") as file:
             return list(csv.DictReader(file))
 
     return read

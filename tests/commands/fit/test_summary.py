@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelFolding
 from lightning_fold.cli import main
-from lightning_fold.commands.summary import summarise_run
+from lightning_fold.commands.fit.summary import summarise_run
 from lightning_fold.data import DigitsDataModule
 from lightning_fold.models import MLP
 from lightning_fold.modules import Classifier

@@ -1,0 +1,1 @@
+"""fit and the other commands of training: the command line, a line an epoch, dense against compressed."""

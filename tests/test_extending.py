@@ -11,7 +11,7 @@ from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.callbacks import ChannelFolding, ChannelPruning
-from lightning_fold.class_paths import load
+from lightning_fold.class_paths import resolve
 from lightning_fold.commands.methods import METHODS, apply, method_of
 from lightning_fold.errors import ArgumentTypeError
 from lightning_fold.rewrites.calibration import CALIBRATIONS
@@ -158,7 +158,7 @@ def test_callbacks_read_paths_and_classes_with_arguments_from_yaml(outside) -> N
 )
 def test_every_built_in_name_is_short_for_a_path(names: dict[str, str]) -> None:
     for name, path in names.items():
-        assert type(load("call", "argument", name, names)) is type(load("call", "argument", path, {}))
+        assert type(resolve("call", "argument", name, names)) is type(resolve("call", "argument", path, {}))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_fold.class_paths import load
+from lightning_fold.class_paths import resolve
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
@@ -34,7 +34,7 @@ METHODS = {
 
 def method_of(call: str, name: str) -> Method:
     """The method of that name or class path; ``call`` is the command, for errors."""
-    return load(call, "method", name, METHODS)
+    return resolve(call, "method", name, METHODS)
 
 
 def takes(method: Method, argument: str) -> bool:

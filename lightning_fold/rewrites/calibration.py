@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.class_paths import load
+from lightning_fold.class_paths import resolve
 from lightning_fold.errors import ArgumentError, ArgumentTypeError
 from lightning_fold.inputs import (
     Inputs,
@@ -191,7 +191,7 @@ def calibration_source(call: str, calibration: str | CalibrationSource) -> Calib
         ArgumentError: the name is unknown, or there is no such class or function.
         ArgumentTypeError: it cannot be called.
     """
-    found = load(call, "calibration", calibration, CALIBRATIONS) if isinstance(calibration, str) else calibration
+    found = resolve(call, "calibration", calibration, CALIBRATIONS) if isinstance(calibration, str) else calibration
     if not callable(found):
         raise ArgumentTypeError(
             f"{call}(calibration={calibration!r}): expected a name, or a function of network, example inputs, batches "

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lightning_fold.class_paths import load
+from lightning_fold.class_paths import resolve
 from lightning_fold.errors import ArgumentTypeError
 from lightning_fold.rewrites.reduction.importances.importance import Importance, Score, ScoreFunction
 
@@ -24,7 +24,7 @@ def importance_of(call: str, importance: str | Importance | Score) -> Importance
         ArgumentError: the name is unknown, or there is no such class.
         ArgumentTypeError: it is none of these.
     """
-    found = load(call, "importance", importance, IMPORTANCES) if isinstance(importance, str) else importance
+    found = resolve(call, "importance", importance, IMPORTANCES) if isinstance(importance, str) else importance
     if isinstance(found, Importance):
         return found
     if not isinstance(found, Callable) or isinstance(found, type):

@@ -81,6 +81,7 @@ class Recovery:
         return reference, small.model
 
     def error(self, small: nn.Module, expected: list[Tensor]) -> float:
+        """The error of what ``small`` gives on held-out inputs, relative to how much ``expected`` varies."""
         """The error of the outputs of ``small`` on held-out inputs, relative to how much ``expected`` vary."""
         assert self.dense is not None
         return relative_squared_error(outputs(small, self.dense.held_out), expected)

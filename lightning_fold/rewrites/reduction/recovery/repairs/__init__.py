@@ -1,6 +1,6 @@
 """What may be done about a network after the cut, each way in a file of its own and by its line here."""
 
-from lightning_fold.class_paths import load
+from lightning_fold.class_paths import resolve
 from lightning_fold.errors import ArgumentError, ArgumentTypeError
 from lightning_fold.rewrites.reduction.recovery.repairs.repair import Repair
 
@@ -20,7 +20,7 @@ def repair_of(call: str, repair: str | Repair, *, merging: bool) -> Repair:
         ArgumentError: the name is unknown, there is no such class, or it is for merged channels and there are none.
         ArgumentTypeError: it is no repair.
     """
-    found = load(call, "repair", repair, REPAIRS) if isinstance(repair, str) else repair
+    found = resolve(call, "repair", repair, REPAIRS) if isinstance(repair, str) else repair
     if not isinstance(found, Repair):
         raise ArgumentTypeError(
             f"{call}(repair={repair!r}): expected a name or a Repair, found a {type(found).__name__}."

@@ -47,7 +47,7 @@ class Smoothness:
 
     def __init__(
         self,
-        penalties: dict[str | Callable[..., Any], Strength] = {"nuclear_norm": 1e-3},  # noqa: B006  read only
+        penalties: Mapping[Any, Strength] = {"nuclear_norm": 1e-3},
         axes: list[WeightAxis] = ["output", "input"],  # noqa: B006  read only
         squared: bool = True,
         every: int = 4,

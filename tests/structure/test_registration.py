@@ -182,6 +182,14 @@ def test_channels_are_pruned_through_it(name):
     assert model.one.out_channels < WIDTH and model(x).shape == (2, 4)
 
 
+def test_an_operator_of_aten_without_a_rule_can_have_one():
+    model, x = Between(lambda x: x.cumsum(2)).double().eval(), torch.randn(2, 3, 8, dtype=torch.float64)
+    assert any("operator cumsum has no rule" in kept.reason for kept in lf.minimize(model, x).kept)
+    lf.register_operator(torch.ops.aten.cumsum, rule=Rule(lambda run, node, args, kwargs: args[0]))
+    lf.minimize(model, x)
+    assert model.one.out_channels == 10
+
+
 @pytest.mark.parametrize("registered", [False, True])
 def test_layers_around_it_are_factorized(registered):
     if registered:

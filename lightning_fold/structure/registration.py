@@ -78,9 +78,11 @@ def register_operator(
 
 
 def _overloads(operator: OpOverload | OpOverloadPacket) -> list[OpOverload]:
-    return (
-        [operator] if isinstance(operator, OpOverload) else [getattr(operator, name) for name in operator.overloads()]
-    )
+    """The overload, or those of all that change none of their arguments; all where each changes some."""
+    if isinstance(operator, OpOverload):
+        return [operator]
+    overloads = [getattr(operator, name) for name in operator.overloads()]
+    return [overload for overload in overloads if not overload._schema.is_mutable] or overloads
 
 
 def _check_operator(overload: OpOverload) -> None:
@@ -134,9 +136,7 @@ def _like_operator(operator: OpOverload | OpOverloadPacket, like: Any) -> Regist
             f"register_operator({operator}, like={like!r}): expected an operator of ATen, for example "
             f"torch.ops.aten.relu, or one of {', '.join(map(repr, _LIKE))}."
         )
-    known = [
-        overload for overload in _overloads(like) if _own_family(overload) in RULES and not overload._schema.is_mutable
-    ]
+    known = [overload for overload in _overloads(like) if _own_family(overload) in RULES]
     if not known:
         raise ArgumentError(
             f"register_operator({operator}, like={like}): {like} has no built-in rule; expected an operator of ATen "

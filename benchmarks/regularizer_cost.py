@@ -20,7 +20,6 @@ import torchvision
 from torch import nn
 
 from lightning_fold.regularizers import Smoothness
-from lightning_fold.regularizers.smoothness import Penalty
 
 
 def seconds(run: Callable[[], object], repeats: int, device: str) -> float:
@@ -63,7 +62,7 @@ def main() -> None:
     plain = seconds(step, arguments.repeats, arguments.device)
     setting = f"{arguments.stem} stem, batch {arguments.batch}, {arguments.threads} threads, {arguments.device}"
     print(f"plain step {plain:.3f} s, {setting}")  # noqa: T201
-    names: list[Penalty] = ["first_difference", "second_difference", "group_sparsity", "nuclear_norm"]
+    names: list[str] = ["first_difference", "second_difference", "group_sparsity", "nuclear_norm"]
     for name in names:
         smoothness = Smoothness({name: 1e-3})
 

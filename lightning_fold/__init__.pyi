@@ -15,6 +15,7 @@ from .storage.export import ExportReport, export
 from .storage.files import load, save
 from .storage.rebuild import rebuild
 from .structure.groups import ChannelGroup, Member, channel_groups
+from .structure.registration import register_operator
 
 __version__: str
 
@@ -50,6 +51,7 @@ __all__ = [
     "modules",
     "prune",
     "rebuild",
+    "register_operator",
     "regularizers",
     "release",
     "repair",

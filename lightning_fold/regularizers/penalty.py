@@ -1,6 +1,7 @@
 """What all penalties on one weight share: a value that brings its own gradient, and names for the axes."""
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,6 +25,16 @@ def with_gradient(weight: Tensor, evaluate: ValueAndGradient) -> Tensor:
     the number of weights, with which a mean becomes a sum, may be more than float16 holds.
     """
     return _WithGradient.apply(weight, evaluate)  # pyright: ignore[reportReturnType]
+
+
+def times_weights(mean: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A penalty that is ``mean`` once for every weight of a layer: its strength compares with a weight decay."""
+
+    @wraps(mean)
+    def total(weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return weight.numel() * mean(weight, *args, **kwargs)
+
+    return total
 
 
 def dimensions(weight: Tensor, axes: Sequence[WeightAxis]) -> list[int]:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from lightning_fold.structure.constant_values import Constants, has_unknown, tidy, unknown
 from lightning_fold.structure.graph.trace import Trace, interpret
 from lightning_fold.structure.operators import family, functional
-from lightning_fold.structure.rules import RULES
+from lightning_fold.structure.rules import rule_of
 
 
 def constants(trace: Trace) -> Constants:
@@ -33,7 +33,7 @@ def constants(trace: Trace) -> Constants:
     def call(node: Node, args: tuple, kwargs: dict) -> Any:
         if node not in fed:
             return _compute(node, args, kwargs)
-        rule = RULES.get(family(node))
+        rule = rule_of(node)
         if rule is None or rule.constants is None or _is_lost(node, args, kwargs):
             return unknown(node)
         return rule.constants(node, args, kwargs)

@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_map
 from lightning_fold.structure.constant_values import Constants
 from lightning_fold.structure.graph.trace import Trace, interpret
 from lightning_fold.structure.labels import LabelRecorder, Labels
-from lightning_fold.structure.operators import family
-from lightning_fold.structure.rules import RULES
+from lightning_fold.structure.rules import rule_of
 from lightning_fold.structure.rules.heads import agree_on_sizes, around_attention, tie_whole_heads
 from lightning_fold.structure.values import Value, labels_in
 
@@ -32,7 +31,7 @@ def label_channels(trace: Trace, known: Constants, *, ask_attributes: bool = Tru
     run = LabelRecorder(trace, known, around_attention(trace, known), ask_attributes=ask_attributes)
 
     def call(node: Node, args: tuple, kwargs: dict) -> Any:
-        rule = RULES.get(family(node))
+        rule = rule_of(node)
         if rule is None or not rule.reads_heads:
             args, kwargs = run.without_heads(args, kwargs)
         return run.unknown(node, args, kwargs) if rule is None else rule.labels(run, node, args, kwargs)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from lightning_fold.structure.constant_values import Constants
 from lightning_fold.structure.contractions import contraction_groups, is_transposed
 from lightning_fold.structure.graph.trace import Trace, layer_of
-from lightning_fold.structure.operators import operands, operator_name
+from lightning_fold.structure.operators import full_name, is_aten, operands
 from lightning_fold.structure.values import Value, blank, labels_in
 
 PINNED = 0
@@ -241,7 +241,7 @@ class LabelRecorder:
     def pin(self, labels: Iterable[Tensor], node: Node, reason: str) -> None:
         """These channels stay; the report gives the operator, its layer, and the reason."""
         for each in labels:
-            self.labels.pins.append(Pin(each.unique(), operator_name(node), layer_of(node), reason))
+            self.labels.pins.append(Pin(each.unique(), full_name(node), layer_of(node), reason))
 
     def tie_or_pin(self, left: Tensor | None, right: Tensor | None, node: Node, reason: str) -> None:
         """Tie two sides that meet; where one has no labels, the other stays."""
@@ -252,7 +252,8 @@ class LabelRecorder:
 
     def unknown(self, node: Node, args: tuple, kwargs: dict) -> Any:
         """What an operator without a rule reads stays."""
-        self.pin(labels_in((args, kwargs)), node, f"operator {operator_name(node)} has no rule")
+        hint = "" if is_aten(node.target) else " (lightning_fold.register_operator gives it one)"
+        self.pin(labels_in((args, kwargs)), node, f"operator {full_name(node)} has no rule{hint}")
         return blank(node)
 
     def without_heads(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -1,94 +1,78 @@
-"""Which family an ATen operator belongs to: the only place that names operators.
+"""What the operators of a graph are, and what their arguments mean.
 
-Data-movement operators are executed as they are on symbolic values, so they are listed and need no rule of their own.
-Operators that compute each output element from one element of each input carry ATen's own ``pointwise`` tag.
+An operator is known by its namespace and name: ``mine::dropout`` has nothing in common with ``aten::dropout``.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
+from torch.utils._pytree import tree_map
 
-_MOVEMENT = {
-    "_unsafe_view", "adjoint", "alias", "chunk", "clone", "contiguous", "detach", "expand",
-    "expand_as", "flatten", "lift_fresh_copy", "mH", "mT", "moveaxis", "movedim", "numpy_T", "permute",
-    "pixel_unshuffle", "ravel", "repeat", "repeat_interleave", "reshape", "reshape_as", "split",
-    "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "tile", "transpose", "unbind",
-    "unflatten", "unsafe_chunk", "unsafe_split", "unsqueeze", "view", "view_as",
-}  # fmt: skip
-# Data movement that names positions in the network's code: along these dimensions nothing can be removed.
-_POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slice", "unfold"}
-# Element by element, although ATen does not say so.
-_POINTWISE = {"hardswish", "log_sigmoid", "rsub", "zeros_like", "ones_like", "full_like"}  # fmt: skip
-_IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "lift_fresh"}
+from lightning_fold.structure.families import FAMILIES, NEW, REGISTERED, WRITTEN_NORMS, Registration
+
 _SHAPED_LIKE = {"expand_as", "reshape_as", "type_as", "view_as"}
-_NEW = {"new_empty", "new_full", "new_ones", "new_zeros"}
 _SAME = {"alias", "clone", "contiguous", "detach", "expand"}
-_POOLING = {
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
-    "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d",
-    "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d",
-    "_upsample_nearest_exact1d", "_upsample_nearest_exact3d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
-}  # fmt: skip
-_REDUCTION = {"mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm"}
 
-# Names of the functions below that stand for a norm which a module writes out.
-WRITTEN_NORMS = ("written_layer_norm", "written_rms_norm")
 
-FAMILIES: dict[str, str] = {
-    **dict.fromkeys(_MOVEMENT, "movement"),
-    **dict.fromkeys(_IDENTITY, "identity"),
-    **dict.fromkeys(_POOLING, "pooling"),
-    **dict.fromkeys(_REDUCTION, "reduction"),
-    **dict.fromkeys(_POSITIONS, "positions"),
-    **dict.fromkeys(_POINTWISE, "pointwise"),
-    **dict.fromkeys(("to", "_to_copy", "type_as"), "cast"),
-    **dict.fromkeys(_NEW, "new"),
-    **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
-    **dict.fromkeys(("cat", "concat"), "cat"),
-    "stack": "stack",
-    **dict.fromkeys(("pixel_shuffle", "channel_shuffle", "native_channel_shuffle"), "shuffle"),
-    **dict.fromkeys(("im2col", "col2im"), "patches"),
-    "bilinear": "bilinear",
-    "linear": "contraction",
-    "conv1d": "contraction",
-    "conv2d": "contraction",
-    "conv3d": "contraction",
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), "contraction"),
-    **dict.fromkeys(("matmul", "mm", "addmm", "bmm"), "matmul"),
-    "scaled_dot_product_attention": "attention",
-    "batch_norm": "batch_norm",
-    "_native_batch_norm_legit_no_training": "batch_norm",
-    "instance_norm": "instance_norm",
-    "group_norm": "group_norm",
-    **dict.fromkeys(("layer_norm", "rms_norm", *WRITTEN_NORMS), "layer_norm"),
-    "channel_share": "global_response_norm",
-    "embedding": "embedding",
-    "softmax": "softmax",
-    "log_softmax": "softmax",
-    "mul": "product",
-    "prelu": "prelu",
-    "glu": "glu",
-}
+def registration(node: Node) -> Registration | None:
+    """What was registered for ``node``'s operator, for this overload or for all."""
+    target = node.target
+    if not isinstance(target, OpOverload):
+        return None
+    return REGISTERED.get(overload_name(target)) or REGISTERED.get(target._overloadpacket._qualified_op_name)
+
+
+def overload_name(overload: OpOverload) -> str:
+    """Namespace, name and overload: ``aten::add.Tensor``."""
+    return f"{overload._overloadpacket._qualified_op_name}.{overload._overloadname}"
+
+
+def is_aten(target: Any) -> bool:
+    """Whether an operator is one of ATen's."""
+    return getattr(target, "namespace", None) == "aten"
 
 
 def operator_name(node: Node) -> str:
-    """The operator's name without namespace, overload and the underscore of in-place variants: ``relu``."""
-    packet = getattr(node.target, "_overloadpacket", None)
-    return packet.__name__.removesuffix("_") if packet is not None else getattr(node.target, "__name__", "")
+    """ATen's name of the operator, or of the one it was registered to be like, without overload: ``relu``.
+
+    In-place variants have no underscore. An operator of another namespace has its full name, ``mine::relu``, which no
+    operator of ATen has.
+    """
+    found = registration(node)
+    return found.name if found is not None and found.name else full_name(node)
+
+
+def full_name(node: Node) -> str:
+    """The operator's own name for reports: ``relu`` for ATen's, ``mine::relu`` for that of another namespace."""
+    target: Any = node.target
+    if isinstance(target, OpOverload):
+        name = target._overloadpacket._qualified_op_name
+        return name.removeprefix("aten::").removesuffix("_") if is_aten(target) else name
+    if isinstance(target, HigherOrderOperator):  # around an operator that changes its arguments, for one
+        inner = (arg._overloadpacket._qualified_op_name for arg in node.args if isinstance(arg, OpOverload))
+        return next(inner, f"higher_order::{target.__name__}")
+    return getattr(target, "__name__", "")
 
 
 def family(node: Node) -> str:
-    """The family of ``node``'s operator, ``"pointwise"`` by ATen's tag, or ``"unknown"``."""
-    name = operator_name(node)
+    """The family of ``node``'s operator, ``"pointwise"`` by its tag, or ``"unknown"``."""
+    found = registration(node)
+    if found is not None:
+        return found.family
+    return family_of(node.target, operator_name(node))
+
+
+def family_of(target: Any, name: str) -> str:
+    """The family of an operator that is not registered, given what ``operator_name`` calls it."""
     if name in FAMILIES:
         return FAMILIES[name]
-    tags = getattr(node.target, "tags", ())
-    return "pointwise" if torch.Tag.pointwise in tags else "unknown"
+    return "pointwise" if torch.Tag.pointwise in getattr(target, "tags", ()) else "unknown"
 
 
 def written_layer_norm(
@@ -232,7 +216,7 @@ def is_in_place(node: Node) -> bool:
 
 def shape_operands(node: Node) -> tuple[Node, ...]:
     """The operands of which ``node`` reads nothing but the shape or the type."""
-    if operator_name(node) in _NEW:
+    if operator_name(node) in NEW:
         return tuple(node.all_input_nodes)
     return tuple(node.all_input_nodes[1:]) if operator_name(node) in _SHAPED_LIKE else ()
 
@@ -245,13 +229,29 @@ def is_view(node: Node) -> bool:
 def functional(node: Node) -> Callable[..., Any]:
     """The operator of ``node``, for any strides and changing none: ``relu_`` runs as ``relu``, a view as a reshape."""
     target: Any = node.target
+    if not is_aten(target):
+        return partial(_run_contiguous, target)
     if operator_name(node) in ("view", "_unsafe_view") and target._overloadname == "default":
         return torch.ops.aten.reshape.default
-    packet = getattr(target, "_overloadpacket", None)
-    if packet is None or not packet.__name__.endswith("_") or packet.__name__.endswith("__"):
+    packet = target._overloadpacket
+    if not packet.__name__.endswith("_") or packet.__name__.endswith("__"):
         return target
     twin = getattr(torch.ops.aten, packet.__name__.removesuffix("_"))
     return getattr(twin, target._overloadname, twin)
+
+
+def _run_contiguous(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Kernels from elsewhere may not expect the strides of 0 with which values are held here."""
+    args, kwargs = tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    return operator(*args, **kwargs)
+
+
+def moving(node: Node) -> Callable[..., Any]:
+    """The operator that moves labels as ``node`` moves elements: ATen's own, where it is registered to be like one."""
+    found = registration(node)
+    if found is None or not found.name:
+        return functional(node)
+    return getattr(torch.ops.aten, "reshape" if found.name in ("view", "_unsafe_view") else found.name)
 
 
 def compact(value: Tensor) -> Tensor:

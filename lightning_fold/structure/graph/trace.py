@@ -21,7 +21,7 @@ from lightning_fold.structure.graph.canonical import put_weights_second, write_o
 from lightning_fold.structure.graph.decomposed_norms import join_written_norms
 from lightning_fold.structure.graph.global_response_norms import join_channel_shares
 from lightning_fold.structure.graph.training_graph import merge_training_graph
-from lightning_fold.structure.operators import is_in_place, is_view
+from lightning_fold.structure.operators import is_aten, is_in_place, is_view
 
 
 @dataclass(frozen=True)
@@ -267,12 +267,18 @@ def _runs(graph: Graph, modules: Mapping[str, nn.Module]) -> list[tuple[nn.Modul
 
 
 def _writes_views(graph: Graph) -> bool:
-    """Whether an in-place operator changes a tensor that other nodes see through a view."""
+    """Whether an in-place operator changes a tensor that other nodes see, through a view or as it is.
+
+    Where an operator of ATen changes a tensor, later nodes read what it returns; another operator may return nothing.
+    """
     for node in graph.nodes:
-        if node.op == "call_function" and is_in_place(node) and isinstance(node.args[0], Node):
-            changed = node.args[0]
-            if is_view(changed) or any(is_view(user) for user in changed.users):
-                return True
+        if node.op != "call_function" or not is_in_place(node):
+            continue
+        changed = node.args[0] if is_aten(node.target) else None
+        if changed is None:
+            return True
+        if isinstance(changed, Node) and (is_view(changed) or any(is_view(user) for user in changed.users)):
+            return True
     return False
 
 

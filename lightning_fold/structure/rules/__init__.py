@@ -1,5 +1,8 @@
 """One file for each kind of operator; in it, for each family, the rule for labels beside the rule for constants."""
 
+from torch.fx import Node
+
+from lightning_fold.structure.operators import family, registration
 from lightning_fold.structure.rules import (
     attention,
     contraction,
@@ -12,6 +15,8 @@ from lightning_fold.structure.rules import (
 )
 from lightning_fold.structure.rules.rule import Rule
 
+__all__ = ["RULES", "Rule", "rule_of"]
+
 RULES: dict[str, Rule] = {
     **attention.RULES,
     **contraction.RULES,
@@ -22,3 +27,9 @@ RULES: dict[str, Rule] = {
     **patches.RULES,
     **pooling.RULES,
 }
+
+
+def rule_of(node: Node) -> Rule | None:
+    """The rule for ``node``'s operator: the one it was registered with, or that of its family; ``None`` without."""
+    found = registration(node)
+    return RULES.get(family(node)) if found is None or found.rule is None else found.rule

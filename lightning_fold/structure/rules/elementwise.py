@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.constant_values import UNKNOWN, unknown
 from lightning_fold.structure.labels import HeadUse, LabelRecorder
-from lightning_fold.structure.operators import compact, functional, operator_name, restride
+from lightning_fold.structure.operators import compact, functional, is_aten, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value, blank
@@ -82,12 +82,18 @@ def _known_pointwise(node: Node, args: tuple, kwargs: dict) -> Any:
         return unknown(node)
     leaves = [compact(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     depends = torch.stack(torch.broadcast_tensors(*(leaf != leaf for leaf in leaves))).any(0)
-    args, kwargs = tree_map(lambda leaf: _filled(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-    return torch.where(depends, torch.nan, functional(node)(*args, **kwargs)).expand(node.meta["val"].shape)
+    narrow = compact if is_aten(node.target) else _whole  # operators from elsewhere may not broadcast
+    args, kwargs = tree_map(lambda leaf: _filled(narrow(leaf)) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    result = functional(node)(*args, **kwargs)
+    result = result if is_aten(node.target) else restride(result)
+    return torch.where(depends, torch.nan, result).expand(node.meta["val"].shape)
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value
 
 
 def _filled(value: Tensor) -> Tensor:
-    value = compact(value)
     return value.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf) if value.is_floating_point() else value
 
 

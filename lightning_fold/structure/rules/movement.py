@@ -11,7 +11,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_fold.structure.constant_values import UNKNOWN, along, depends, tidy
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import Blocks, LabelRecorder
-from lightning_fold.structure.operators import argument, compact, functional, operator_name, restride, shape_operands
+from lightning_fold.structure.operators import (
+    argument,
+    compact,
+    functional,
+    moving,
+    operator_name,
+    restride,
+    shape_operands,
+)
 from lightning_fold.structure.rules.heads import (
     HEAD_COUNTS,
     HEAD_SIZES,
@@ -44,7 +52,7 @@ def label_movement(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) ->
         return run.unknown(node, args, kwargs)
     given = [along(labels, dim, value.shape) for dim, labels in value.labels.items()]
     given += [over_heads.expand(value.shape) for over_heads in value.head_labels]
-    results = [functional(node)(labels, *rest) for labels in given]
+    results = [moving(node)(labels, *rest) for labels in given]
     fake = node.meta["val"]
     if isinstance(fake, Tensor):
         moved = _gather(run, node, results, fake, heads=bool(value.head_labels))

@@ -38,14 +38,14 @@ def reduce_and_factorize(
     model: nn.Module,
     example_inputs: Tensor,
     *,
-    keep_parameters: float,
+    keep: float,
     batches: list[Tensor],
     reduce: Callable[..., lf.RewriteReport],
 ) -> lf.RewriteReport:
     """Fewer channels, then factors of low rank; each keeps the same share."""
-    each, before = keep_parameters**0.5, lf.count_parameters(model)
-    first = reduce(model, example_inputs, keep_parameters=each, batches=batches, repair="none", **SQUARES)
-    second = lf.factorize(model, example_inputs, keep_parameters=each, batches=batches)
+    each, before = keep**0.5, lf.count_parameters(model)
+    first = reduce(model, example_inputs, keep=each, batches=batches, repair="none", **SQUARES)
+    second = lf.factorize(model, example_inputs, keep=each, batches=batches)
     return replace(second, parameters_before=before, notes=(*first.notes, *second.notes))
 
 
@@ -128,7 +128,7 @@ def measure(
     name, statistics, function, arguments = method
     compressed, start = deepcopy(network), time.perf_counter()
     given = {"batches": batches} if statistics == "data" else {}
-    report = function(compressed, test[0][:2], keep_parameters=share, **arguments, **given)
+    report = function(compressed, test[0][:2], keep=share, **arguments, **given)
     seconds = time.perf_counter() - start
     for repaired in (False, True):
         if repaired:

@@ -65,8 +65,8 @@ def main() -> None:
         for count in arguments.whiten:
             network = deepcopy(dense)
             batches = training[:count].split(128) if count else None
-            budget = {"keep_flops" if arguments.flops else "keep_parameters": keep}
-            report = lf.factorize(network, inputs[:1], batches=batches, **budget)
+            of = "flops" if arguments.flops else "parameters"
+            report = lf.factorize(network, inputs[:1], batches=batches, keep=keep, of=of)
             raw = accuracy(network, inputs, targets)
             lf.repair(network, training[: arguments.repair].split(500))
             assert report.flops_before and report.flops_after

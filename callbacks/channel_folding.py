@@ -6,21 +6,23 @@ from lightning_fold.callbacks.rewriting.base import Rewrite
 from lightning_fold.callbacks.rewriting.once import ReduceOnce
 from lightning_fold.inputs import Inputs
 from lightning_fold.rewrites.reduction.fold import fold
+from lightning_fold.rewrites.size import Of, Size
 
 
 class ChannelFolding(ReduceOnce):
     """Merges channels that do alike at the end of training (or before an epoch): k-means, mean and sum.
 
-    Suggested: small ratios (0.1 to 0.3) without training afterwards; with ``at_epoch`` some epochs before the end, up
-    to 0.7. It helps wide networks (64 channels and more), whose channels are alike; on thin ones pruning loses less.
+    Suggested: keep 0.7 to 0.9 of the channels without training afterwards, or down to 0.3 with ``at_epoch`` some epochs
+    before the end. It helps wide networks (64 channels and more), whose channels are alike; on thin ones pruning loses
+    less.
 
     Source: "Cut Less, Fold More" (arXiv 2602.18116), "Model Folding" (arXiv 2502.10216).
 
     Args:
-        ratio: share of the channels of each width that goes, in [0, 1); 0.3 where no size is given.
-        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``.
-        keep_flops: share of the floating-point operations to keep, in (0, 1], in place of ``ratio``.
-        compensate: "least-squares" solves for the weights of the layers behind, "bias" for their biases alone.
+        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names to such shares, the first
+            that matches counts, "*" for the rest; as in :func:`lightning_fold.fold`.
+        of: what that is a share of: "parameters" or "flops" of the network, or the "channels" of each width.
+        compensate: "none"; "bias" fits the biases of the following layers, "least-squares" also their weights.
         repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR) where that helps on the batches or on
             noise, "data" estimates BatchNorm statistics and tunes LayerNorms on the batches, "none" leaves them.
         batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
@@ -31,14 +33,14 @@ class ChannelFolding(ReduceOnce):
         monitor: name of a logged validation metric, higher is better.
 
     Raises:
-        ValueError: a value is out of range, or two sizes are given.
+        TypeError: ``keep`` is neither a number nor a mapping.
+        ValueError: a value is out of range.
     """
 
     def __init__(
         self,
-        ratio: float | None = None,
-        keep_parameters: float | None = None,
-        keep_flops: float | None = None,
+        keep: float | dict[str, float] = 0.5,
+        of: Of = "parameters",
         compensate: Literal["none", "bias", "least-squares"] = "none",
         repair: Literal["data-free", "none", "data"] = "data-free",
         batches: int = 0,
@@ -49,8 +51,7 @@ class ChannelFolding(ReduceOnce):
         monitor: str = "accuracy/val",
     ) -> None:
         repairs = ("data-free", "none", "data")
-        size = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
-        super().__init__("fold", size, compensate, repair, repairs, batches, skip, at_epoch, module, monitor)
+        super().__init__("fold", Size(keep, of), compensate, repair, repairs, batches, skip, at_epoch, module, monitor)
         self.seed = seed
 
     def change(self, batches: list[Inputs] | None) -> Rewrite:

@@ -7,22 +7,23 @@ from lightning_fold.callbacks.rewriting.base import Rewrite
 from lightning_fold.callbacks.rewriting.once import ReduceOnce
 from lightning_fold.inputs import Inputs
 from lightning_fold.rewrites.reduction.prune import prune
+from lightning_fold.rewrites.size import Of, Size
 
 
 class ChannelPruning(ReduceOnce):
     """Removes the least important channels of every width, at the end of training or before an epoch.
 
     Suggested: ``at_epoch`` some epochs before the end, so that the network recovers. Without training afterwards it
-    costs much accuracy beyond a ratio of about 0.2; with ``keep_parameters``, ``compensate="least-squares"`` and some
-    ``batches`` (about a thousand examples together) much less.
+    costs much accuracy where fewer than 80 % of the channels stay; as a budget of parameters, with
+    ``compensate="least-squares"`` and some ``batches`` (about a thousand examples together), much less.
 
     Args:
-        ratio: share of the channels of each width that goes, in [0, 1); 0.3 where no size is given.
-        keep_parameters: share of the parameters to keep, in (0, 1], in place of ``ratio``.
-        keep_flops: share of the floating-point operations to keep, in (0, 1], in place of ``ratio``.
+        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names to such shares, the first
+            that matches counts, "*" for the rest; as in :func:`lightning_fold.prune`.
+        of: what that is a share of: "parameters" or "flops" of the network, or the "channels" of each width.
         importance: "l1" or "l2" norm of the weights that write a channel, or by activations: "activation",
             "reconstruction".
-        compensate: "least-squares" solves for the weights of the layers behind, "bias" for their biases alone.
+        compensate: "none"; "bias" fits the biases of the following layers, "least-squares" also their weights.
         repair: "data" estimates BatchNorm statistics and tunes LayerNorms on the batches, "none" leaves them.
         batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
         skip: patterns, as in file names, of the network's own dotted names of layers; what they write and read stays.
@@ -31,14 +32,14 @@ class ChannelPruning(ReduceOnce):
         monitor: name of a logged validation metric, higher is better.
 
     Raises:
-        ValueError: a value is out of range, or two sizes are given.
+        TypeError: ``keep`` is neither a number nor a mapping.
+        ValueError: a value is out of range.
     """
 
     def __init__(
         self,
-        ratio: float | None = None,
-        keep_parameters: float | None = None,
-        keep_flops: float | None = None,
+        keep: float | dict[str, float] = 0.5,
+        of: Of = "parameters",
         importance: Literal["l1", "l2", "activation", "reconstruction"] = "l2",
         compensate: Literal["none", "bias", "least-squares"] = "none",
         repair: Literal["none", "data"] = "none",
@@ -49,8 +50,7 @@ class ChannelPruning(ReduceOnce):
         monitor: str = "accuracy/val",
     ) -> None:
         repairs = ("none", "data")
-        size = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
-        super().__init__("prune", size, compensate, repair, repairs, batches, skip, at_epoch, module, monitor)
+        super().__init__("prune", Size(keep, of), compensate, repair, repairs, batches, skip, at_epoch, module, monitor)
         check_choice("ChannelPruning", "importance", importance, ("l1", "l2", "activation", "reconstruction"))
         self.importance = importance
 

@@ -61,7 +61,7 @@ class SqueezeRelease(RewriteCallback):
             connects, so that whole channels empty.
         group_penalty: strength of the group penalty in the cycles, at least 0, for each cycle; the last one repeats.
             After each optimizer step every channel's norm loses this times the learning rate.
-        release_amplitude: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
+        max_drift: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
         target_factor: compression factor at which the cycles stop, at least 1; the last pruning goes just that far.
         select_inputs: also prune input features and drop those the first Linear layer no longer reads, behind a
             selection layer.
@@ -84,7 +84,7 @@ class SqueezeRelease(RewriteCallback):
         sparsity: list[float] = [0.9],  # noqa: B006  read only
         criterion: Criterion = "connected",
         group_penalty: list[float] = [0.0],  # noqa: B006  read only
-        release_amplitude: float = 0.01,
+        max_drift: float = 0.01,
         target_factor: float = 1000.0,
         select_inputs: bool = False,
         max_accuracy_drop: float = 1.0,
@@ -98,7 +98,7 @@ class SqueezeRelease(RewriteCallback):
         self.sparsity = as_list("SqueezeRelease", "sparsity", sparsity)
         self.group_penalty = as_list("SqueezeRelease", "group_penalty", group_penalty)
         self.criterion: Criterion = criterion
-        self.release_amplitude, self.select_inputs = release_amplitude, select_inputs
+        self.max_drift, self.select_inputs = max_drift, select_inputs
         self.target_factor = target_factor
         self.max_accuracy_drop, self.seed = max_accuracy_drop, seed
         self._check()
@@ -244,7 +244,7 @@ class SqueezeRelease(RewriteCallback):
         network = network_of(pl_module)
         dense = record_of(pl_module).dense
         assert dense is not None and self._example is not None, "the dense epochs have ended"
-        options = {"criterion": self.criterion, "inputs": self.select_inputs}
+        options: dict[str, Any] = {"criterion": self.criterion, "select_inputs": self.select_inputs}
         least = dense.parameters / self.target_factor
         sparsity = sparsity_within(network, _at(self.sparsity, cycle), least, self._example, **options)
         report = sparsify(network, sparsity, example_inputs=self._example, optimizers=trainer.optimizers, **options)
@@ -273,12 +273,12 @@ class SqueezeRelease(RewriteCallback):
             self._release(trainer, pl_module)
 
     def _release(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + trainer.current_epoch)
         release(
             network_of(pl_module),
-            max_drift=self.release_amplitude,
-            batch=self._example,
-            generator=generator,
+            max_drift=self.max_drift,
+            batches=[self._example],
+            example_inputs=self._example,
+            seed=self.seed * 1_000_003 + trainer.current_epoch,
             optimizers=trainer.optimizers,
         )
         refresh_ddp(trainer, pl_module)
@@ -327,7 +327,7 @@ class SqueezeRelease(RewriteCallback):
                 raise ArgumentError(f"SqueezeRelease({name}={getattr(self, name)}): expected at least {lowest}.")
         for share in self.sparsity:
             check_share("SqueezeRelease", "sparsity", share)
-        check_share("SqueezeRelease", "release_amplitude", self.release_amplitude)
+        check_share("SqueezeRelease", "max_drift", self.max_drift)
         if not self.sparsity or not self.group_penalty or min(self.group_penalty) < 0:
             raise ArgumentError(
                 f"SqueezeRelease(sparsity={self.sparsity}, group_penalty={self.group_penalty}): expected at least one "

@@ -1,6 +1,7 @@
 """What a network is called with: a tensor, a tuple of positional inputs, or a dict of inputs by name."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -80,6 +81,31 @@ def inputs_of_batch(batch: Any, like: Inputs | None = None) -> Inputs:
             shape = tuple(value.shape)
             raise ArgumentError(f"expected batches of finite inputs, found NaN or infinity in one of shape {shape}.")
     return found
+
+
+def inputs_for(model: nn.Module, batch: Any, like: Inputs | None = None) -> Inputs:
+    """The inputs of ``model`` in a batch of data, read off the arguments of its ``forward`` unless ``like`` is given.
+
+    Args:
+        model: the network.
+        batch: of inputs, or (inputs, ...) of which as many elements are read as ``forward`` requires, at least one; or
+            a mapping, of which the arguments of ``forward`` are read.
+        like: inputs of the network, which then say how many, or which names.
+
+    Raises:
+        ValueError: the batch holds no such inputs, or NaN or infinity in one of them.
+    """
+    if like is None:
+        parameters = signature(model.forward).parameters.values()
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        if isinstance(batch, Mapping):
+            taken = {p.name for p in named if p.default is p.empty or p.name in batch}
+            anything = any(p.kind == p.VAR_KEYWORD for p in parameters)
+            like = dict.fromkeys(batch if anything else [p.name for p in named if p.name in taken])
+        else:
+            like = tuple(None for p in named if p.default is p.empty and p.kind != p.KEYWORD_ONLY) or None
+    found = inputs_of_batch(batch, like)
+    return on_device(found, device_of(model))
 
 
 def _by_name(batch: Any, like: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def fit(module, data, folder, callback, batch_size=16, epochs=3, **loaders):
     return module.cpu().eval(), loaded.eval()
 
 
-TRANSFORMER = {"squeeze-release": squeeze, "prune": lambda: ChannelPruning(0.3, at_epoch=1)}
+TRANSFORMER = {"squeeze-release": squeeze, "prune": lambda: ChannelPruning(0.7, "channels", at_epoch=1)}
 
 
 @pytest.mark.slow
@@ -104,8 +104,8 @@ def test_torchvision_segmentation(tmp_path, name):
 
 TEXT = {
     "squeeze-release": squeeze,
-    "prune": lambda: ChannelPruning(0.3, at_epoch=1),
-    "fold": lambda: ChannelFolding(0.3, at_epoch=1),
+    "prune": lambda: ChannelPruning(0.7, "channels", at_epoch=1),
+    "fold": lambda: ChannelFolding(0.7, "channels", at_epoch=1),
     "factorize": lambda: LowRankFactorization(0.5, at_epoch=1),
 }
 

@@ -44,16 +44,36 @@ def test_core_imports_neither_lightning_nor_callbacks(part: str) -> None:
 def test_structure_imports_no_writer() -> None:
     names = {name for path in _files("structure") for name in _imports(path)}
     assert any(_begins(name, "lightning_fold.structure") for name in names)
-    assert not any(_begins(name, "lightning_fold.rewrites", "lightning_fold.surgery.transaction") for name in names)
+    assert not any(_begins(name, "lightning_fold.rewrites", "lightning_fold.surgery") for name in names)
+
+
+def test_surgery_imports_nothing_that_decides() -> None:
+    names = {name for path in _files("surgery") for name in _imports(path)}
+    assert any(_begins(name, "lightning_fold.structure") for name in names)
+    assert not any(_begins(name, "lightning_fold.rewrites") for name in names)
 
 
 def test_only_surgery_writes_tables_of_modules() -> None:
-    """Nobody else assigns into ``_parameters``, ``_buffers`` or ``_modules``."""
-    for path in (path for part in CORE if part != "surgery" for path in _files(part)):
-        for node in ast.walk(ast.parse(path.read_text())):
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            written = [ast.unparse(target) for target in targets if isinstance(target, ast.Subscript)]
-            assert not any(table in text for text in written for table in ("._parameters", "._buffers", "._modules"))
+    """Nobody else assigns into, deletes from or updates ``_parameters``, ``_buffers`` or ``_modules``."""
+    outside = [path for part in CORE if part != "surgery" for path in _files(part)]
+    assert [path.name for path in outside if _written_tables(path)] == []
+    assert {path.name for path in _files("surgery") if _written_tables(path)} == {"editor.py", "baking.py"}
+
+
+def _written_tables(path: Path) -> list[str]:
+    written: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Assign, ast.Delete)):
+            written += [ast.unparse(target) for target in node.targets if isinstance(target, ast.Subscript)]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            written += [ast.unparse(node.func)] if node.func.attr in ("update", "pop", "clear", "setdefault") else []
+    return [text for text in written if any(table in text for table in ("._parameters", "._buffers", "._modules"))]
+
+
+def test_hooks_of_layers_are_registered_in_one_place() -> None:
+    """Where they are removed, too, whatever happens."""
+    found = [path.name for path in _files("rewrites") if ".register_forward" in path.read_text()]
+    assert found == ["observe.py"]
 
 
 def test_importing_the_package_does_not_import_lightning() -> None:

@@ -28,15 +28,13 @@ class Named(Ordered):
 
 REWRITES = {
     "minimize": lf.minimize,
-    "prune": lambda model, inputs: lf.prune(model, inputs, ratio=0.5),
+    "prune": lambda model, inputs: lf.prune(model, inputs, keep=0.5, of="channels"),
     "prune to a budget, compensated": lambda model, inputs: lf.prune(
-        model, inputs, keep_flops=0.6, compensate="least-squares"
+        model, inputs, keep=0.6, of="flops", compensate="least-squares"
     ),
-    "fold": lambda model, inputs: lf.fold(model, inputs, ratio=0.5),
-    "factorize": lambda model, inputs: lf.factorize(model, inputs, keep_flops=0.9),
-    "release": lambda model, inputs: lf.release(
-        model, max_drift=0.1, batch=inputs, generator=torch.Generator().manual_seed(0)
-    ),
+    "fold": lambda model, inputs: lf.fold(model, inputs, keep=0.5, of="channels"),
+    "factorize": lambda model, inputs: lf.factorize(model, inputs, keep=0.9, of="flops"),
+    "release": lambda model, inputs: lf.release(model, max_drift=0.1, batches=[inputs], example_inputs=inputs),
 }
 
 
@@ -122,14 +120,14 @@ class Masked(nn.Module):
 
 @pytest.mark.parametrize("mask", [torch.randn(40, 40), torch.ones(40, 40).tril().bool()])
 @pytest.mark.parametrize("examples", [4, 64])
-@pytest.mark.parametrize("budget", ["keep_parameters", "keep_flops"])
-def test_tensors_without_a_batch_dimension_stay(mask, examples, budget):
+@pytest.mark.parametrize("of", ["parameters", "flops"])
+def test_tensors_without_a_batch_dimension_stay(mask, examples, of):
     torch.manual_seed(0)
     model, x = Masked(), torch.randn(examples, 40, 8)
     assert torch.equal(first_examples((x, mask), 3)[1], mask)
-    count = lf.count_parameters if budget == "keep_parameters" else lambda net: lf.count_flops(net, (x, mask))
+    count = lf.count_parameters if of == "parameters" else lambda net: lf.count_flops(net, (x, mask))
     dense, before = copy.deepcopy(model), count(model)
-    lf.prune(model, (x, mask), **{budget: 0.8}, compensate="least-squares")
+    lf.prune(model, (x, mask), keep=0.8, of=of, compensate="least-squares")
     assert abs(count(model) / before - 0.8) <= 0.03
-    lf.prune(dense, (x, mask), **{budget: 0.8}, batches=[(x, mask)] * 3)
+    lf.prune(dense, (x, mask), keep=0.8, of=of, batches=[(x, mask)] * 3)
     assert abs(count(dense) / before - 0.8) <= 0.03

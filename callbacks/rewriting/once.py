@@ -7,7 +7,7 @@ from typing import Any, get_args
 import lightning
 from torch import nn
 
-from lightning_fold.arguments import as_list, check_choice, check_count, check_share
+from lightning_fold.arguments import as_list, check_choice, check_count
 from lightning_fold.callbacks.loop.batches import training_batches
 from lightning_fold.callbacks.loop.inputs import network_inputs
 from lightning_fold.callbacks.rewriting.base import Rewrite, RewriteCallback
@@ -15,6 +15,7 @@ from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, few_examples
 from lightning_fold.report import counted
 from lightning_fold.rewrites.reduction.options import Compensate
+from lightning_fold.rewrites.size import Size
 
 
 class RewriteOnce(RewriteCallback):
@@ -22,6 +23,7 @@ class RewriteOnce(RewriteCallback):
 
     Args:
         method: name of the rewrite.
+        size: the size of the network afterwards.
         at_epoch: epoch before which the network is rewritten, counted from 0, so that the rest of the training
             follows; -1 rewrites at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -30,13 +32,21 @@ class RewriteOnce(RewriteCallback):
     """
 
     def __init__(
-        self, method: str, at_epoch: int = -1, module: str = "", monitor: str = "accuracy/val", batches: int = 0
+        self,
+        method: str,
+        size: Size,
+        at_epoch: int = -1,
+        module: str = "",
+        monitor: str = "accuracy/val",
+        batches: int = 0,
     ) -> None:
         super().__init__(module, monitor)
+        size.check(type(self).__name__)
+        check_count(type(self).__name__, "batches", batches)
         if at_epoch < -1:
             raise ArgumentError(f"{type(self).__name__}(at_epoch={at_epoch}): expected an epoch of at least 0, or -1.")
         self.method, self.at_epoch, self.done = method, at_epoch, False
-        self._count = batches
+        self.keep, self.of, self.batches = size.keep, size.of, batches
 
     @property
     def finished(self) -> bool:
@@ -89,7 +99,7 @@ class RewriteOnce(RewriteCallback):
         few = few_examples(inputs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they come again
-            self.change([few] if self._count else None)(deepcopy(network), few, ())
+            self.change([few] if self.batches else None)(deepcopy(network), few, ())
 
     def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Rewrite at the end of training."""
@@ -123,7 +133,7 @@ class RewriteOnce(RewriteCallback):
         """The network's inputs for the first training batches, the same ones on every process."""
         # a run resumed after its last epoch has not told its samplers which it was
         epoch = max(trainer.current_epoch - 1, 0) if self.at_epoch == -1 else None
-        batches = training_batches(trainer, pl_module, self._count, epoch=epoch)
+        batches = training_batches(trainer, pl_module, self.batches, epoch=epoch)
         found = [network_inputs(pl_module, batch, index) for index, batch in enumerate(batches)]
         return trainer.strategy.broadcast(found) if found else None
 
@@ -133,7 +143,7 @@ class ReduceOnce(RewriteOnce):
 
     Args:
         method: name of the rewrite.
-        size: ``ratio``, ``keep_parameters`` or ``keep_flops``; those that are not given are ``None``.
+        size: the size of the network afterwards.
         compensate: "least-squares", "bias" or "none".
         repair: what is done about statistics.
         repairs: the known values of ``repair``.
@@ -147,7 +157,7 @@ class ReduceOnce(RewriteOnce):
     def __init__(
         self,
         method: str,
-        size: dict[str, float | None],
+        size: Size,
         compensate: str,
         repair: str,
         repairs: tuple[str, ...],
@@ -157,39 +167,21 @@ class ReduceOnce(RewriteOnce):
         module: str,
         monitor: str,
     ) -> None:
-        super().__init__(method, at_epoch, module, monitor, batches)
+        super().__init__(method, size, at_epoch, module, monitor, batches)
         call = type(self).__name__
-        self.size = one_size(call, size, {"ratio": 0.3})
         check_choice(call, "compensate", compensate, get_args(Compensate))
         check_choice(call, "repair", repair, repairs)
-        check_count(call, "batches", batches)
         if repair == "data" and batches == 0:
             raise ArgumentError(f"{call}(batches=0, repair='data'): expected at least 1 batch.")
-        self.ratio, self.keep_parameters, self.keep_flops = size["ratio"], size["keep_parameters"], size["keep_flops"]
-        self.batches = batches
         self.compensate, self.repair, self.skip = compensate, repair, as_list(call, "skip", skip)
 
     def common(self, batches: list[Inputs] | None) -> dict[str, Any]:
         """The arguments of the rewrite."""
         return {
-            **self.size,
+            "keep": self.keep,
+            "of": self.of,
             "compensate": self.compensate,
             "repair": self.repair,
             "batches": batches,
             "skip": self.skip,
         }
-
-
-def one_size(call: str, size: dict[str, float | None], default: dict[str, float]) -> dict[str, float]:
-    """The one share of ``size`` that is given, or ``default``.
-
-    Raises:
-        ValueError: two are given, or it is out of range.
-    """
-    given = {name: share for name, share in size.items() if share is not None} or default
-    if len(given) > 1:
-        written = ", ".join(f"{name}={share}" for name, share in given.items())
-        raise ArgumentError(f"{call}({written}): expected one of them. Leave out the others.")
-    for name, share in given.items():
-        check_share(call, name, share, one=name != "ratio")
-    return given

@@ -10,23 +10,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightning_fold.arguments import check_count
 from lightning_fold.commands.comparison_table import Mode, draw, tables_of
-from lightning_fold.commands.methods import SizedMethod
-from lightning_fold.commands.rows import Of, Repair
+from lightning_fold.commands.methods import method_of, takes
 from lightning_fold.commands.runs import SUFFIXES
 from lightning_fold.commands.trials import plan, run_trials
 from lightning_fold.errors import ArgumentError, MissingFileError
 from lightning_fold.evaluation.evaluate import Split
+from lightning_fold.rewrites.size import Of
 
-COMPARED: list[SizedMethod] = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
+COMPARED = ["prune-l1", "prune", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
 
 
 def compare(
     checkpoint: str,
-    methods: list[SizedMethod] = COMPARED,
+    methods: list[str] = COMPARED,
     sizes: list[float] = [0.7, 0.5, 0.3],  # noqa: B006  read only
     of: Of = "parameters",
     skip: list[str] = [],  # noqa: B006  read only
-    repair: list[Repair] = ["none"],  # noqa: B006  read only
+    repair: list[str] = ["default"],  # noqa: B006  read only
     split: Split = "test",
     monitor: str = "",
     mode: Mode = "max",
@@ -43,14 +43,16 @@ def compare(
     Args:
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
         methods: prune (by the L2 norm), prune-l1, fold, factorize; prune-least-squares and fold-least-squares also fit
-            the layers behind to the channels that stay; as a list: --methods "[fold,factorize]".
+            the following layers to the channels that stay; or the path of a function or class, as my.module.Method; any
+            of them with arguments: --methods "[fold, my.module.Method(power=2), prune(importance='activation')]".
         sizes: shares of the dense network to keep, in (0, 1), as a list: --sizes "[0.7,0.5]".
-        of: what they are shares of: parameters or flops of the network, or channels, the same share in every width that
-            prune and fold can shrink.
+        of: what they are shares of: parameters or flops of the network, or channels, the same share of every width in
+            prune and fold and of every layer's full rank in factorize.
         skip: layers by name pattern, for prune and fold, for example "[layer1*]"; their input and output widths are
             kept.
-        repair: data: estimate BatchNorm statistics and tune LayerNorms on training batches, undone where held-out
-            outputs get worse; none: no repair; "[none,data]" measures both.
+        repair: default: what each method does by itself, Fold-AR in fold and nothing in the others; none: nothing;
+            data-free: Fold-AR, in fold; data: estimate BatchNorm statistics and tune LayerNorms on training batches,
+            undone where held-out outputs get worse; or the path of a class; "[default,data]" measures both.
         split: the data that is measured: test or val.
         monitor: the metric, as the LightningModule logs it; by default accuracy/test or accuracy/val.
         mode: max where the best value of the metric is the highest, min where it is the lowest.
@@ -80,6 +82,9 @@ def _check(lists: dict[str, list[Any]], counts: dict[str, int]) -> None:
     for name, values in lists.items():
         if not values:
             raise ArgumentError(f"compare({name}=[]): expected at least one. Leave --{name} out for the usual ones.")
+    for method in lists["methods"]:
+        if not takes(method_of("compare", method), "keep"):
+            raise ArgumentError(f"compare(methods=[{method!r}]): expected methods that take a size; this one does not.")
     for name, count in counts.items():
         check_count("compare", name, count, 1 if name == "workers" else 0)
 

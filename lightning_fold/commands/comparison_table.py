@@ -66,7 +66,8 @@ def _by_network(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _method(row: Row) -> str:
-    return row.trial.method + (" + data" if row.trial.repair == "data" else "")
+    repair = row.trial.repair
+    return row.trial.method + {"default": "", "none": " without repair"}.get(repair, f" + {repair}")
 
 
 def _cell(row: Row, rows: Sequence[Row], mode: Mode) -> str:

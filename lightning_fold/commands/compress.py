@@ -5,13 +5,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from lightning_fold.commands.methods import Method, apply
-from lightning_fold.commands.rows import Repair
+from lightning_fold.commands.methods import apply
 from lightning_fold.commands.runs import SUFFIXES, Run, read_run
-from lightning_fold.commands.trials import REPAIR_BATCHES
+from lightning_fold.commands.trials import repair_batches
 from lightning_fold.complexity import Latency, count_bytes
 from lightning_fold.errors import ArgumentError
 from lightning_fold.evaluation.measurement import Measurement, latency_note, measure, side_by_side
+from lightning_fold.rewrites.size import Of
 from lightning_fold.storage.export import export
 from lightning_fold.storage.files import save
 
@@ -19,12 +19,11 @@ from lightning_fold.storage.files import save
 def compress(
     checkpoint: str,
     output: str,
-    method: Method = "fold",
-    ratio: float | None = None,
-    keep_parameters: float | None = None,
-    keep_flops: float | None = None,
+    method: str = "fold",
+    keep: float | dict[str, float] | None = None,
+    of: Of = "parameters",
     skip: list[str] = [],  # noqa: B006  read only
-    repair: Repair = "none",
+    repair: str = "default",
     config: str | None = None,
 ) -> None:
     """Rewrite a trained network into a smaller one, without training, and write it as one file.
@@ -34,19 +33,22 @@ def compress(
         output: file to write. ".ckpt", ".pt" and ".safetensors" are read by lightning_fold.load; ".pt2" is a
             torch.export program, for networks whose class has no name in the checkpoint.
         method: prune (by the L2 norm), prune-l1, fold, factorize, or minimize (exact, for a network with zeros);
-            prune-least-squares and fold-least-squares also fit the layers behind to the channels that stay.
-        ratio: share of the channels to remove, in [0, 1), for prune and fold.
-        keep_parameters: share of the parameters to keep, in (0, 1].
-        keep_flops: share of the operations to keep, in (0, 1].
+            prune-least-squares and fold-least-squares also fit the following layers to the channels that stay; or the
+            path of a function or class, as my.module.Method; any of them with arguments, as
+            "prune(importance='activation')".
+        keep: share that stays, in (0, 1], 0.5 if left out; or shares by name pattern of layers, the first that matches
+            counts, as --keep '{"layer1*": 0.9, "*": 0.5}'.
+        of: what that is a share of: parameters or flops of the network, or channels, of every width in prune and fold
+            and of every layer's full rank in factorize.
         skip: layers by name pattern, for prune and fold, for example "[layer1*]"; their input and output widths are
             kept.
-        repair: data: estimate BatchNorm statistics and tune LayerNorms on training batches, undone where held-out
-            outputs get worse; none: no repair.
+        repair: default: what each method does by itself, Fold-AR in fold and nothing in the others; none: nothing;
+            data-free: Fold-AR, in fold; data: estimate BatchNorm statistics and tune LayerNorms on training batches,
+            undone where held-out outputs get worse; or the path of a class.
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
     """
     path = Path(output)
-    sizes = {"ratio": ratio, "keep_parameters": keep_parameters, "keep_flops": keep_flops}
-    _check(checkpoint, path, sizes)
+    _check(checkpoint, path)
     run = read_run(checkpoint, config)
     if run.name is None and path.suffix != ".pt2":
         raise ArgumentError(
@@ -54,8 +56,8 @@ def compress(
             f"is written as a torch.export program: --output {path.with_suffix('.pt2')}"
         )
     before, _ = _measure(run)
-    batches = run.training_batches(REPAIR_BATCHES) if repair == "data" else None
-    report = apply(method, run.network, run.inputs, batches=batches, skip=skip, **sizes)
+    batches = repair_batches(run, repair)
+    report = apply(method, run.network, run.inputs, keep=keep, of=of, skip=skip, repair=repair, batches=batches)
     after, latency = _measure(run)
     _write(run, path)
     table = side_by_side(before, after, latency_note(before, after, latency), "before", "after")
@@ -63,17 +65,12 @@ def compress(
     Console().print(table, *notes, escape(f"{report.method}: written to {output}"), sep="\n")
 
 
-def _check(checkpoint: str, output: Path, sizes: dict[str, float | None]) -> None:
+def _check(checkpoint: str, output: Path) -> None:
     if output.suffix not in (*SUFFIXES, ".pt2"):
         expected = f"a file that ends in {', '.join(SUFFIXES)} or .pt2"
         raise ArgumentError(f"compress(output={str(output)!r}): expected {expected}.")
     if Path(checkpoint).exists() and output.exists() and output.samefile(checkpoint):
         raise ArgumentError(f"compress(output={str(output)!r}): this is the checkpoint itself; expected another file.")
-    given = [f"{name}={value}" for name, value in sizes.items() if value is not None]
-    if len(given) > 1:
-        raise ArgumentError(
-            f"compress({', '.join(given)}): expected one size, found {len(given)}; leave the others out."
-        )
 
 
 def _measure(run: Run) -> tuple[Measurement, Latency]:

@@ -4,76 +4,109 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Protocol
 
 from torch import nn
 
+from lightning_fold.class_paths import load
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.calibration import from_batches
-from lightning_fold.rewrites.exact.minimize import minimize
-from lightning_fold.rewrites.factorization.factorize import factorize
-from lightning_fold.rewrites.reduction.fold import fold
-from lightning_fold.rewrites.reduction.prune import prune
 from lightning_fold.rewrites.reduction.recovery.recovery import improved
-from lightning_fold.rewrites.repair import repair
+from lightning_fold.rewrites.repair import repair as estimate_again
+from lightning_fold.rewrites.size import Keep, Of
 
-SizedMethod = Literal["prune", "prune-l1", "prune-least-squares", "fold", "fold-least-squares", "factorize"]
-Method = Literal[SizedMethod, "minimize"]
+_REDUCTION = "lightning_fold.rewrites.reduction"
 
-METHODS: dict[Method, Callable[..., RewriteReport]] = {
-    "prune": prune,
-    "prune-l1": partial(prune, importance="l1"),
-    "prune-least-squares": partial(prune, compensate="least-squares"),
-    "fold": fold,
-    "fold-least-squares": partial(fold, compensate="least-squares"),
-    "factorize": factorize,
-    "minimize": minimize,
+# The names that commands know; a method is added by its line here.
+METHODS = {
+    "prune": f"{_REDUCTION}.prune.prune",
+    "prune-l1": f"{_REDUCTION}.prune.prune(importance='l1')",
+    "prune-least-squares": f"{_REDUCTION}.prune.prune(compensate='least-squares')",
+    "fold": f"{_REDUCTION}.fold.fold",
+    "fold-least-squares": f"{_REDUCTION}.fold.fold(compensate='least-squares')",
+    "factorize": "lightning_fold.rewrites.factorization.factorize.factorize",
+    "minimize": "lightning_fold.rewrites.exact.minimize.minimize",
 }
 
 
-SIZES = ("ratio", "keep_parameters", "keep_flops")
+class Method(Protocol):
+    """A whole method: a function, or an object that is called like one.
+
+    Commands pass ``keep`` and ``of``, and of ``batches``, ``skip`` and ``repair`` those that it takes.
+    """
+
+    def __call__(self, model: nn.Module, example_inputs: Inputs, /, **options: Any) -> RewriteReport:
+        """Rewrite ``model``, in place."""
+        ...
+
+
+def method_of(call: str, name: str) -> Method:
+    """The method of that name or class path; ``call`` is the command, for errors."""
+    return load(call, "method", name, METHODS)
+
+
+def takes(method: Method, argument: str) -> bool:
+    """Whether ``method`` takes an argument of this name."""
+    return argument in inspect.signature(method).parameters
 
 
 def apply(
-    method: Method,
+    name: str,
     network: nn.Module,
     inputs: Inputs,
     *,
-    batches: Iterable[Any] | None = None,
+    keep: Keep | None = None,
+    of: Of = "parameters",
     skip: Sequence[str] = (),
-    **sizes: float | None,
+    repair: str = "default",
+    batches: Iterable[Any] | None = None,
 ) -> RewriteReport:
     """Rewrite ``network``, in place, by the method of that name.
 
     Args:
-        method: a key of ``METHODS``.
+        name: a key of ``METHODS``, or the path of a class or function.
         network: the network.
         inputs: example inputs, batch first.
-        batches: training batches, for the rewrite where it takes them, and to repair the network. A repair that makes
-            the outputs on the last one worse is undone and noted in the report.
-        skip: patterns of layers whose widths stay, for prune and fold.
-        sizes: some of ``SIZES``; those that are ``None`` keep the rewrite's default.
+        keep: share that stays; ``None`` leaves it to the method, 0.5 in those here.
+        of: what that is a share of.
+        skip: patterns of layers whose widths stay, for methods that take some.
+        repair: "default" leaves it to the method, "none" asks for none. "data" re-estimates statistics on ``batches``;
+            where the method has no repair of its own, BatchNorm statistics, undone where that makes the outputs on the
+            last batch worse. Anything else is for the method.
+        batches: training batches, for methods that take some, and for the repair.
 
     Raises:
-        ValueError: the method takes no such size, or no ``skip``; the message lists what it takes.
+        ValueError: the method takes no size, no ``skip`` or no such repair.
     """
-    given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+    method = method_of("apply", name)
+    given: dict[str, Any] = {} if keep is None else {"keep": keep}
+    given |= {} if of == "parameters" else {"of": of}
     given |= {"skip": list(skip)} if skip else {}
-    accepted = inspect.signature(METHODS[method]).parameters
-    if unknown := [name for name in given if name not in accepted]:
-        expected = " or ".join(name for name in SIZES if name in accepted)
-        without_size = "no size, since the zeros of the network say what goes"
-        advice = "it with prune and fold alone" if unknown[0] == "skip" else expected or without_size
-        raise ArgumentError(f"the method {method!r} takes no {unknown[0]}={given[unknown[0]]}; expected {advice}.")
-    rewrite = partial(METHODS[method], network, inputs, **given)
+    own_repair = takes(method, "repair")
+    if repair not in ("default", "none", "data") or (own_repair and repair != "default"):
+        given["repair"] = repair
+    _check(name, method, given)
     if batches is None:
-        return rewrite()
+        return method(network, inputs, **given)
     batches = list(batches)
-    if "repair" in accepted:
-        return rewrite(batches=batches, repair="data")
-    return _repaired(network, inputs, batches, partial(rewrite, batches=batches) if "batches" in accepted else rewrite)
+    given |= {"batches": batches} if takes(method, "batches") else {}
+    rewrite = partial(method, network, inputs, **given)
+    return rewrite() if own_repair or repair != "data" else _repaired(network, inputs, batches, rewrite)
+
+
+def _check(name: str, method: Method, given: dict[str, Any]) -> None:
+    """Raise ``ArgumentError`` for the first argument that the method does not take."""
+    advice = {
+        "keep": "no size, since the zeros of the network say what goes",
+        "of": "no size, since the zeros of the network say what goes",
+        "skip": "it with prune and fold alone",
+        "repair": "'default', 'none' or 'data'",
+    }
+    for argument, value in given.items():
+        if not takes(method, argument):
+            raise ArgumentError(f"the method {name!r} takes no {argument}={value!r}; expected {advice[argument]}.")
 
 
 def _repaired(
@@ -83,6 +116,6 @@ def _repaired(
     dense = from_batches(network, inputs, batches[-1:])
     report = rewrite()
     fitted = batches[:-1] or batches
-    better, notes = improved("BatchNorm re-estimation", network, dense, lambda copy: repair(copy, fitted))
+    better, notes = improved("BatchNorm re-estimation", network, dense, lambda copy: estimate_again(copy, fitted))
     network.load_state_dict(better.state_dict())
     return replace(report, notes=(*report.notes, *notes))

@@ -4,15 +4,12 @@ import csv
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from filelock import FileLock
 
 from lightning_fold.errors import ArgumentError
 from lightning_fold.storage.files import write_atomically
-
-Repair = Literal["none", "data"]
-Of = Literal["parameters", "flops", "channels"]
 
 DENSE = "dense"
 
@@ -24,11 +21,11 @@ class Trial:
     Attributes:
         checkpoint: the file of the network.
         digest: of the file's content and of the configuration of its data, not of its seed: a run has but one.
-        method: a key of ``METHODS``, or ``"dense"``.
+        method: a key of ``METHODS`` or the path of a class or function, or ``"dense"``.
         keep: share to keep, in (0, 1].
-        of: what it is a share of: the network's parameters or FLOPs, or the channels of every width.
+        of: what it is a share of: "parameters" or "flops" of the network, or "channels" of every width.
         skip: patterns of layers whose widths stay, with spaces in between.
-        repair: ``"data"`` gives the method ``REPAIR_BATCHES`` training batches to repair the network with.
+        repair: how the network is repaired, as :func:`lightning_fold.commands.methods.apply` takes it.
         split: ``"val"`` or ``"test"``.
         monitor: the metric.
         limit: batches that are measured; 0 for all.
@@ -54,11 +51,6 @@ class Trial:
     def dense(self) -> "Trial":
         """The one that measures the network as it is."""
         return replace(self, method=DENSE, keep=1.0, repair="none")
-
-    @property
-    def sizes(self) -> dict[str, float]:
-        """The size as an argument of :func:`lightning_fold.commands.methods.apply`."""
-        return {"ratio": round(1 - self.keep, 12)} if self.of == "channels" else {f"keep_{self.of}": self.keep}
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,24 @@ from typing import Any, cast
 
 import torch
 
-from lightning_fold.commands.methods import Method, apply
-from lightning_fold.commands.rows import DENSE, Of, Repair, Row, Trial, read_rows, write_rows
+from lightning_fold.commands.methods import apply
+from lightning_fold.commands.rows import DENSE, Row, Trial, read_rows, write_rows
 from lightning_fold.commands.runs import Run, read_config, read_run
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.errors import ArgumentError, RewriteError
 from lightning_fold.evaluation.evaluate import Split, evaluate
 from lightning_fold.inputs import first_examples
 from lightning_fold.remarks import silence
+from lightning_fold.rewrites.size import Of
 
 REPAIR_BATCHES = 50
 
 
 def plan(
     checkpoints: Iterable[str | Path],
-    methods: Sequence[Method],
+    methods: Sequence[str],
     sizes: Sequence[float],
-    repairs: Sequence[Repair],
+    repairs: Sequence[str],
     *,
     of: Of = "parameters",
     skip: Sequence[str] = (),
@@ -114,9 +115,9 @@ def _measure(trial: Trial, config: str | None) -> Row:
     network, start, notes = deepcopy(run.network), time.perf_counter(), ()
     dense = count_parameters(network)
     if trial.method != DENSE:
-        method, skip = cast(Method, trial.method), trial.skip.split()
-        batches = run.training_batches(REPAIR_BATCHES) if trial.repair == "data" else None
-        notes = apply(method, network, run.inputs, batches=batches, skip=skip, **trial.sizes).notes
+        size: dict[str, Any] = {"keep": trial.keep, "of": trial.of, "skip": trial.skip.split()}
+        batches = repair_batches(run, trial.repair)
+        notes = apply(trial.method, network, run.inputs, repair=trial.repair, batches=batches, **size).notes
     seconds = time.perf_counter() - start
     limits = {f"limit_{trial.split}_batches": trial.limit} if trial.limit else {}
     metrics = evaluate(run.module, network, run.data, cast(Split, trial.split), seed=run.seed, **limits)
@@ -134,6 +135,11 @@ def _measure(trial: Trial, config: str | None) -> Row:
         seconds=round(seconds, 2),
         note="; ".join(note.replace("; ", ", ") for note in notes),  # the table takes them apart again
     )
+
+
+def repair_batches(run: Run, repair: str) -> Iterable[Any] | None:
+    """Training batches for a repair that may look at some."""
+    return None if repair in ("default", "none", "data-free") else run.training_batches(REPAIR_BATCHES)
 
 
 def _digest(path: Path, config: str | None) -> str:

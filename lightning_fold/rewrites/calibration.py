@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lightning_fold.inputs import (
     on_device,
     only_input,
 )
+from lightning_fold.rewrites.observe import forward_pre_hooks
 from lightning_fold.rewrites.repair import estimate_statistics
 from lightning_fold.structure.graph.trace import evaluation_mode
 
@@ -122,6 +124,34 @@ def _noise(like: Tensor, examples: int, generator: torch.Generator) -> Tensor:
     return white.to(like)
 
 
+@dataclass
+class LazyCalibration:
+    """A calibration that is made when it is first asked for: on ``batches``, or on noise where they are ``None``."""
+
+    model: nn.Module
+    example_inputs: Inputs
+    batches: list[Any] | None
+    seed: int = 0
+
+    def get(self) -> Calibration:
+        """The same one each time; of the network as it is at the first."""
+        return self._made
+
+    def notes(self) -> list[str]:
+        """What the report should say of it, once it was made."""
+        left_out = self._made.left_out if "_made" in vars(self) else 0
+        if not left_out:
+            return []
+        found = f"{left_out} of {len(self.batches or ())} batches"
+        return [f"{found} were left out: their inputs have other shapes than the first one's"]
+
+    @cached_property
+    def _made(self) -> Calibration:
+        if self.batches is None:
+            return from_noise(self.model, self.example_inputs, self.seed)
+        return from_batches(self.model, self.example_inputs, self.batches)
+
+
 def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, Tensor]:
     """(channels, channels) E[x x^T] at the input of each linear layer or convolution, float64.
 
@@ -151,15 +181,11 @@ def _mean(calibration: Calibration, paths: Iterable[str], total: Callable[[Tenso
 
         return hook
 
-    layers = {path: calibration.network.get_submodule(path) for path in paths}
-    handles = [layer.register_forward_pre_hook(keep(path), with_kwargs=True) for path, layer in layers.items()]
-    try:
-        with evaluation_mode(calibration.network), torch.no_grad():
-            for batch in calibration.batches:
-                call(calibration.network, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    network = calibration.network
+    hooks = [(network.get_submodule(path), keep(path)) for path in dict.fromkeys(paths)]
+    with forward_pre_hooks(hooks), evaluation_mode(network), torch.no_grad():
+        for batch in calibration.batches:
+            call(network, batch)
     return {path: found / counts[path] for path, found in sums.items()}
 
 

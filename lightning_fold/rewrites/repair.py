@@ -7,55 +7,71 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_fold.complexity import count_parameters
 from lightning_fold.errors import ArgumentError
-from lightning_fold.inputs import Inputs, batch_size, call, device_of, inputs_of_batch, join_inputs, on_device
+from lightning_fold.inputs import Inputs, batch_size, call, inputs_for, join_inputs
 from lightning_fold.layers import CompensatedNorm
-from lightning_fold.structure.graph.trace import evaluation_mode
+from lightning_fold.report import RewriteReport, some_of
+from lightning_fold.rewrites.observe import forward_hooks
+from lightning_fold.rewrites.wrappers import check_there
+from lightning_fold.structure.graph.trace import evaluation_mode, unwrapped
 
 
-def repair(model: nn.Module, dataloader: Iterable[Any]) -> None:
+def repair(model: nn.Module, batches: Iterable[Any]) -> RewriteReport:
     """Estimate the running mean and variance of every BatchNorm of ``model`` again, in place.
+
+    Networks inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile`` are found. Shapes, parameters and
+    optimizers are untouched.
 
     Source: data repair of "Model Folding" (arXiv 2502.10216): statistics are reset and averaged over the batches.
 
     Args:
         model: any network; without BatchNorm nothing changes.
-        dataloader: batches of inputs, or (inputs, ...) of which the first element is read; one of a single example goes
-            with its neighbour. A BatchNorm that they do not reach stays as it is.
+        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; a ``DataLoader``. A batch
+            of a single example is joined with its neighbour. BatchNorms that no batch reaches keep their statistics.
+
+    Returns:
+        A report with the number of parameters, which does not change, and a note on BatchNorms that no batch reached.
 
     Raises:
-        ValueError: ``dataloader`` yields no batch, or one that holds NaN or infinity.
-
-    Whatever goes wrong, the statistics are as they were.
+        ValueError: ``batches`` is empty, or holds NaN or infinity; the statistics are as they were before.
     """
-    device = device_of(model)
-    estimate_statistics(model, (on_device(inputs_of_batch(batch), device) for batch in dataloader))
+    network = unwrapped(model)
+    check_there("repair", network)
+    unreached = estimate_statistics(network, (inputs_for(network, batch) for batch in batches))
+    notes = [f"no batch reached {some_of(unreached)}: the statistics are as they were"] if unreached else []
+    if not _norms(network):
+        notes = [f"{type(network).__name__} has no BatchNorm with statistics: nothing changed"]
+    parameters = count_parameters(network)
+    return RewriteReport("repair", parameters, parameters, notes=tuple(notes))
 
 
-def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
-    """:func:`repair` on batches of all that the network is called with, where it is."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> list[str]:
+    """:func:`repair` on the inputs of a plain network, on its device; names of the BatchNorms that no batch reached."""
+    named = _norms(model)
+    norms = list(named.values())
     if not norms:
-        return
+        return []
     modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     statistics = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     batches = _joined_where_single(batches)
     batch = next(batches, None)
     if batch is None:
-        raise ArgumentError("repair(model, dataloader): the dataloader is empty; expected at least one batch.")
+        raise ArgumentError("repair(batches=[]): expected at least one batch of inputs, or of (inputs, ...).")
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    complete = False
+    complete, unreached = False, []
     try:
         with torch.no_grad():
             while batch is not None:
                 call(model, batch)
                 batch = next(batches, None)
         complete = True
+        unreached = [name for name, norm in named.items() if not norm.num_batches_tracked]
     finally:
         for norm, momentum, saved in zip(norms, momenta, statistics, strict=True):
             norm.momentum = momentum
@@ -63,6 +79,13 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> None:
                 norm.load_state_dict(saved, strict=False)
         for module, training in modes:
             module.training = training
+    return unreached
+
+
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """BatchNorms with running statistics, by dotted name."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    return {name or "the network itself": module for name, module in found.items() if module.track_running_stats}
 
 
 def _joined_where_single(batches: Iterable[Inputs]) -> Iterator[Inputs]:
@@ -123,13 +146,9 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: M
         return hook
 
     for network, hook in ((dense, remember), (model, tune)):
-        handles = [network.get_submodule(path).register_forward_hook(hook(path)) for path in rows]
-        try:
-            with evaluation_mode(network), torch.no_grad():
-                call(network, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        hooks = [(network.get_submodule(path), hook(path)) for path in rows]
+        with forward_hooks(hooks), evaluation_mode(network), torch.no_grad():
+            call(network, inputs)
 
 
 def is_layer_norm(module: nn.Module) -> bool:

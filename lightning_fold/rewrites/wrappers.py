@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_fold.errors import ArgumentError
 from lightning_fold.structure.graph.trace import unwrapped, unwrapped_once
+from lightning_fold.surgery.baking import bake
 from lightning_fold.surgery.transaction import Surgery
 
 R = TypeVar("R", bound=Callable[..., Any])
@@ -32,10 +33,10 @@ def on_network(rewrite: R) -> R:
     @wraps(rewrite)
     def wrapped(model: nn.Module, *args: Any, optimizers: Iterable[Optimizer] = (), **kwargs: Any) -> Any:
         network = unwrapped(model)
-        _check_there(rewrite.__name__, network)
+        check_there(rewrite.__name__, network)
         optimizers = list(optimizers)
         with Surgery(network, optimizers) as surgery:
-            surgery.bake()
+            bake(surgery)
             report = rewrite(network, *args, optimizers=optimizers, **kwargs)
         if network is not model:
             _refresh_ddp(model)
@@ -44,7 +45,8 @@ def on_network(rewrite: R) -> R:
     return cast(R, wrapped)
 
 
-def _check_there(method: str, model: nn.Module) -> None:
+def check_there(method: str, model: nn.Module) -> None:
+    """Raise ``ArgumentError`` where a parameter or buffer is on the meta device, or has no shape yet."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         call = f"{method}({type(model).__name__})"
         if is_lazy(tensor):

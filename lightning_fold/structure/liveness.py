@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from lightning_fold.structure.channel_reads import constant_columns, norm_constants, varying_columns
 from lightning_fold.structure.constant_values import channel_constants, depends
-from lightning_fold.structure.contractions import contraction_channel, oriented
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.labels import Contraction, HeadUse, Norm, Product
+from lightning_fold.structure.labels import HeadUse, Norm, Product
 from lightning_fold.structure.operators import compact, family, feeds_softmax, operator_name, shape_operands
 from lightning_fold.structure.values import Value
 
@@ -37,79 +37,85 @@ def live_groups(
         held: (groups,) channels that stay although nothing reads them: what they are must not change.
         needed_at: is given, for each node that reaches the output, (groups,) what of its value anything reads.
     """
-    held = torch.zeros(structure.count, dtype=torch.bool) if held is None else held
-    contractions = {contraction.node: contraction for contraction in structure.labels.contractions}
-    norms = {norm.node: norm for norm in structure.labels.norms}
-    products = {product.node: product for product in structure.labels.products}
-    uses: dict[Node, list[HeadUse]] = {}
-    for use in structure.labels.head_uses:
-        uses.setdefault(use.node, []).append(use)
+    step = _Step(structure, fixed, torch.zeros(structure.count, dtype=torch.bool) if held is None else held)
     carried = {node: _carried(structure, value) for node, value in structure.labels.values.items()}
-    alive: dict[Node, Tensor] = {}
+    alive = {node: _mask(structure, carried[node]) for node in structure.trace.outputs}
     live = torch.zeros(structure.count, dtype=torch.bool)
-    for node in structure.trace.outputs:
-        alive[node] = _mask(structure, carried[node])
     for node in reversed(structure.trace.graph.nodes):
         out = alive.pop(node, None)
         if out is None:
             continue
-        live |= out & _mask(structure, carried[node])
+        carries = _mask(structure, carried[node])
+        live |= out & carries
         if needed_at is not None:
             needed_at[node] = out
         reads = out & ~_constant_groups(structure, node)
         for source in node.all_input_nodes:
-            if source in shape_operands(node):
-                continue
-            passes = node.target is getitem or _selects_heads(structure, node)
-            needed = reads if passes else reads | ~_mask(structure, carried[node])
-            if node in contractions and source is contractions[node].value:
-                columns = contractions[node].columns
-                if columns is not None:
-                    needed[structure.group_of[columns].unique()] = False
-                needed |= _reading(structure, contractions[node], reads)
-                if node in fixed:
-                    needed |= _constants_read(structure, contractions[node], out | held)
-            elif node in norms and source is node.all_input_nodes[0]:
-                needed |= _normalised(structure, norms[node], reads, node in fixed)
-            elif family(node) == "bilinear" and source in node.args[:2]:
-                needed = needed & ~_unread_factors(structure, node, source)
-            elif node in products and source in node.args[:2]:
-                needed = _multiplied(structure, products[node], needed, reads)
-            elif node in contractions or family(node) == "bilinear":
-                if not depends(structure.constants[source]):
-                    continue  # its channels are the layer's own rows and columns
-                needed = ~torch.zeros_like(out)
-            for use in uses.get(node, ()):
-                if use.source is source:
-                    needed = _in_live_heads(structure, use, needed, reads)
-            needed &= _mask(structure, carried[source])
-            alive[source] = alive[source] | needed if source in alive else needed
+            needed = step.needed(node, source, out, reads, carries)
+            if needed is not None:
+                needed = needed & _mask(structure, carried[source])
+                alive[source] = alive[source] | needed if source in alive else needed
     return live
 
 
-def used_columns(structure: Structure, contraction: Contraction) -> Tensor:
-    """(rows, columns) whether the weight from column to row is not zero, for every channel the contraction reads."""
-    weight = oriented(contraction.node, structure.constants[contraction.weight])
-    nonzero = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
-    if contraction.groups == 1:
-        return nonzero.cpu()
-    blocks = nonzero.reshape(contraction.groups, -1, weight.shape[1]).cpu()
-    return torch.block_diag(*blocks.to(torch.uint8)).bool()
+class _Step:
+    """One step of :func:`live_groups`, from a node to what it reads.
 
+    Args:
+        structure: the network.
+        fixed: contractions that cannot take a constant in place of a column, and norms that cannot be compensated.
+        held: (groups,) channels that stay although nothing reads them.
+    """
 
-def input_constants(structure: Structure, contraction: Contraction) -> Tensor | None:
-    """(columns,) the constant that each channel read by ``contraction`` is, NaN where it depends on the input."""
-    given = channel_constants(structure.constants[contraction.value], contraction_channel(contraction.node))
-    return None if given is None else given.cpu()
+    def __init__(self, structure: Structure, fixed: Collection[Node], held: Tensor) -> None:
+        labels = structure.labels
+        self.structure, self.fixed, self.held = structure, fixed, held
+        self._contractions = {contraction.node: contraction for contraction in labels.contractions}
+        self._norms = {norm.node: norm for norm in labels.norms}
+        self._products = {product.node: product for product in labels.products}
+        self._head_uses: dict[tuple[Node, Node], list[HeadUse]] = {}
+        for use in labels.head_uses:
+            self._head_uses.setdefault((use.node, use.source), []).append(use)
 
+    def needed(self, node: Node, source: Node, out: Tensor, reads: Tensor, carries: Tensor) -> Tensor | None:
+        """(groups,) what ``node`` needs of ``source``; ``None`` where it needs no channel of it at all.
 
-def norm_constants(structure: Structure, norm: Norm) -> Tensor:
-    """(channels,) the constant that each channel read by ``norm`` is, NaN where it depends on the input."""
-    assert norm.channels is not None
-    given = channel_constants(structure.constants[norm.node.all_input_nodes[0]], norm.dim)
-    if given is None or len(given) != norm.channels.numel():  # or over the channels of each head
-        return torch.full((norm.channels.numel(),), torch.nan)
-    return given.cpu()
+        Args:
+            node: an operator.
+            source: one of those whose values it reads.
+            out: (groups,) what of its value anything reads.
+            reads: (groups,) the same without known constants.
+            carries: (groups,) the channels of its value.
+        """
+        if source in shape_operands(node):
+            return None
+        passes = node.target is getitem or _selects_heads(self.structure, node)
+        needed = reads if passes else reads | ~carries
+        if node in self._contractions and source is self._contractions[node].value:
+            needed = self._contracted(node, needed, out, reads)
+        elif node in self._norms and source is node.all_input_nodes[0]:
+            needed = needed | _normalised(self.structure, self._norms[node], reads, node in self.fixed)
+        elif family(node) == "bilinear" and source in node.args[:2]:
+            needed = needed & ~_unread_factors(self.structure, node, source)
+        elif node in self._products and source in node.args[:2]:
+            needed = _multiplied(self.structure, self._products[node], needed, reads)
+        elif node in self._contractions or family(node) == "bilinear":
+            if not depends(self.structure.constants[source]):
+                return None  # its channels are the layer's own rows and columns
+            needed = torch.ones_like(out)
+        for use in self._head_uses.get((node, source), ()):
+            needed = _in_live_heads(self.structure, use, needed, reads)
+        return needed
+
+    def _contracted(self, node: Node, needed: Tensor, out: Tensor, reads: Tensor) -> Tensor:
+        """``needed`` with, of the columns of a contraction, those alone that it reads."""
+        contraction, needed = self._contractions[node], needed.clone()
+        if contraction.columns is not None:
+            needed[self.structure.group_of[contraction.columns].unique()] = False
+        needed |= varying_columns(self.structure, contraction, reads)
+        if node in self.fixed:
+            needed |= constant_columns(self.structure, contraction, out | self.held)
+        return needed
 
 
 def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> Tensor:
@@ -189,30 +195,6 @@ def _everywhere(condition: Tensor, labels: Tensor) -> Tensor:
         if 1 < size < heads:  # several heads of queries read one of keys
             condition = condition.repeat_interleave(heads // size, dim)
     return condition.expand(labels.shape).cpu()
-
-
-def _reading(structure: Structure, contraction: Contraction, out: Tensor) -> Tensor:
-    """(groups,) what the rows in ``out`` read that depends on the input."""
-    given = input_constants(structure, contraction)
-    varying = torch.ones(1, dtype=torch.bool) if given is None else given.isnan()
-    return _columns_read(structure, contraction, out, varying)
-
-
-def _constants_read(structure: Structure, contraction: Contraction, out: Tensor) -> Tensor:
-    """(groups,) the constants other than zero that the rows in ``out`` read."""
-    given = input_constants(structure, contraction)
-    constant = torch.zeros(1, dtype=torch.bool) if given is None else (given != 0) & ~given.isnan()
-    return _columns_read(structure, contraction, out, constant)
-
-
-def _columns_read(structure: Structure, contraction: Contraction, out: Tensor, which: Tensor) -> Tensor:
-    reading = torch.zeros(structure.count, dtype=torch.bool)
-    if contraction.columns is not None:
-        used = used_columns(structure, contraction)
-        if contraction.rows is not None:
-            used = used & out[structure.group_of[contraction.rows]][:, None]
-        reading[structure.group_of[contraction.columns[used.any(0) & which]]] = True
-    return reading
 
 
 def _constant_groups(structure: Structure, node: Node) -> Tensor:

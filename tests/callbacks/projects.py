@@ -21,9 +21,9 @@ CALLBACKS = {
     "squeeze-release": lambda: SqueezeRelease(
         dense_epochs=1, cycles=2, shrink_epochs=0, masked_epochs=1, sparsity=[0.5], group_penalty=[0.5]
     ),
-    "prune": lambda: ChannelPruning(ratio=0.4, at_epoch=2),
-    "fold": lambda: ChannelFolding(ratio=0.4, at_epoch=2),
-    "factorize": lambda: LowRankFactorization(keep_parameters=0.6, at_epoch=2),
+    "prune": lambda: ChannelPruning(keep=0.6, of="channels", at_epoch=2),
+    "fold": lambda: ChannelFolding(keep=0.6, of="channels", at_epoch=2),
+    "factorize": lambda: LowRankFactorization(keep=0.6, at_epoch=2),
     "monitor": lambda: CompressionMonitor(),
     "smoothness": lambda: SmoothnessRegularization({"nuclear_norm": 0.01, "first_difference": 0.02}, every=2),
 }

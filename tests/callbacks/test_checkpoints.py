@@ -144,7 +144,7 @@ class Configured(Project):
 
 def test_hyper_parameters_and_hooks_of_the_class_are_used(make_trainer, tmp_path):
     module = Configured(hidden=24)
-    trainer = make_trainer(2, ChannelPruning(ratio=0.5, at_epoch=1))
+    trainer = make_trainer(2, ChannelPruning(keep=0.5, of="channels", at_epoch=1))
     trainer.fit(module, loader(), loader())
     trainer.save_checkpoint(tmp_path / "small.ckpt")
     own = Configured.on_load_checkpoint

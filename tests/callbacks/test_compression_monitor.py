@@ -144,7 +144,7 @@ def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, 
     """A rewrite after the last validation shows, also with loggers that take no figures."""
     module, plain = make_classifier(), Plain()
     loggers = [CSVLogger(tmp_path, name="csv"), plain, TensorBoardLogger(tmp_path, name="board")]
-    make_trainer(1, ChannelPruning(ratio=0.5), CompressionMonitor(), logger=loggers).fit(module, data)
+    make_trainer(1, ChannelPruning(keep=0.5, of="channels"), CompressionMonitor(), logger=loggers).fit(module, data)
     small = lf.count_parameters(module.network)
     assert small < record_of(module).dense.parameters
     assert plain.metrics["compression/parameters"] == small
@@ -159,7 +159,9 @@ def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, 
 
 def test_progress_bar_ends_with_the_network_as_it_ends(make_classifier, make_trainer, data, capfd):
     module, monitor = make_classifier(), CompressionMonitor()
-    trainer = make_trainer(1, ChannelPruning(ratio=0.5), monitor, TQDMProgressBar(), enable_progress_bar=True)
+    trainer = make_trainer(
+        1, ChannelPruning(keep=0.5, of="channels"), monitor, TQDMProgressBar(), enable_progress_bar=True
+    )
     trainer.fit(module, data)
     frames = "".join(capfd.readouterr())
     small, dense = lf.count_parameters(module.network), record_of(module).dense.parameters

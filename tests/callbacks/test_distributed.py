@@ -23,11 +23,11 @@ if __name__ == "__main__":
     module = Classifier(MLP(12, [14, 10], 3), num_classes=3)
     squeeze = SqueezeRelease(
         dense_epochs=1, cycles=2, shrink_epochs=1, masked_epochs=1, sparsity=[0.5], group_penalty=[0.5],
-        select_inputs=True, max_accuracy_drop=0.95, release_amplitude=0.2,
+        select_inputs=True, max_accuracy_drop=0.95, max_drift=0.2,
     )
     trainer = lightning.Trainer(
         max_epochs=6, accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[squeeze, ChannelFolding(ratio=0.2)],
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[squeeze, ChannelFolding(0.8, "channels")],
     )
     trainer.fit(module, DataLoader(data, batch_size=16, shuffle=True), DataLoader(data, batch_size=48))
     torch.save((module.network.state_dict(), trainer.world_size), f"{sys.argv[1]}/{trainer.global_rank}.pt")

@@ -128,7 +128,7 @@ def test_goes_on_after_a_rewrite_and_resumes_bit_equal(make_classifier, make_tra
     def callbacks():
         return [
             SmoothnessRegularization(PENALTIES, every=2, warmup_epochs=2),
-            LowRankFactorization(keep_parameters=0.6, at_epoch=1),
+            LowRankFactorization(keep=0.6, at_epoch=1),
         ]
 
     unbroken = make_classifier()
@@ -148,7 +148,7 @@ def test_a_layer_named_stays_penalised_once_it_is_two(make_classifier, make_trai
     def callbacks():
         return [
             SmoothnessRegularization(PENALTIES, every=1, layers=["network.layers.2"]),
-            LowRankFactorization(keep_parameters=0.6, at_epoch=1),
+            LowRankFactorization(keep=0.6, at_epoch=1),
         ]
 
     unbroken, resumed, plain = (make_classifier() for _ in range(3))
@@ -328,7 +328,7 @@ def test_patterns_are_checked_at_the_start_alone(make_classifier, make_trainer, 
     def callbacks():
         return [
             SmoothnessRegularization(PENALTIES, skip=["network.layers.2"]),
-            LowRankFactorization(keep_parameters=0.6, at_epoch=1),
+            LowRankFactorization(keep=0.6, at_epoch=1),
         ]
 
     wrong = {"skip": ["network.stem"]}

@@ -290,7 +290,7 @@ def test_cycle_that_costs_too_much_brings_the_last_good_network_back(make_plain,
         if batch_idx == 0:
             at[trainer.current_epoch] = deepcopy(module.backbone)
 
-    callback = squeeze(max_accuracy_drop=0.05, release_amplitude=0.0, cycles=3)
+    callback = squeeze(max_accuracy_drop=0.05, max_drift=0.0, cycles=3)
     trainer = make_trainer(7, callback, Watcher(on_train_batch_start=keep))
     trainer.fit(module, data)
     good["rewritten"], good["restored"] = at[3], at[5]
@@ -345,7 +345,7 @@ def test_dense_network_that_comes_back_at_the_end_is_validated(make_plain, make_
 def test_rewrite_that_is_taken_back_is_no_longer_listed(make_plain, make_trainer, data, at_epoch, methods):
     """The low rank that came after the last good cycle goes with its network."""
     module = with_accuracies(make_plain(), [0.9, 0.9, 0.9, 0.9, 0.5, 0.9])
-    low_rank = LowRankFactorization(keep_parameters=0.7, at_epoch=at_epoch)
+    low_rank = LowRankFactorization(keep=0.7, at_epoch=at_epoch)
     callbacks = [squeeze(cycles=1, max_accuracy_drop=0.05), low_rank]
     make_trainer(5, *(callbacks if at_epoch == 4 else callbacks[::-1])).fit(module, data)
     assert [each["method"] for each in record_of(module).methods] == methods
@@ -467,7 +467,7 @@ def test_module_that_knows_nothing_of_the_package(make_plain, make_trainer, data
         ({"group_penalty": []}, r"expected at least one value each"),
         ({"group_penalty": [-1.0]}, r"penalties of at least 0"),
         ({"criterion": "luck"}, r"criterion='luck'\): expected one of 'magnitude', 'connected'"),
-        ({"release_amplitude": 1.0}, r"release_amplitude=1\.0\): expected a share in \[0, 1\)"),
+        ({"max_drift": 1.0}, r"max_drift=1\.0\): expected a share in \[0, 1\)"),
         ({"target_factor": 0.9}, r"target_factor=0\.9\): expected at least 1"),
         ({"sparsity": 0.5}, r"SqueezeRelease\(sparsity=0\.5\): expected a list, sparsity=\[0\.5\]"),
         ({"max_accuracy_drop": 1.1}, r"max_accuracy_drop=1\.1\): expected a share in \[0, 1\]"),

@@ -1,5 +1,4 @@
 import csv
-import inspect
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 import lightning_fold as lf
 from lightning_fold.commands import trials
 from lightning_fold.commands.compare import find_checkpoints
-from lightning_fold.commands.methods import METHODS, apply
+from lightning_fold.commands.methods import METHODS, apply, method_of, takes
 from lightning_fold.commands.rows import Row, Trial, read_rows, write_rows
 from lightning_fold.commands.runs import read_run
 from lightning_fold.data import DigitsDataModule
@@ -38,7 +37,7 @@ def checkpoint(trained):
     return trained / "checkpoints" / "last.ckpt"
 
 
-SIZED = [name for name, rewrite in METHODS.items() if "keep_parameters" in inspect.signature(rewrite).parameters]
+SIZED = [name for name in METHODS if takes(method_of("compare", name), "keep")]
 
 
 def test_rows_are_what_the_functions_make(run, checkpoint, accuracy, rows, tmp_path):
@@ -49,7 +48,7 @@ def test_rows_are_what_the_functions_make(run, checkpoint, accuracy, rows, tmp_p
     for row in found:
         network = Classifier.load_from_checkpoint(checkpoint).network.eval()
         if row["method"] != "dense":
-            METHODS[row["method"]](network, torch.rand(4, 1, 8, 8), keep_parameters=float(row["keep"]))
+            method_of("compare", row["method"])(network, torch.rand(4, 1, 8, 8), keep=float(row["keep"]))
         assert int(row["parameters"]) == lf.count_parameters(network)
         assert float(row["share"]) == pytest.approx(lf.count_parameters(network) / lf.count_parameters(dense), abs=1e-4)
         assert int(row["flops"]) == lf.count_flops(network, torch.rand(1, 1, 8, 8))
@@ -82,13 +81,13 @@ def test_rows_that_are_there_are_not_measured_again(run, checkpoint, rows, monke
     run(*words, "--sizes", "[0.5]")
     assert measured == [] and rows("out/comparison.csv") == first
     run(*words, "--sizes", "[0.5,0.4]")
-    run(*words, "--sizes", "[0.5]", "--repair", "[none,data]")
+    run(*words, "--sizes", "[0.5]", "--repair", "[default,data]")
     run(*words, "--sizes", "[0.5]", "--limit_batches", "1")
     assert measured == [
-        ("factorize", 0.4, "none"),
+        ("factorize", 0.4, "default"),
         ("factorize", 0.5, "data"),
         ("dense", 1.0, "none"),
-        ("factorize", 0.5, "none"),
+        ("factorize", 0.5, "default"),
     ]
     assert rows("out/comparison.csv")[:2] == first
 
@@ -149,17 +148,30 @@ def test_what_a_method_cannot_do_is_reported_and_tried_again(run, checkpoint, ro
     run(*words, "--sizes", "[0.5,0.01]")
     (failed,) = [row for row in rows("out/comparison.csv") if row["note"]]
     assert failed["keep"] == "0.01" and failed["accuracy"] == ""
-    assert "factorize at 1%: factorize(keep_parameters=0.01): " in " ".join(capsys.readouterr().out.split())
+    assert "factorize at 1%: factorize(keep=0.01): " in " ".join(capsys.readouterr().out.split())
 
 
-def test_size_that_a_method_does_not_take_is_reported_with_those_it_takes(run, checkpoint, rows):
-    words = ["--of", "channels", "--methods", "[factorize]", "--sizes", "[0.5]", "--output", "out"]
+def test_channels_are_ranks_in_low_rank(run, checkpoint, rows):
+    words = ["--of", "channels", "--methods", "[factorize,prune]", "--sizes", "[0.25]", "--output", "out"]
     run("compare", "--checkpoint", checkpoint, *words)
-    _, failed = rows("out/comparison.csv")
-    takes = set(inspect.signature(lf.factorize).parameters) & {"ratio", "keep_parameters", "keep_flops"}
-    said, _, expected = failed["note"].partition("; expected ")
-    assert said == "the method 'factorize' takes no ratio=0.5"
-    assert set(expected.removesuffix(".").split(" or ")) == takes
+    for row in rows("out/comparison.csv")[1:]:
+        network = Classifier.load_from_checkpoint(checkpoint).network.eval()
+        getattr(lf, row["method"])(network, torch.rand(4, 1, 8, 8), keep=0.25, of="channels")
+        assert int(row["parameters"]) == lf.count_parameters(network)
+
+
+@pytest.mark.parametrize(
+    ("repair", "expected"), [("default", "data-free"), ("none", "none"), ("data-free", "data-free")]
+)
+def test_repair_of_fold_is_the_one_asked_for(run, resnet, rows, repair, expected):
+    resnet(fitted=True)
+    words = ["--methods", "[fold]", "--sizes", "[0.5]", "--repair", f"[{repair}]", "--output", "out"]
+    run("compare", "--checkpoint", "dense.pt", *words)
+    found, network = read_run("dense.pt"), lf.load("dense.pt")
+    report = lf.fold(network, found.inputs, keep=0.5, repair=expected)
+    row = rows("out/comparison.csv")[1]
+    assert row["repair"] == repair
+    assert row["note"] == "; ".join(note.replace("; ", ", ") for note in report.notes)
 
 
 def test_network_that_is_not_finite_has_rows_that_say_so(run, checkpoint, rows, tmp_path):
@@ -255,7 +267,7 @@ def test_what_a_method_notes_is_shown_and_not_measured_again(run, resnet, rows, 
     for row in first[1:]:
         found = read_run("dense.pt")
         share, batches = float(row["keep"]), found.training_batches(50)
-        (note,) = apply("factorize", found.network, found.inputs, batches=batches, keep_parameters=share).notes
+        (note,) = apply("factorize", found.network, found.inputs, batches=batches, keep=share).notes
         assert row["note"] == note and row["accuracy"]
     short = note.partition(":")[0]
     expected = f"factorize + data at 90%, factorize + data at 80%: {short}"
@@ -304,7 +316,7 @@ def test_every_network_meets_the_same_images(run, rows, tmp_path, seed):
     data = {"data": {"class_path": f"{DrawnAnew.__module__}.DrawnAnew"}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(data | ({} if seed == 42 else {"seed_everything": seed})))
     DrawnAnew.drawn.clear()
-    words = ["--methods", "[factorize]", "--sizes", "[0.5,0.4]", "--repair", "[none,data]", "--output", "out"]
+    words = ["--methods", "[factorize]", "--sizes", "[0.5,0.4]", "--repair", "[default,data]", "--output", "out"]
     run("compare", "--checkpoint", "x.pt", *words)
     run("compress", "--checkpoint", "x.pt", "--output", "small.pt")
     first, second = (read_run("x.pt").training_batches(2) for _ in range(2))
@@ -355,8 +367,8 @@ def test_patterns_of_files_and_of_folders(tmp_path, pattern):
         (["--sizes", "0.5"], "key 'sizes': expected a list, found 0.5: --sizes \"[0.5]\""),
         (["--methods", "fold,prune"], "key 'methods': expected a list, found fold,prune: --methods \"[fold,prune]\""),
         (["--skip", "*attn*"], "key 'skip': expected a list, found *attn*: --skip \"['*attn*']\""),
-        (["--methods", "[luck]"], "key 'methods': expected one of 'prune', "),
-        (["--methods", "[minimize]"], "'factorize', found minimize"),
+        (["--methods", "[luck]"], "compare(method='luck'): expected one of 'prune', "),
+        (["--methods", "[minimize]"], "compare(methods=['minimize']): expected methods that take a size"),
         (["--methods", "[]"], "compare(methods=[]): expected at least one"),
         (["--sizes", "[]"], "compare(sizes=[]): expected at least one"),
         (["--repair", "[]"], "compare(repair=[]): expected at least one"),

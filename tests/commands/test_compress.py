@@ -24,9 +24,9 @@ def rewritten(trained, method, **options):
 @pytest.mark.parametrize(
     ("method", "words", "options"),
     [
-        ("fold", ["--ratio", "0.5"], {"ratio": 0.5}),
-        ("prune", ["--ratio", "0.25"], {"ratio": 0.25}),
-        ("factorize", ["--keep_parameters", "0.6"], {"keep_parameters": 0.6}),
+        ("fold", ["--keep", "0.5", "--of", "channels"], {"keep": 0.5, "of": "channels"}),
+        ("prune", ["--keep", "0.75", "--of", "channels"], {"keep": 0.75, "of": "channels"}),
+        ("factorize", ["--keep", "0.6"], {"keep": 0.6}),
         ("minimize", [], {}),
     ],
 )
@@ -50,7 +50,7 @@ def test_file_holds_what_the_function_makes(run, trained, tmp_path, method, word
 
 def test_table_holds_what_is_measured(run, trained, accuracy, capsys):
     checkpoint = trained / "checkpoints" / "last.ckpt"
-    run("compress", "--checkpoint", checkpoint, "--method", "factorize", "--keep_parameters", "0.5", "--output", "x.pt")
+    run("compress", "--checkpoint", checkpoint, "--method", "factorize", "--keep", "0.5", "--output", "x.pt")
     printed = capsys.readouterr().out
     dense, small = Classifier.load_from_checkpoint(checkpoint).network, lf.load("x.pt")
     for network in (dense, small):
@@ -62,8 +62,9 @@ def test_table_holds_what_is_measured(run, trained, accuracy, capsys):
 
 def test_a_written_file_is_read_without_its_run(run, trained, tmp_path):
     """The file says with what shapes the network runs, so it is compressed again where no configuration is."""
-    run("compress", "--checkpoint", trained / "checkpoints" / "last.ckpt", "--ratio", "0.5", "--output", "once.pt")
-    run("compress", "--checkpoint", "once.pt", "--method", "prune", "--ratio", "0.5", "--output", "twice.pt")
+    half = ["--keep", "0.5", "--of", "channels"]
+    run("compress", "--checkpoint", trained / "checkpoints" / "last.ckpt", *half, "--output", "once.pt")
+    run("compress", "--checkpoint", "once.pt", "--method", "prune", *half, "--output", "twice.pt")
     assert lf.count_parameters(lf.load("twice.pt")) < 0.7 * lf.count_parameters(lf.load("once.pt"))
     assert read_run(tmp_path / "twice.pt").inputs[0].shape[1:] == (1, 8, 8)
 
@@ -80,25 +81,25 @@ def test_network_of_one_output_is_compressed_without_data(run, tmp_path):
     arguments = {"in_features": 6, "hidden": [8], "out_features": 1}
     path, name = tmp_path / "one.pt", "lightning_fold.models.MLP"
     lf.save(lf.models.MLP(**arguments), path, network=name, network_args=arguments, example_inputs=torch.zeros(2, 6))
-    run("compress", "--checkpoint", "one.pt", "--ratio", "0.5", "--output", "small.pt")
+    run("compress", "--checkpoint", "one.pt", "--keep", "0.5", "--of", "channels", "--output", "small.pt")
     assert lf.load("small.pt").layers[-1].in_features == 4
 
 
 def test_repair_is_that_of_the_function(run, resnet):
     resnet(fitted=False)
-    words = ["--method", "prune-least-squares", "--ratio", "0.5", "--repair", "data", "--output", "x.pt"]
+    words = ["--method", "prune-least-squares", "--of", "channels", "--repair", "data", "--output", "x.pt"]
     run("compress", "--checkpoint", "dense.pt", *words)
     dense = read_run("dense.pt")
     data = {"batches": list(dense.training_batches(50)), "repair": "data"}
-    lf.prune(dense.network, dense.inputs, ratio=0.5, compensate="least-squares", **data)
+    lf.prune(dense.network, dense.inputs, keep=0.5, of="channels", compensate="least-squares", **data)
     torch.testing.assert_close(lf.load("x.pt").state_dict(), dense.network.state_dict())
 
 
 @pytest.mark.parametrize(
     ("method", "options", "fitted", "helps"),
     [
-        ("factorize", {"keep_parameters": 0.5}, True, True),
-        ("factorize", {"keep_parameters": 0.9}, False, False),
+        ("factorize", {"keep": 0.5}, True, True),
+        ("factorize", {"keep": 0.9}, False, False),
         ("minimize", {}, True, False),
     ],
 )
@@ -140,10 +141,10 @@ def foreign(tmp_path):
 
 
 def test_network_without_a_name_becomes_a_program(run, foreign, mistake):
-    error, _ = mistake("compress", "--checkpoint", "foreign.ckpt", "--ratio", "0.5", "--output", "small.ckpt")
+    error, _ = mistake("compress", "--checkpoint", "foreign.ckpt", "--output", "small.ckpt")
     assert "torch.export program: --output small.pt2" in error
-    run("compress", "--checkpoint", "foreign.ckpt", "--ratio", "0.5", "--output", "small.pt2")
-    lf.fold(foreign.backbone, EXAMPLES, ratio=0.5)
+    run("compress", "--checkpoint", "foreign.ckpt", "--keep", "0.5", "--of", "channels", "--output", "small.pt2")
+    lf.fold(foreign.backbone, EXAMPLES, keep=0.5, of="channels")
     with pytest.raises(ValueError, match="trusted=True"):
         lf.load("small.pt2")
     for batch in (EXAMPLES, EXAMPLES[:1]):
@@ -161,20 +162,22 @@ def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["--method", "minimize", "--keep", "0.3"], "takes no keep=0.3; expected no size, since the zeros"),
+        (["--method", "minimize", "--of", "flops"], "takes no of='flops'; expected no size, since the zeros"),
         (
-            ["--method", "factorize", "--ratio", "0.3"],
-            "the method 'factorize' takes no ratio=0.3; expected keep_parameters",
+            ["--method", "factorize", "--skip", "[head]"],
+            "takes no skip=['head']; expected it with prune and fold alone",
         ),
-        (["--method", "minimize", "--ratio", "0.3"], "takes no ratio=0.3; expected no size, since the zeros"),
-        (
-            ["--ratio", "0.3", "--keep_parameters", "0.5"],
-            "compress(ratio=0.3, keep_parameters=0.5): expected one size, found 2",
-        ),
-        (["--ratio", "1.5"], "expected a share of the channels in [0, 1)"),
+        (["--method", "factorize", "--repair", "data-free"], "takes no repair='data-free'; expected 'default', 'none'"),
+        (["--method", "prune", "--repair", "data-free"], "prune(repair='data-free'): expected 'none' or 'data'"),
+        (["--keep", "1.5"], "fold(keep=1.5): expected a share in (0, 1]"),
+        (["--keep", '{"layers.0": 0.5}'], "fold(keep={'layers.0': 0.5}): expected a share of the whole network's"),
+        (["--keep", '{"nothing": 1, "*": 0.5}'], "'nothing' matches no layer whose size can change"),
         (["--method", "folds"], "expected one of 'prune', 'prune-l1', 'prune-least-squares', 'fold'"),
-        (["--keep_parameters", "0.001"], "fold(keep_parameters=0.001): one channel in every width that can shrink"),
-        (["--method", "factorize", "--keep_parameters", "0.001"], "rank 1 in every layer still leaves 0."),
-        (["--ratio", "half"], "key 'ratio'"),
+        (["--keep", "0.001"], "fold(keep=0.001): one channel in every width that can shrink"),
+        (["--method", "factorize", "--keep", "0.001"], "rank 1 in every layer still leaves 0."),
+        (["--keep", "half"], "key 'keep'"),
+        (["--ratio", "0.3"], "--ratio"),
         (["--output", "small.onnx"], "expected a file that ends in .ckpt, .pt, .safetensors or .pt2"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--rato", "0.3"], "--rato"),

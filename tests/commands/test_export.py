@@ -23,7 +23,7 @@ def network():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2)
-    lf.prune(model, torch.randn(2, 3, 8, 8), ratio=0.3)
+    lf.prune(model, torch.randn(2, 3, 8, 8), keep=0.7, of="channels")
     return model
 
 
@@ -185,7 +185,17 @@ def test_onnx_of_more_than_one_file_is_refused(tmp_path, monkeypatch):
 @needs_onnx
 @needs_safetensors
 def test_command_exports_a_compressed_file_without_its_run(run, trained, tmp_path, capsys):
-    run("compress", "--checkpoint", trained / "checkpoints" / "last.ckpt", "--ratio", "0.5", "--output", "small.ckpt")
+    run(
+        "compress",
+        "--checkpoint",
+        trained / "checkpoints" / "last.ckpt",
+        "--keep",
+        "0.5",
+        "--of",
+        "channels",
+        "--output",
+        "small.ckpt",
+    )
     small, batch = lf.load("small.ckpt"), torch.rand(3, 1, 8, 8)
     for kind in ("onnx", "pt2", "safetensors"):
         run("export", "--checkpoint", "small.ckpt", "--format", kind, "--output", f"small.{kind}")

@@ -102,7 +102,7 @@ def test_minimize_takes_heads_widths_and_units():
 @pytest.mark.parametrize("method", [lf.prune, lf.fold, lf.factorize])
 def test_shrinks_to_a_budget_and_is_built_again(method):
     network = small()
-    report = method(network, images(), keep_parameters=0.6)
+    report = method(network, images(), keep=0.6)
     assert abs(report.parameters_after / report.parameters_before - 0.6) <= 0.02
     rebuilt = small()
     lf.rebuild(rebuilt, lf.describe(network))
@@ -112,7 +112,7 @@ def test_shrinks_to_a_budget_and_is_built_again(method):
 
 def test_uniform_ratio_reaches_every_width():
     network = small()
-    lf.fold(network, images(), ratio=0.5)
+    lf.fold(network, images(), keep=0.5, of="channels")
     assert network.patches.out_channels == 8 and network.positions.shape == (9, 8)
     for block in network.blocks:
         widths = [getattr(block.attention, name).out_features for name in ("query", "key", "value")]
@@ -128,7 +128,7 @@ def test_equal_units_fold_without_any_change():
             block.mlp[0].weight[12:], block.mlp[0].bias[12:] = block.mlp[0].weight[:8], block.mlp[0].bias[:8]
             block.mlp[2].weight[:, 12:] = block.mlp[2].weight[:, :8]
     dense = deepcopy(network)
-    report = lf.fold(network, images(), keep_parameters=1 - 16 * (2 * 16 + 1) / lf.count_parameters(dense))
+    report = lf.fold(network, images(), keep=1 - 16 * (2 * 16 + 1) / lf.count_parameters(dense))
     assert [block.mlp[0].out_features for block in network.blocks] == [12, 12]
     assert {change.tensor.split(".")[2] for change in report.changes} == {"mlp"}
     assert error_of(run(network, (x,)), run(dense, (x,))) <= 1e-10

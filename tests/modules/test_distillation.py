@@ -61,7 +61,7 @@ def test_teacher_of_a_compiled_network_and_of_one_of_which_a_part_is_rewritten(p
     record = record_of(module, part.removesuffix("._orig_mod"))
     assert record.network == part
     record.dense = Snapshot.take(network_of(module), {})
-    lf.prune(network_of(module), inputs, ratio=0.5)
+    lf.prune(network_of(module), inputs, keep=0.5, of="channels")
     teacher = module.teacher()
     assert lf.count_parameters(module.network) < lf.count_parameters(teacher)
     torch.testing.assert_close(teacher(inputs), expected)

@@ -63,11 +63,11 @@ def test_logs_what_it_computes():
 
 @pytest.mark.parametrize(("kind", "function"), [(ChannelFolding, lf.fold), (ChannelPruning, lf.prune)])
 def test_callback_is_the_function_and_checkpoints_hold_what_it_made(kind, function, tmp_path):
-    trainer, module = fit(kind(ratio=0.4, skip=SKIP))
+    trainer, module = fit(kind(keep=0.6, of="channels", skip=SKIP))
     dense = record_of(module).dense
     assert dense is not None
     expected = dense.network_like(module.network)
-    function(expected, torch.randint(256, (4, 16)), ratio=0.4, skip=SKIP)
+    function(expected, torch.randint(256, (4, 16)), keep=0.6, of="channels", skip=SKIP)
     assert expected.state_dict()[UNITS].shape == (24, 16)
     torch.testing.assert_close(module.network.state_dict(), expected.state_dict(), rtol=0, atol=0)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -86,7 +86,7 @@ def test_units_that_are_there_twice_merge_without_any_change():
     units = [units_of(mlp)[:20] for mlp in mlps]
     tokens = torch.randint(256, (5, 16))
     before = module(tokens).detach()
-    lf.fold(module.network, tokens, ratio=0.5, skip=SKIP)
+    lf.fold(module.network, tokens, keep=0.5, of="channels", skip=SKIP)
     torch.testing.assert_close(module(tokens).detach(), before, rtol=0, atol=1e-6)  # its norms compute in float32
     for mlp, expected in zip(mlps, units, strict=True):
         expected[:, 32:] *= 2
@@ -124,7 +124,12 @@ def test_commands_from_one_run_to_the_comparison(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["lightning-fold"])
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    rewrites = [{"class_path": "lightning_fold.callbacks.ChannelFolding", "init_args": {"ratio": 0.4, "skip": SKIP}}]
+    rewrites = [
+        {
+            "class_path": "lightning_fold.callbacks.ChannelFolding",
+            "init_args": {"keep": 0.6, "of": "channels", "skip": SKIP},
+        }
+    ]
     config = {
         "trainer": {"max_epochs": 1, "limit_train_batches": 5, "callbacks": rewrites, **silent},
         "model": {"class_path": "lightning_fold.modules.LanguageModel", "init_args": MODEL},
@@ -157,7 +162,7 @@ def test_commands_from_one_run_to_the_comparison(tmp_path, monkeypatch, capsys):
     with open("out/comparison.csv", newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     pruned = lf.load("runs/version_0/dense.pt")
-    lf.prune(pruned, torch.randint(256, (4, 16)), ratio=0.4, importance="l1", skip=SKIP)
+    lf.prune(pruned, torch.randint(256, (4, 16)), keep=0.6, of="channels", importance="l1", skip=SKIP)
     expected = {"dense": "runs/version_0/dense.pt", "fold": "runs/version_0/compressed.pt"}
     networks = {name: lf.load(path) for name, path in expected.items()} | {"prune-l1": pruned}
     assert rows.keys() == networks.keys()

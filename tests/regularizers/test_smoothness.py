@@ -131,7 +131,7 @@ def test_only_trained_parameters_get_gradients():
 def test_goes_on_after_a_rewrite():
     network = nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3))
     smoothness = Smoothness({"nuclear_norm": 1.0}, every=1)
-    lf.factorize(network, torch.randn(2, 30), keep_parameters=0.5)
+    lf.factorize(network, torch.randn(2, 30), keep=0.5)
     smoothness.add_gradients(network, step=0, epoch=0)
     first = network[0][0].weight
     torch.testing.assert_close(first.grad, torch.autograd.grad(nuclear_norm(first), first)[0])
@@ -204,7 +204,7 @@ def test_pattern_that_matches_no_layer_is_refused(argument):
 def test_what_a_rewrite_made_of_a_layer_is_selected_as_that_was(arguments, expected):
     network = nn.Sequential()
     network.block = nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3))
-    lf.factorize(network, torch.randn(2, 30), keep_parameters=0.6)
+    lf.factorize(network, torch.randn(2, 30), keep=0.6)
     assert isinstance(network.block[0], nn.Sequential) and isinstance(network.block[2], nn.Linear)
     smoothness = Smoothness(**arguments)
     assert list(smoothness.weights(network)) == list(smoothness.weights(torch.compile(network))) == expected
@@ -213,7 +213,7 @@ def test_what_a_rewrite_made_of_a_layer_is_selected_as_that_was(arguments, expec
 def test_patterns_of_layers_that_a_rewrite_replaced_are_known():
     network, x = nn.Sequential(nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 20)), torch.randn(2, 30)
     smoothness = Smoothness(layers=["*"], skip=["0"])
-    lf.factorize(network, x, keep_parameters=0.5)
+    lf.factorize(network, x, keep=0.5)
     assert isinstance(network[0], nn.Sequential)
     smoothness.check_patterns(network)
 

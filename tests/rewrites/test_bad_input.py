@@ -43,7 +43,7 @@ def test_network_that_is_not_finite(method: str, tensor: str, value: float, mess
     model, inputs = build("residual"), ZOO["residual"].inputs()
     model.state_dict()[tensor].flatten()[0] = value
     with refused(model, rf"{method}\(Sequential\): {tensor} {message}"):
-        METHODS[method](model, inputs, keep_parameters=0.7)
+        METHODS[method](model, inputs, keep=0.7)
 
 
 @every_method
@@ -54,11 +54,11 @@ def test_data_that_is_not_finite(method: str) -> None:
     more: dict[str, Any] = {} if method == "factorize" else {"compensate": "least-squares"}
     for batches in ([x, bad], [bad, x]):
         with refused(model, "expected batches of finite inputs, found NaN or infinity in one of shape"):
-            METHODS[method](model, x, keep_parameters=0.7, batches=batches, **more)
+            METHODS[method](model, x, keep=0.7, batches=batches, **more)
     with refused(model, "expected batches of finite inputs"):
         lf.repair(model, [x, bad])
     with refused(model, rf"{method}\(Sequential\): the network returns NaN for the example inputs"):
-        METHODS[method](model, bad, keep_parameters=0.7)
+        METHODS[method](model, bad, keep=0.7)
 
 
 @every_method
@@ -66,30 +66,31 @@ def test_layers_that_are_too_small(method: str) -> None:
     model = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 3))
     message = "found none|still leaves" if method == "factorize" else "is the only one of its width"
     with refused(model, message):
-        METHODS[method](model, torch.randn(2, 4), keep_parameters=0.5)
+        METHODS[method](model, torch.randn(2, 4), keep=0.5)
 
 
 @every_method
-@pytest.mark.parametrize("budget", ["keep_parameters", "keep_flops"])
-def test_the_least_that_an_error_names_can_be_had(method: str, budget: str) -> None:
+@pytest.mark.parametrize("of", ["parameters", "flops"])
+def test_the_least_that_an_error_names_can_be_had(method: str, of: str) -> None:
     """The smallest budget leaves one channel, or rank 1, everywhere."""
     model, inputs = build("mlp"), ZOO["mlp"].inputs()
-    message = rf"{method}\({budget}=0.01\): .*still leaves 0\.\d+ of them; expected {budget} of at least"
+    unit = {"parameters": "parameters", "flops": "FLOPs"}[of]
+    message = rf"{method}\(keep=0.01.*\): .*still leaves 0\.\d+ of the {unit}; expected a share .* of at least"
     with refused(model, message) as error:
-        METHODS[method](model, inputs, **{budget: 0.01})
+        METHODS[method](model, inputs, keep=0.01, of=of)
     least = float(str(error.value).split("still leaves ")[1].split()[0])
-    report = METHODS[method](model, inputs, **{budget: least})
+    report = METHODS[method](model, inputs, keep=least, of=of)
     hidden = [layer.out_features for layer in model.modules() if isinstance(layer, nn.Linear)]
     assert min(hidden) == 1 and run(model, inputs).isfinite().all()
     left = report.parameters_after / report.parameters_before
-    if budget == "keep_flops":
+    if of == "flops":
         assert report.flops_before and report.flops_after
         left = report.flops_after / report.flops_before
     assert left <= least
 
 
-@pytest.mark.parametrize("options", [{"ratio": 0.25}, {"keep_parameters": 0.9}])
-def test_fewer_different_channels_than_clusters(options: dict[str, float]) -> None:
+@pytest.mark.parametrize("options", [{"keep": 0.75, "of": "channels"}, {"keep": 0.9}])
+def test_fewer_different_channels_than_clusters(options: dict[str, Any]) -> None:
     """No cluster is left empty: all that do the same become one, and a missed budget says so."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).double()
@@ -103,7 +104,7 @@ def test_fewer_different_channels_than_clusters(options: dict[str, float]) -> No
     share = report.parameters_after / report.parameters_before
     missed = "not the 90.0% asked for: channels that do the same became one"
     notes = [f"{share:.1%} of the parameters are left, {missed}"]
-    assert list(report.notes) == (notes if "keep_parameters" in options else [])
+    assert list(report.notes) == (notes if "of" not in options else [])
 
 
 @every_method
@@ -112,7 +113,7 @@ def test_weights_that_are_all_zero(method: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    report = METHODS[method](model, inputs, keep_parameters=0.6)
+    report = METHODS[method](model, inputs, keep=0.6)
     assert report.parameters_after <= 0.62 * report.parameters_before
     assert torch.equal(run(model, inputs), torch.zeros_like(run(model, inputs)))
 
@@ -145,7 +146,7 @@ def test_patterns_that_are_one_string(method: str) -> None:
     """It would be read letter by letter."""
     model, inputs = build("mlp"), ZOO["mlp"].inputs()
     with refused(model, rf"{method}\(skip='10'\): expected a list of patterns, skip=\['10'\]"):
-        METHODS[method](model, inputs, ratio=0.5, skip="10")
+        METHODS[method](model, inputs, keep=0.5, of="channels", skip="10")
 
 
 @pytest.mark.parametrize("method", ["prune", "fold"])
@@ -164,6 +165,6 @@ def test_one_example_of_integers(method: str) -> None:
     torch.manual_seed(0)
     model = Bag()
     before = lf.count_parameters(model)
-    METHODS[method](model, torch.randint(50, (1, 6)), keep_parameters=0.7, compensate="least-squares")
+    METHODS[method](model, torch.randint(50, (1, 6)), keep=0.7, compensate="least-squares")
     assert lf.count_parameters(model) == pytest.approx(0.7 * before, abs=0.03 * before)
     assert model(torch.randint(50, (3, 6))).isfinite().all()

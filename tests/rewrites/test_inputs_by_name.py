@@ -26,11 +26,11 @@ class Convolutional(nn.Module):
 
 
 REWRITES = {
-    "factorize_parameters": partial(lf.factorize, keep_parameters=0.6),
-    "factorize_flops": partial(lf.factorize, keep_flops=0.6),
-    "prune_least_squares": partial(lf.prune, ratio=0.5, compensate="least-squares"),
-    "prune_activation": partial(lf.prune, keep_parameters=0.5, importance="activation"),
-    "fold_reconstruction": partial(lf.fold, keep_flops=0.5, compensate="least-squares"),
+    "factorize_parameters": partial(lf.factorize, keep=0.6),
+    "factorize_flops": partial(lf.factorize, keep=0.6, of="flops"),
+    "prune_least_squares": partial(lf.prune, keep=0.5, of="channels", compensate="least-squares"),
+    "prune_activation": partial(lf.prune, keep=0.5, importance="activation"),
+    "fold_reconstruction": partial(lf.fold, keep=0.5, of="flops", compensate="least-squares"),
 }
 
 

@@ -59,7 +59,7 @@ def draw(name: str, size: int, count: int) -> Tensor:
 def test_meets_the_budget_runs_trains_and_comes_back(network: str, method: str, share: float) -> None:
     name, _, size = network.partition(":")
     model, size = create(name, int(size)), int(size)
-    report = METHODS[method](model, draw(name, size, 2), keep_parameters=share)
+    report = METHODS[method](model, draw(name, size, 2), keep=share)
     assert report.parameters_after == lf.count_parameters(model)
     assert report.parameters_after / report.parameters_before == pytest.approx(share, rel=0.02)
     others = draw(name, size, 3)

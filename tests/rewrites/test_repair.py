@@ -1,5 +1,6 @@
 """repair: BatchNorm statistics are those of the data."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -116,7 +117,7 @@ def test_repair_on_many_batches_meets_them_a_few_at_a_time() -> None:
     layers = [nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 3)]
     model, batches = _Counting(*layers).double(), [torch.randn(48, 4, dtype=torch.float64) for _ in range(21)]
     model.seen.clear()
-    options: dict[str, Any] = {"importance": "reconstruction", "keep_parameters": 0.7, "repair": "data"}
+    options: dict[str, Any] = {"importance": "reconstruction", "keep": 0.7, "repair": "data"}
     lf.prune(model, batches[0], batches=[*batches, torch.randn(1, 4, dtype=torch.float64)], **options)
     assert max(model.seen) <= 256 < 20 * 48
 
@@ -131,3 +132,43 @@ def test_moments_of_batches_are_those_of_all_examples() -> None:
     torch.testing.assert_close(second_moments(calibration, ["2"])["2"], hidden.T @ hidden / 427)
     torch.testing.assert_close(mean_squares(calibration, ["2"])["2"], hidden.square().mean(0))
     torch.testing.assert_close(calibration.examples(205)[0], torch.cat(batches)[:205])
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, torch.compile])
+def test_inside_a_wrapper(wrapper: Any) -> None:
+    torch.manual_seed(0)
+    alone, batch = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), torch.randn(32, 4)
+    wrapped = deepcopy(alone)
+    report = lf.repair(wrapper(wrapped), [(batch, 0)])
+    lf.repair(alone, [batch])
+    torch.testing.assert_close(wrapped.state_dict(), alone.state_dict(), rtol=0, atol=0)
+    assert (report.method, report.parameters_before, report.parameters_after) == ("repair", 42, 42)
+    assert report.changes == report.notes == ()
+
+
+def test_report_says_what_was_not_reached() -> None:
+    report = lf.repair(_Forked(), [torch.randn(8, 4)])
+    assert report.notes == ("no batch reached other: the statistics are as they were",)
+    (note,) = lf.repair(nn.Sequential(nn.ReLU()), [torch.randn(2, 3)]).notes
+    assert note == "Sequential has no BatchNorm with statistics: nothing changed"
+
+
+class _Two(nn.Module):
+    """Two inputs, and a switch that has a default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, first: Tensor, second: Tensor, scale: float = 1.0) -> Tensor:
+        return self.norm(scale * (first + second))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_batches_hold_as_many_inputs_as_the_network_requires(by_name: bool) -> None:
+    first, second, target = torch.randn(8, 4), torch.randn(8, 4), torch.zeros(8)
+    network = _Two()
+    lf.repair(network, [{"second": second, "first": first, "y": target} if by_name else (first, second, target)])
+    torch.testing.assert_close(network.norm.running_mean, (first + second).mean(0))
+    with pytest.raises(lf.ArgumentError, match=r"expected batches of \(2 inputs, \.\.\.\), found a Tensor"):
+        lf.repair(network, [first])

@@ -137,7 +137,7 @@ def test_prune_and_fold(name: str, method: Callable[..., lf.RewriteReport]) -> N
     """One attribute gives the size of a head of queries, keys and values: they shrink alike, if at all."""
     model = _network(name)
     units = _layers(model, UNIT_WRITERS)
-    report = method(model, _inputs(name), ratio=0.3)
+    report = method(model, _inputs(name), keep=0.7, of="channels")
     assert [unit.out_features for unit in units] == [28, 28]
     assert report.factor > 1.05
     outputs = _outputs(model, _inputs(name, 5, 1))
@@ -147,7 +147,10 @@ def test_prune_and_fold(name: str, method: Callable[..., lf.RewriteReport]) -> N
 @pytest.mark.parametrize("method", [lf.prune, lf.fold])
 def test_single_precision_is_read_like_double(method: Callable[..., lf.RewriteReport]) -> None:
     """To the exporter a cast to the type that a value has is that value, also for the sum behind a norm that casts."""
-    found = [method(_llama().to(dtype), _inputs("llama"), ratio=0.3) for dtype in (torch.float32, torch.float64)]
+    found = [
+        method(_llama().to(dtype), _inputs("llama"), keep=0.7, of="channels")
+        for dtype in (torch.float32, torch.float64)
+    ]
     assert found[0].changes == found[1].changes
     assert "model.embed_tokens.weight" in {change.tensor for change in found[0].changes}
 
@@ -155,13 +158,13 @@ def test_single_precision_is_read_like_double(method: Callable[..., lf.RewriteRe
 @pytest.mark.parametrize("method", [lf.prune, lf.fold])
 def test_skipped_layers_keep_their_widths(method: Callable[..., lf.RewriteReport]) -> None:
     model = _network("llama")
-    report = method(model, _inputs("llama"), ratio=0.3, skip=["*self_attn*"])
+    report = method(model, _inputs("llama"), keep=0.7, of="channels", skip=["*self_attn*"])
     changed = {change.tensor.split(".")[-2] for change in report.changes}
     assert changed == {"gate_proj", "up_proj", "down_proj"}
     assert any("skip='*self_attn*' keeps" in kept.reason for kept in report.kept)
     for patterns in (["*self_attn*", "lm_haed"], ["*"]):
         with pytest.raises(ValueError, match=r"skip=\["):
-            method(model, _inputs("llama"), ratio=0.3, skip=patterns)
+            method(model, _inputs("llama"), keep=0.7, of="channels", skip=patterns)
 
 
 ROTARY = ("llama", "llama_by_hand")
@@ -184,7 +187,7 @@ def test_rotary_heads_that_are_alike_fold_exactly(name: str) -> None:
     model = _network(name)
     _copy_heads(model, 0, 1)
     dense = deepcopy(model)
-    report = lf.fold(model, _inputs(name), ratio=0.5, skip=BESIDES_HEADS)
+    report = lf.fold(model, _inputs(name), keep=0.5, of="channels", skip=BESIDES_HEADS)
     assert {tuple(change.after) for change in report.changes} == {(16, WIDTH), (8, WIDTH), (WIDTH, 16)}
     x = _inputs(name, 4, 1)
     assert error_of(_outputs(model, x), _outputs(dense, x)) <= 1e-12
@@ -208,7 +211,7 @@ def test_heads_fill_up_to_multiples_of_channels(multiple_of: int, left: int) -> 
 def test_pruned_rotary_heads_are_as_if_nothing_read_them(name: str) -> None:
     model = _network(name)
     masked = deepcopy(model)
-    lf.prune(model, _inputs(name), ratio=0.5, skip=BESIDES_HEADS)
+    lf.prune(model, _inputs(name), keep=0.5, of="channels", skip=BESIDES_HEADS)
     with torch.no_grad():
         for layer in masked.model.layers:
             attention = layer.self_attn
@@ -233,7 +236,7 @@ def test_layers_that_repeat_their_size_in_an_attribute() -> None:
             block.mlp.c_fc.weight[:, ::4], block.mlp.c_proj.weight[1] = 0, 0
     _exact("gpt2", model)
     assert [(block.mlp.c_fc.nf, len(block.mlp.c_proj.weight)) for block in model.h] == [(29, 29)] * 2
-    lf.prune(model, _inputs("gpt2"), ratio=0.3)
+    lf.prune(model, _inputs("gpt2"), keep=0.7, of="channels")
     assert [block.mlp.c_fc.nf for block in model.h] == [20, 20]
 
 

@@ -48,7 +48,7 @@ REWRITES: dict[str, Callable] = {
     "sparsify": lambda model, inputs, optimizers=(): lf.sparsify(
         model, 0.5, criterion="connected", example_inputs=inputs, optimizers=optimizers
     ),
-    "release": lambda model, inputs, optimizers=(): lf.release(model, batch=inputs, optimizers=optimizers),
+    "release": lambda model, inputs, optimizers=(): lf.release(model, batches=[inputs], optimizers=optimizers),
 }
 
 

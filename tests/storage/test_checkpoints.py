@@ -49,7 +49,7 @@ def checkpoint(tmp_path):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[ChannelPruning(ratio=0.5, at_epoch=1)],
+        callbacks=[ChannelPruning(keep=0.5, of="channels", at_epoch=1)],
     )
     trainer.fit(module, loader(), loader())
     trainer.save_checkpoint(tmp_path / "small.ckpt", weights_only=False)
@@ -116,7 +116,7 @@ def test_module_that_knows_nothing_gets_hooks_beside_its_own():
     module, other = Foreign(), Foreign()
     record_of(module)
     record_of(other)
-    lf.prune(module.net, INPUTS, ratio=0.5)
+    lf.prune(module.net, INPUTS, keep=0.5, of="channels")
     checkpoint = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     assert (module.saved, checkpoint["mine"]) == (1, 5)
@@ -132,7 +132,7 @@ def test_followed_module_can_be_copied(copy):
     module = Foreign()
     record_of(module)
     twin = copy(module)
-    lf.prune(twin.net, INPUTS, ratio=0.5)
+    lf.prune(twin.net, INPUTS, keep=0.5, of="channels")
     checkpoint = {}
     twin.on_save_checkpoint(checkpoint)
     assert checkpoint["lightning_fold"]["structure"] == lf.describe(twin.net) != lf.describe(module.net)

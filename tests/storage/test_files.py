@@ -21,8 +21,8 @@ ARGUMENTS = {"depth": 8, "num_classes": 4, "widths": [6, 8, 11]}
 def _compressed(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model, x = CifarResNet(**ARGUMENTS).eval().to(dtype), torch.randn(3, 3, 8, 8).to(dtype)
-    lf.prune(model, x, ratio=0.3)
-    lf.factorize(model, x, keep_parameters=0.9)
+    lf.prune(model, x, keep=0.7, of="channels")
+    lf.factorize(model, x, keep=0.9)
     return model, x
 
 

@@ -15,9 +15,9 @@ from tests.zoo import ZOO, build, run
 
 REWRITES: dict[str, Callable] = {
     "minimize": lambda model, inputs, **train: lf.minimize(model, inputs, **train),
-    "prune": lambda model, inputs, **train: lf.prune(model, inputs, ratio=0.4, **train),
-    "fold": lambda model, inputs, **train: lf.fold(model, inputs, ratio=0.4, **train),
-    "factorize": lambda model, inputs, **train: lf.factorize(model, inputs, keep_parameters=0.9, **train),
+    "prune": lambda model, inputs, **train: lf.prune(model, inputs, keep=0.6, of="channels", **train),
+    "fold": lambda model, inputs, **train: lf.fold(model, inputs, keep=0.6, of="channels", **train),
+    "factorize": lambda model, inputs, **train: lf.factorize(model, inputs, keep=0.9, **train),
 }
 
 
@@ -154,8 +154,8 @@ def test_batch_norms_that_lightning_exchanges(name: str, rewrite: str) -> None:
 def test_one_rewrite_after_the_other() -> None:
     model, inputs = build("residual", "rows"), ZOO["residual"].inputs()
     lf.minimize(model, inputs)
-    lf.fold(model, inputs, ratio=0.2)
-    lf.factorize(model, inputs, keep_parameters=0.95)
+    lf.fold(model, inputs, keep=0.8, of="channels")
+    lf.factorize(model, inputs, keep=0.95)
     fresh = build("residual")
     lf.rebuild(fresh, lf.describe(model))
     fresh.load_state_dict(model.state_dict())

@@ -132,9 +132,9 @@ def test_schedules_go_on(name):
     "rewrite",
     [
         lambda model, optimizers: lf.minimize(model, X, optimizers=optimizers),
-        lambda model, optimizers: lf.prune(model, X, ratio=0.5, optimizers=optimizers),
-        lambda model, optimizers: lf.fold(model, X, ratio=0.5, optimizers=optimizers),
-        lambda model, optimizers: lf.factorize(model, X, keep_parameters=0.7, optimizers=optimizers),
+        lambda model, optimizers: lf.prune(model, X, keep=0.5, of="channels", optimizers=optimizers),
+        lambda model, optimizers: lf.fold(model, X, keep=0.5, of="channels", optimizers=optimizers),
+        lambda model, optimizers: lf.factorize(model, X, keep=0.7, optimizers=optimizers),
     ],
 )
 def test_lbfgs_is_refused_and_goes_on(rewrite):
@@ -208,7 +208,7 @@ def test_groups_are_those_the_rewritten_network_would_get(split, several):
     lf.minimize(model, X, optimizers=optimizers)
     assert model.two.bias is not None and isinstance(model.branch, Constant)
     assert held() == ids(split(model))
-    lf.factorize(model, X, keep_parameters=0.7, optimizers=optimizers)
+    lf.factorize(model, X, keep=0.7, optimizers=optimizers)
     assert any(isinstance(module, nn.Sequential) for module in model.children())
     assert held() == ids(split(model))
     steps(model, optimizers[0])

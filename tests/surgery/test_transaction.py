@@ -197,7 +197,7 @@ def test_hooks_move_to_what_takes_the_place_of_their_module(replaced: int) -> No
     if replaced:
         lf.minimize(model, x)
     else:
-        lf.factorize(model, x, keep_parameters=0.7)
+        lf.factorize(model, x, keep=0.7)
     assert type(model[replaced]) is not type(before) and _called(model, x, seen) == _ALL_HOOKS
     lf.rebuild(model, structure)
     assert type(model[replaced]) is type(before) and _called(model, x, seen) == _ALL_HOOKS
@@ -233,6 +233,6 @@ def test_handles_remove_their_hooks_after_a_failure() -> None:
 def test_layer_whose_hook_reads_its_weight_is_not_factorized() -> None:
     model, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)), torch.randn(5, 16)
     model[0].register_forward_hook(lambda module, args, output: output * module.weight.norm())
-    report = lf.factorize(model, x, keep_parameters=0.7)
+    report = lf.factorize(model, x, keep=0.7)
     assert type(model[0]) is nn.Linear and type(model[2]) is nn.Sequential
     assert any(each.tensor == "0" and "reads its weight" in each.reason for each in report.kept)

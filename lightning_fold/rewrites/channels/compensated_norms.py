@@ -9,10 +9,10 @@ from torch.fx import Node
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm
 from lightning_fold.rewrites.channels.merge import targets
 from lightning_fold.rewrites.channels.removal import Removal
+from lightning_fold.structure.channel_reads import norm_constants
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import GlobalResponseNorm, Norm
-from lightning_fold.structure.liveness import norm_constants
 from lightning_fold.structure.operators import (
     WRITTEN_NORMS,
     family,
@@ -23,7 +23,7 @@ from lightning_fold.structure.operators import (
     norm_precision,
     operator_name,
 )
-from lightning_fold.surgery.transaction import Surgery
+from lightning_fold.surgery.editor import NetworkEditor
 
 
 def compensable(structure: Structure, norm: Norm) -> bool:
@@ -44,22 +44,22 @@ def compensable(structure: Structure, norm: Norm) -> bool:
     return known and owned == {path} and len(calls) == 1 and _module_dim(structure, norm) is not None
 
 
-def compensate(surgery: Surgery, structure: Structure, norm: Norm, removal: Removal) -> None:
+def compensate(editor: NetworkEditor, structure: Structure, norm: Norm, removal: Removal) -> None:
     """Put a compensated norm in the place of ``norm`` where channels have left it."""
     assert norm.channels is not None
     leaving = removal.removed[structure.group_of[norm.channels[0]]]
     if not bool(leaving.any()):
         return
     path = layer_of(norm.node)
-    new = _compensated(surgery, structure, norm)
+    new = _compensated(editor, structure, norm)
     constants = norm_constants(structure, norm).to(new.constant)
     index = torch.nonzero(leaving).flatten().repeat_interleave(_counts(structure, norm)[leaving])
     new.absorb(constants[index.to(constants.device)].nan_to_num())  # varying only where nobody reads the norm
-    surgery.replace_module(path, new)
+    editor.replace_module(path, new)
 
 
 def compensate_response_norm(
-    surgery: Surgery, structure: Structure, norm: GlobalResponseNorm, removal: Removal
+    editor: NetworkEditor, structure: Structure, norm: GlobalResponseNorm, removal: Removal
 ) -> None:
     """Make up for the zeros that leave ``norm``: the mean over the K of C channels left is C / K times what it was.
 
@@ -68,11 +68,11 @@ def compensate_response_norm(
     leaving = removal.removed[structure.group_of[norm.channels]]
     grown = len(leaving) / max(int((~leaving).sum()), 1)
     if grown > 1:
-        surgery.transform(norm.scale, lambda tensor: tensor * grown, moments=lambda moment: moment)
-        surgery.set_attribute(norm.layer, norm.attribute, norm.added * grown)
+        editor.set(norm.scale, editor.tensor(norm.scale) * grown)
+        editor.set_attribute(norm.layer, norm.attribute, norm.added * grown)
 
 
-def weigh(surgery: Surgery, structure: Structure, norm: Norm, cluster_of: Tensor, removal: Removal) -> None:
+def weigh(editor: NetworkEditor, structure: Structure, norm: Norm, cluster_of: Tensor, removal: Removal) -> None:
     """Let a norm over channels that were merged and removed count each one left as often as there were.
 
     Where each stands for equally many a plain norm is right as it is.
@@ -81,11 +81,11 @@ def weigh(surgery: Surgery, structure: Structure, norm: Norm, cluster_of: Tensor
     groups = structure.group_of[norm.channels[0]]
     merged = torch.bincount(targets(groups, cluster_of), minlength=len(groups))[~removal.removed[groups]]
     path = layer_of(norm.node)
-    if bool((merged == merged[0]).all()) and not isinstance(surgery.model.get_submodule(path), CompensatedNorm):
+    if bool((merged == merged[0]).all()) and not isinstance(editor.model.get_submodule(path), CompensatedNorm):
         return
-    new = _compensated(surgery, structure, norm)
+    new = _compensated(editor, structure, norm)
     new.counts = new.counts * merged.to(new.counts)
-    surgery.replace_module(path, new)
+    editor.replace_module(path, new)
 
 
 def _counts(structure: Structure, norm: Norm) -> Tensor:
@@ -97,15 +97,15 @@ def _counts(structure: Structure, norm: Norm) -> Tensor:
     return torch.ones(len(norm.channels[0]), dtype=torch.long)
 
 
-def _compensated(surgery: Surgery, structure: Structure, norm: Norm) -> CompensatedNorm:
+def _compensated(editor: NetworkEditor, structure: Structure, norm: Norm) -> CompensatedNorm:
     """What computes the same as the module of ``norm``, with the same parameters."""
     node, path = norm.node, layer_of(norm.node)
     if offset := norm_offset(node):
         name = structure.trace.names[norm_affine(node)[0]]
-        surgery.transform(name, lambda weight: weight + offset, moments=lambda moment: moment)
-    old = surgery.model.get_submodule(path)
-    weight: Any = surgery.tensor(f"{path}.{_leaf(structure, norm, 0)}")
-    bias: Any = None if norm_affine(node)[1] is None else surgery.tensor(f"{path}.{_leaf(structure, norm, 1)}")
+        editor.set(name, editor.tensor(name) + offset)
+    old = editor.model.get_submodule(path)
+    weight: Any = editor.tensor(f"{path}.{_leaf(structure, norm, 0)}")
+    bias: Any = None if norm_affine(node)[1] is None else editor.tensor(f"{path}.{_leaf(structure, norm, 1)}")
     if isinstance(old, CompensatedNorm):
         options = {"eps": old.eps, "dim": old.dim, "bias": bias is not None, "precision": old.precision}
         new = type(old)(len(weight), old.removed, **options).to(weight)

@@ -6,10 +6,10 @@ from torch import Tensor
 from lightning_fold.rewrites.channels.producers import effective_rows, find_producers
 from lightning_fold.structure.constant_values import along
 from lightning_fold.structure.groups import Structure, reading_axes
-from lightning_fold.surgery.transaction import Surgery
+from lightning_fold.surgery.editor import Editor
 
 
-def combine(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
+def combine(editor: Editor, structure: Structure, cluster_of: Tensor) -> None:
     """Give the channel that stands for each cluster the mean of rows and the sum of columns; sizes stay."""
     reading = reading_axes(structure)
     contractions = structure.labels.contractions
@@ -19,14 +19,14 @@ def combine(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
         target = targets(structure.groups(axis), cluster_of)
         if bool((target != torch.arange(axis.size)).any()) and not (name in grouped and dim == 1):
             mean = _gather(target, dim, mean=True)
-            surgery.transform(name, _gather(target, dim, mean=False) if (name, dim) in reading else mean, moments=mean)
+            editor.transform(name, _gather(target, dim, mean=False) if (name, dim) in reading else mean, moments=mean)
     for name, contraction in grouped.items():
         assert contraction.columns is not None
-        if surgery.tensor(name).shape[1] > 1:
+        if editor.tensor(name).shape[1] > 1:
             target = targets(structure.group_of[contraction.columns], cluster_of)
             if bool((target != torch.arange(len(target))).any()):
-                _combine_grouped(surgery, name, target, contraction.groups)
-    _make_up_for_keys(surgery, structure, cluster_of)
+                _combine_grouped(editor, name, target, contraction.groups)
+    _make_up_for_keys(editor, structure, cluster_of)
 
 
 def targets(groups: Tensor, cluster_of: Tensor) -> Tensor:
@@ -55,14 +55,12 @@ def _gather(target: Tensor, dim: int, *, mean: bool):
     return apply
 
 
-def _combine_grouped(surgery: Surgery, name: str, target: Tensor, groups: int) -> None:
-    def change(weight: Tensor) -> Tensor:
-        blocks = weight.reshape(groups, -1, *weight.shape[1:])
-        inner = (target.reshape(groups, -1) - torch.arange(groups)[:, None] * blocks.shape[2]).to(weight.device)
-        index = inner.reshape(groups, 1, -1, *[1] * (weight.dim() - 2)).expand_as(blocks)
-        return torch.zeros_like(blocks).scatter_add(2, index, blocks).reshape(weight.shape)
-
-    surgery.transform(name, change, moments=lambda moment: moment)
+def _combine_grouped(editor: Editor, name: str, target: Tensor, groups: int) -> None:
+    weight = editor.tensor(name).detach()
+    blocks = weight.reshape(groups, -1, *weight.shape[1:])
+    inner = (target.reshape(groups, -1) - torch.arange(groups)[:, None] * blocks.shape[2]).to(weight.device)
+    index = inner.reshape(groups, 1, -1, *[1] * (weight.dim() - 2)).expand_as(blocks)
+    editor.set(name, torch.zeros_like(blocks).scatter_add(2, index, blocks).reshape(weight.shape))
 
 
 def is_whole(groups: Tensor) -> bool:
@@ -70,7 +68,7 @@ def is_whole(groups: Tensor) -> bool:
     return groups.shape[-1] > 1 and bool((groups == groups[..., :1]).all())
 
 
-def _make_up_for_keys(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
+def _make_up_for_keys(editor: Editor, structure: Structure, cluster_of: Tensor) -> None:
     """A product of N queries and N keys summed is N times that of their means."""
     count = torch.bincount(cluster_of, minlength=structure.count).double()
     for product in structure.labels.products:
@@ -83,12 +81,10 @@ def _make_up_for_keys(surgery: Surgery, structure: Structure, cluster_of: Tensor
             for node in (writer.weight, writer.bias):
                 if node is not None:
                     row_dim = 1 - writer.column_dim if node is writer.weight else 0
-                    view = along(scale, row_dim, node.meta["val"].shape)
-                    name = structure.trace.names[node]
-                    surgery.transform(name, lambda t, v=view: t * v.to(t), moments=lambda moment: moment)
+                    editor.scale(structure.trace.names[node], row_dim, scale)
 
 
-def fold_ar(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> dict[str, Tensor]:
+def fold_ar(editor: Editor, structure: Structure, cluster_of: Tensor) -> dict[str, Tensor]:
     """Fold-AR: for each BatchNorm right behind a merged layer the factor of every channel that stands for a cluster."""
     scales = {}
     for producer in find_producers(structure):
@@ -97,7 +93,7 @@ def fold_ar(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> dict[
         target = targets(structure.groups(structure.labels.axes[producer.norm[0], 0]), cluster_of)
         matrix = torch.nn.functional.one_hot(target, len(target)).T.double()
         if bool((matrix.sum(1) > 1).any()):
-            factor = fold_ar_scale(effective_rows(surgery, producer)[0], matrix)
+            factor = fold_ar_scale(effective_rows(editor, producer)[0], matrix)
             scales[producer.norm[0]] = torch.where(matrix.sum(1) > 1, factor, 1.0)
     return scales
 

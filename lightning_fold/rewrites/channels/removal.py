@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_fold.structure.constant_values import along
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Blocks, Product
-from lightning_fold.surgery.transaction import Surgery
+from lightning_fold.surgery.editor import NetworkEditor
 
 
 @dataclass
@@ -33,31 +32,31 @@ def complete(structure: Structure, removed: Tensor, *, exact: bool = False) -> R
     return removal
 
 
-def remove(surgery: Surgery, structure: Structure, removal: Removal) -> None:
+def remove(editor: NetworkEditor, structure: Structure, removal: Removal) -> None:
     """Cut the removed groups out of every tensor they live in."""
     for product in structure.labels.products:
-        _keep_scale(surgery, structure, product, removal)
+        _keep_scale(editor, structure, product, removal)
     names = structure.trace.names
     contractions = [c for c in structure.labels.contractions if c.weight in names and c.columns is not None]
     grouped = {names[c.weight]: c for c in contractions if c.groups > 1}
     for (name, dim), axis in structure.labels.axes.items():
         if name not in grouped:
-            _select(surgery, name, dim, _staying(removal, structure.groups(axis)))
+            _select(editor, name, dim, _staying(removal, structure.groups(axis)))
     for name, contraction in grouped.items():
         assert contraction.columns is not None and contraction.rows is not None
         rows = _staying(removal, structure.group_of[contraction.rows])
         columns = _staying(removal, structure.group_of[contraction.columns])
         if len(columns) < len(contraction.columns) or len(rows) < len(contraction.rows):
-            surgery.select_grouped(name, rows, columns, contraction.groups)
+            editor.select_grouped(name, rows, columns, contraction.groups)
     for blocks in structure.labels.blocks:
         if blocks.shared_statistics:
             staying = ~removal.removed[structure.group_of[blocks.sides[0]]]
-            surgery.set_attribute(blocks.layer, "num_groups", int(staying.any(1).sum()))
-            surgery.set_attribute(blocks.layer, "num_channels", int(staying.sum()))
+            editor.set_attribute(blocks.layer, "num_groups", int(staying.any(1).sum()))
+            editor.set_attribute(blocks.layer, "num_channels", int(staying.sum()))
     for size in structure.labels.sizes:
         staying = ~removal.removed[structure.group_of[size.labels]]
         value = size.value * _counted(staying, size.counts) // _counted(torch.ones_like(staying), size.counts)
-        surgery.set_attribute(size.layer, size.attribute, value)
+        editor.set_attribute(size.layer, size.attribute, value)
 
 
 def _counted(staying: Tensor, what: str) -> int:
@@ -67,7 +66,7 @@ def _counted(staying: Tensor, what: str) -> int:
     return int(staying.any(1).sum() if what == "blocks" else staying.sum(1).max())
 
 
-def _keep_scale(surgery: Surgery, structure: Structure, product: Product, removal: Removal) -> None:
+def _keep_scale(editor: NetworkEditor, structure: Structure, product: Product, removal: Removal) -> None:
     """Scale the queries where attention divides by the root of their number, which gets smaller."""
     labels, writer = product.channels, product.writer
     staying = ~removal.removed[structure.group_of[labels]].reshape(-1, labels.shape[-1])
@@ -79,18 +78,16 @@ def _keep_scale(surgery: Surgery, structure: Structure, product: Product, remova
     for node in (writer.weight, writer.bias):
         if node is not None:
             row_dim = 1 - writer.column_dim if node is writer.weight else 0
-            name, shape = structure.trace.names[node], node.meta["val"].shape
-            view = along(scale, row_dim, shape)
-            surgery.transform(name, lambda t, v=view: t * v.to(t), moments=lambda moment: moment)
+            editor.scale(structure.trace.names[node], row_dim, scale)
 
 
 def _staying(removal: Removal, groups: Tensor) -> Tensor:
     return torch.nonzero(~removal.removed[groups]).flatten()
 
 
-def _select(surgery: Surgery, name: str, dim: int, keep: Tensor) -> None:
-    if len(keep) < surgery.tensor(name).shape[dim]:
-        surgery.select(name, dim, keep)
+def _select(editor: NetworkEditor, name: str, dim: int, keep: Tensor) -> None:
+    if len(keep) < editor.tensor(name).shape[dim]:
+        editor.select(name, dim, keep)
 
 
 def _keep_one(structure: Structure, removal: Removal) -> bool:

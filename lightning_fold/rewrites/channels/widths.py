@@ -35,10 +35,20 @@ class PrunableGroup:
         """The channels that ``block`` keeps where the smallest keeps ``kept``: in proportion, so that sums agree."""
         return max(round(kept * len(block) / self.size), 1)
 
+    @property
+    def layers(self) -> list[str]:
+        """Dotted names of the layers that write or read the channels."""
+        return [member.tensor.rpartition(".")[0] for member in self.group.members]
+
+    @property
+    def writers(self) -> list[str]:
+        """Dotted names of the layers that write the channels: their share is this width's."""
+        found = [member.tensor.rpartition(".")[0] for member in self.group.members if not member.reads]
+        return found or self.layers
+
     def skipped(self, patterns: Sequence[str]) -> str | None:
         """Which layer, and which of ``patterns``, keeps this width as it is; ``None`` where it may shrink."""
-        layers = [member.tensor.rpartition(".")[0] for member in self.group.members]
-        found = ((layer, pattern) for layer in layers for pattern in patterns if fnmatchcase(layer, pattern))
+        found = ((layer, pattern) for layer in self.layers for pattern in patterns if fnmatchcase(layer, pattern))
         return next((f"skip={pattern!r} keeps what {layer} writes and reads" for layer, pattern in found), None)
 
 

@@ -6,26 +6,23 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.channels.bias_sinks import BiasSink, find_bias_sink
 from lightning_fold.rewrites.channels.compensated_norms import compensable, compensate, compensate_response_norm
 from lightning_fold.rewrites.channels.removal import Removal, complete, remove
 from lightning_fold.rewrites.channels.widths import kept_groups
 from lightning_fold.rewrites.exact.constant_branches import replace_branches
+from lightning_fold.rewrites.exact.constants import choose_carriers, find_sink, move_constants
 from lightning_fold.rewrites.exact.input_features import select_read_features
 from lightning_fold.rewrites.exact.round_widths import fill, fill_cost
 from lightning_fold.rewrites.transaction import asking_attributes, rewrite
 from lightning_fold.rewrites.wrappers import on_network
-from lightning_fold.structure.contractions import is_padded, oriented
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
-from lightning_fold.structure.labels import Contraction
-from lightning_fold.structure.liveness import input_constants, live_groups, used_columns
+from lightning_fold.structure.liveness import live_groups
 from lightning_fold.structure.operators import family
 from lightning_fold.surgery.transaction import Surgery
 
@@ -95,7 +92,7 @@ def minimize(
 
 def _minimize(surgery: Surgery, structure: Structure, multiple_of: int) -> list[Kept]:
     contractions = structure.labels.contractions
-    sinks = {c.node: _sink(surgery, structure, c) for c in contractions}
+    sinks = {c.node: find_sink(surgery, structure, c) for c in contractions}
     fixed = {node for node, sink in sinks.items() if sink is None}
     norms = [norm for norm in structure.labels.norms if compensable(structure, norm)]
     others = [norm for norm in structure.labels.norms if norm not in norms]
@@ -106,7 +103,7 @@ def _minimize(surgery: Surgery, structure: Structure, multiple_of: int) -> list[
     for contraction in contractions:
         sink = sinks[contraction.node]
         if sink is not None:
-            _move_constants(surgery, structure, contraction, sink, removal, carriers)
+            move_constants(surgery, structure, contraction, sink, removal, carriers)
     for norm in structure.labels.global_response_norms:
         compensate_response_norm(surgery, structure, norm, removal)
     filling = fill_cost(structure, needed, removal, multiple_of)
@@ -131,7 +128,7 @@ def _decide(
         live = live_groups(structure, fixed, held)
         dead = ~live
         dead[list(structure.pinned)] = False
-        carriers = _choose_carriers(structure, dead, live)
+        carriers = choose_carriers(structure, dead, live)
         needed = complete(structure, dead, exact=True)
         removal = fill(structure, needed, multiple_of, exact=True)
         staying = ~live & ~removal.removed
@@ -145,133 +142,6 @@ def _became_dense(surgery: Surgery, structure: Structure) -> bool:
     grouped = [structure.trace.names.get(c.weight) for c in structure.labels.contractions if c.groups > 1]
     owners = [surgery.model.get_submodule(name.rpartition(".")[0]) for name in grouped if name is not None]
     return any(getattr(owner, "groups", None) == 1 for owner in owners)
-
-
-def _sink(surgery: Surgery, structure: Structure, contraction: Contraction) -> BiasSink | None:
-    names, node = structure.trace.names, contraction.node
-    weight = names.get(contraction.weight)
-    if is_padded(node):
-        single = weight is not None and structure.uses[weight] == 1 and _shares_channels(structure, contraction)
-        return BiasSink(weight, 1) if weight is not None and single else None
-    sink = find_bias_sink(structure, contraction)
-    if sink is not None:
-        return sink
-    if contraction.bias is not None or weight is None or structure.uses[weight] != 1:
-        return None
-    path = weight.rpartition(".")[0]
-    owner = surgery.model.get_submodule(path)
-    if not isinstance(owner, (nn.Linear, _ConvNd)) or owner.bias is not None or layer_of(node) != path:
-        return None  # nobody would read the new bias
-    return BiasSink(f"{path}.bias".removeprefix("."), 1, created_beside=weight)
-
-
-def _shares_channels(structure: Structure, contraction: Contraction) -> bool:
-    """Whether one input channel can stand for another: in one group, or alone in its group and gone with its row."""
-    return contraction.groups == 1 or _is_depthwise(structure, contraction)
-
-
-def _is_depthwise(structure: Structure, contraction: Contraction) -> bool:
-    return contraction.groups > 1 and structure.constants[contraction.weight].shape[1] == 1
-
-
-def _choose_carriers(structure: Structure, dead: Tensor, live: Tensor) -> dict[Node, int]:
-    """Take from ``dead`` the groups that carry constants through zero padding: ``{convolution: group}``.
-
-    A constant next to padded zeros is not constant near the border, but all constants there have one shape: one of
-    them, scaled, can stand for all that the same convolutions read.
-    """
-    readers: dict[int, set[Node]] = {}
-    strength: dict[int, float] = {}
-    for contraction in structure.labels.contractions:
-        if not is_padded(contraction.node) or contraction.columns is None:
-            continue
-        given = input_constants(structure, contraction)
-        columns = _moving_columns(structure, contraction, given, dead, live)
-        groups = structure.group_of[contraction.columns[columns]].tolist()
-        for group, constant in zip(groups, given[columns].tolist() if given is not None else [], strict=True):
-            readers.setdefault(group, set()).add(contraction.node)
-            strength[group] = min(abs(constant), strength.get(group, torch.inf))
-    carriers: dict[Node, int] = {}
-    for group in sorted(readers, key=lambda group: (-len(readers[group]), -strength[group])):
-        missing = [node for node in readers[group] if node not in carriers]
-        if missing:
-            dead[group] = False
-            carriers.update(dict.fromkeys(missing, group))
-    return carriers
-
-
-def _moving_columns(
-    structure: Structure, contraction: Contraction, given: Tensor | None, dead: Tensor, live: Tensor
-) -> Tensor:
-    """Columns of groups that leave, whose non-zero constant a live row reads."""
-    if given is None or contraction.columns is None:
-        return torch.zeros(0, dtype=torch.int64)
-    used = used_columns(structure, contraction)
-    if contraction.rows is not None:
-        used = used & live[structure.group_of[contraction.rows]][:, None]
-    leaving = dead[structure.group_of[contraction.columns]]
-    return torch.nonzero(leaving & used.any(0) & (given != 0) & ~given.isnan()).flatten()
-
-
-def _move_constants(
-    surgery: Surgery,
-    structure: Structure,
-    contraction: Contraction,
-    sink: BiasSink,
-    removal: Removal,
-    carriers: dict[Node, int],
-) -> None:
-    """Give the constants of the columns that leave to the tensor that takes them."""
-    given = input_constants(structure, contraction)
-    if given is None or contraction.columns is None or _is_depthwise(structure, contraction):
-        return
-    leaving = removal.removed[structure.group_of[contraction.columns]]
-    columns = torch.nonzero(leaving & (given != 0) & ~given.isnan()).flatten()
-    if not len(columns):
-        return
-    weight = oriented(contraction.node, structure.constants[contraction.weight])
-    if is_padded(contraction.node):
-        if contraction.node in carriers:
-            carrier = _column(structure, contraction, carriers[contraction.node])
-            _load_carrier(surgery, sink.tensor, contraction, columns, carrier, given)
-        return
-    matrix = _dense(weight, contraction.groups)[:, columns].double()
-    constant = sink.sign * (matrix @ given[columns].to(matrix)).to(weight)
-    if not bool(constant.any()):
-        return
-    if sink.created_beside is not None:
-        rows = contraction.rows
-        staying = slice(None) if rows is None else ~removal.removed[structure.group_of[rows]].to(constant.device)
-        surgery.create(sink.tensor, constant[staying], sink.created_beside)
-    else:
-        surgery.transform(sink.tensor, lambda tensor: tensor + constant, moments=lambda moment: moment)
-
-
-def _column(structure: Structure, contraction: Contraction, group: int) -> int:
-    assert contraction.columns is not None
-    return int(torch.nonzero(structure.group_of[contraction.columns] == group)[0])
-
-
-def _load_carrier(
-    surgery: Surgery, name: str, contraction: Contraction, columns: Tensor, carrier: int, given: Tensor
-) -> None:
-    """Add the weights of ``columns`` to those of the channel ``carrier``, scaled to its constant."""
-    scale = given[columns] / given[carrier]
-
-    def change(weight: Tensor) -> Tensor:
-        view = (1, -1) + (1,) * (weight.dim() - 2)
-        loaded = weight.clone()
-        rows = oriented(contraction.node, loaded)
-        rows[:, carrier] += (rows[:, columns.to(weight.device)] * scale.to(weight).reshape(view)).sum(1)
-        return loaded
-
-    surgery.transform(name, change, moments=lambda moment: moment)
-
-
-def _dense(weight: Tensor, groups: int) -> Tensor:
-    """(rows, channels) the weight summed over its window, block-diagonal for a grouped convolution."""
-    matrix = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-    return matrix if groups == 1 else torch.block_diag(*matrix.reshape(groups, -1, matrix.shape[1]))
 
 
 def _kept(structure: Structure, removal: Removal, dead: Tensor) -> list[Kept]:

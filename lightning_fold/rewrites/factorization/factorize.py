@@ -1,7 +1,7 @@
 """factorize: linear layers and convolutions become two of low rank, by singular value decomposition."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,13 +22,13 @@ from lightning_fold.rewrites.factorization.matrix_views import (
     product,
     reads_less,
 )
-from lightning_fold.rewrites.factorization.replaceability import Use, find_irreplaceable, find_uses
-from lightning_fold.rewrites.reduction.budget.allocation import at_least, missed
+from lightning_fold.rewrites.factorization.rank_allocation import DecomposedLayer, ranks_of
+from lightning_fold.rewrites.factorization.replaceability import Use, find_irreplaceable, find_uses, left_alone
+from lightning_fold.rewrites.size import Keep, Of, Size, missed
 from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.surgery.transaction import Surgery
 
-_BISECTIONS = 60
 _FIXED = "is called otherwise than as the submodule it is, or asked for its type, so two layers in its place do not do"
 
 
@@ -37,8 +37,8 @@ def factorize(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    keep_parameters: float | None = None,
-    keep_flops: float | None = None,
+    keep: Keep = 0.5,
+    of: Of = "parameters",
     batches: Iterable[Any] | None = None,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
@@ -65,36 +65,38 @@ def factorize(
     Args:
         model: any network with at least one linear layer or convolution inside.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        keep_parameters: share of the network's parameters to keep, in (0, 1]; 0.3 where neither share is given.
-        keep_flops: share of its floating-point operations to keep, in (0, 1], in place of ``keep_parameters``.
+        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names, as in file names, to such
+            shares: the first pattern that matches a layer counts, ``"*"`` stands for the rest.
+        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network. In a mapping
+            ``"*"`` is then the share of the network, and the layers that another pattern matches keep at least its
+            share of their own weights (or FLOPs). ``"channels"``: each layer gets this share of its full rank, the
+            smaller number of rows or columns of its matrix, as the channels between its two factors; what no pattern
+            matches stays as it is. Factors are smaller than the layer only below rows * columns / (rows + columns),
+            half the full rank of a square matrix.
         batches: a few batches of inputs, of (inputs, ...) as many as the network takes, or mappings.
         optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
             bias stays the same parameter.
 
     Raises:
-        ValueError: a share is out of range or both are given, there is no layer to factorize, there are no batches, or
-            the budget cannot be reached.
+        TypeError: ``keep`` is neither a number nor a mapping.
+        ValueError: a share is out of range, a pattern matches nothing, there is no layer to factorize, there are no
+            batches, or the budget cannot be reached.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
-    if keep_parameters is not None and keep_flops is not None:
-        raise ArgumentError(
-            f"factorize(keep_parameters={keep_parameters}, keep_flops={keep_flops}): expected one of them, not both."
-        )
-    unit = "parameters" if keep_flops is None else "flops"
-    share = keep_flops if keep_flops is not None else 0.3 if keep_parameters is None else keep_parameters
-    if not 0 < share <= 1:
-        raise ArgumentError(f"factorize(keep_{unit}={share}): expected a share in (0, 1], for example 0.3.")
+    size = Size(keep, of)
+    size.check("factorize")
 
     def change(surgery: Surgery) -> list[Kept]:
-        count = lambda: count_parameters(model) if unit == "parameters" else count_flops(model, example_inputs)  # noqa: E731
+        count = lambda: count_flops(model, example_inputs) if of == "flops" else count_parameters(model)  # noqa: E731
         before = count()
         merged = _merge_pairs(surgery)
-        layers, kept = _layers(model, example_inputs, unit, batches)
-        ranks = _allocate(layers, count() if merged else before, before, share, unit, kept)
-        return kept + _replace(surgery, layers, ranks)
+        layers, kept = _layers(model, example_inputs, of, batches)
+        size.check_patterns("factorize", [layer.shape.path for layer in layers])
+        ranks = ranks_of(layers, count() if merged else before, before, size, kept)
+        return kept + _replace(surgery, layers, ranks, size)
 
     report = rewrite("factorize", model, example_inputs, optimizers, change)
-    note = missed(report, share, unit)
+    note = missed(report, size)
     return replace(report, notes=(note,) if note else ())
 
 
@@ -106,36 +108,9 @@ def _merge_pairs(surgery: Surgery) -> bool:
     return bool(pairs)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer to factorize.
-
-    Attributes:
-        shape: how it is read as a matrix.
-        size: what it costs as it is, in parameters or FLOPs.
-        cost: what one rank costs.
-        basis: (rows, rows or columns) orthonormal directions of the outputs, the most energy first.
-        energies: the share of the energy in each of them.
-    """
-
-    shape: MatrixView
-    size: int
-    cost: int
-    basis: Tensor
-    energies: Tensor
-
-    def spent(self, rank: int) -> int:
-        """What it costs with this rank; 0 leaves it as it is."""
-        return rank * self.cost if rank else self.size
-
-    def at(self, rank: int) -> int:
-        """``rank``, or 0 where factors of this rank would not be smaller."""
-        return rank if rank * self.cost < self.size else 0
-
-
 def _layers(
     model: nn.Module, example_inputs: Inputs, unit: str, batches: Iterable[Any] | None
-) -> tuple[list[_Layer], list[Kept]]:
+) -> tuple[list[DecomposedLayer], list[Kept]]:
     """The layers that can be factorized, decomposed, and the other weights with the reason why they stay."""
     modules = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, _ConvNd))}
     uses = find_uses(model, example_inputs, modules.values())
@@ -147,7 +122,7 @@ def _layers(
     if not found:
         raise ArgumentError(
             f"factorize({type(model).__name__}): expected a Linear or ungrouped convolution inside; found none."
-            f"{_left_alone(reasons)}"
+            f"{left_alone(reasons)}"
         )
     each = [shape for group in found for shape in group]
     moments = None if batches is None else moments_of(model, example_inputs, batches, each)
@@ -196,16 +171,9 @@ def _other_weights(model: nn.Module) -> list[Kept]:
     ]
 
 
-def _left_alone(reasons: Mapping[str, str]) -> str:
-    """What to say of the weights that stay: by reason, the first three names of each."""
-    names: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        names.setdefault(reason, []).append(name or "the network")
-    found = [f"{', '.join(some[:3])}{', ...' * (len(some) > 3)}: {reason}" for reason, some in names.items()]
-    return f" Left alone: {'; '.join(found)}." if found else ""
-
-
-def _decompose(shape: MatrixView, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None) -> _Layer:
+def _decompose(
+    shape: MatrixView, calls: Sequence[Inputs], unit: str, moments: dict[int, Tensor] | None
+) -> DecomposedLayer:
     matrix = precise(shape.matrix)
     basis, energies = _directions(matrix, None if moments is None else moments[id(shape)], reads_less(shape))
     size, cost = shape.layer.weight.numel(), sum(matrix.shape)
@@ -213,7 +181,9 @@ def _decompose(shape: MatrixView, calls: Sequence[Inputs], unit: str, moments: d
         one = shape.pair(matrix[:, :1], matrix[:1])
         size = sum(count_flops(shape.layer, each) for each in calls)
         cost = sum(count_flops(one, each) for each in calls)
-    return _Layer(shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
+    return DecomposedLayer(
+        shape, size, cost, basis, energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny)
+    )
 
 
 def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple[Tensor, Tensor]:
@@ -232,52 +202,12 @@ def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple
     return basis, values.square()
 
 
-def _allocate(layers: list[_Layer], whole: int, before: int, share: float, unit: str, kept: list[Kept]) -> list[int]:
-    """The rank of each layer, 0 where it stays, so that of a ``whole`` network at most ``share * before`` is left."""
-    rest, budget = whole - sum(layer.size for layer in layers), int(share * before)
-
-    def total(ranks: list[int]) -> int:
-        return rest + sum(layer.spent(rank) for layer, rank in zip(layers, ranks, strict=True))
-
-    def ranks_at(threshold: float) -> list[int]:
-        return [layer.at(max(int((layer.energies / layer.cost >= threshold).sum()), 1)) for layer in layers]
-
-    smallest = total([layer.at(1) for layer in layers])
-    if smallest > budget:
-        raise ArgumentError(
-            f"factorize(keep_{unit}={share}): rank 1 in every layer still leaves {at_least(smallest / before)} of "
-            f"them; expected keep_{unit} of at least that. Or fold or prune the network first."
-            f"{_left_alone({each.tensor: each.reason for each in kept})}"
-        )
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low * high) ** 0.5 if low > 0 else high / 1e3
-        low, high = (middle, high) if total(ranks_at(middle)) > budget else (low, middle)
-    ranks = ranks_at(high)
-    return _spend_rest(layers, ranks, budget - total(ranks))
-
-
-def _spend_rest(layers: list[_Layer], ranks: list[int], left: int) -> list[int]:
-    """One more rank, or the layer as it was, wherever that still fits, the most energy first."""
-    while True:
-        prices = {
-            index: layer.spent(layer.at(rank + 1)) - layer.spent(rank)
-            for index, (layer, rank) in enumerate(zip(layers, ranks, strict=True))
-            if 0 < rank < len(layer.energies)
-        }
-        fitting = [index for index, price in prices.items() if price <= left]
-        if not fitting:
-            return ranks
-        best = max(fitting, key=lambda index: float(layers[index].energies[ranks[index]]) / layers[index].cost)
-        left -= prices[best]
-        ranks = [layers[i].at(rank + 1) if i == best else rank for i, rank in enumerate(ranks)]
-
-
-def _replace(surgery: Surgery, layers: list[_Layer], ranks: list[int]) -> list[Kept]:
+def _replace(surgery: Surgery, layers: list[DecomposedLayer], ranks: list[int], size: Size) -> list[Kept]:
     kept = []
     for layer, rank in zip(layers, ranks, strict=True):
         if rank == 0:
-            reason = "two factors would not be smaller at this energy"
+            spared = not size.is_budget and size.share_of([layer.shape.path]) is None
+            reason = "no pattern of keep matches it" if spared else "two factors would not be smaller at this rank"
             kept.append(Kept(layer.shape.path, layer.shape.layer.weight.shape[0], reason))
             continue
         basis = layer.basis[:, :rank]

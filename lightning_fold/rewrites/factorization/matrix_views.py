@@ -1,7 +1,6 @@
 """How a linear layer or convolution is read as a matrix, and how two layers compute a product of two matrices."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, call, device_of, inputs_of_batch, on_device, only_input
 from lightning_fold.rewrites.calibration import precise
+from lightning_fold.rewrites.observe import forward_pre_hooks
 from lightning_fold.structure.graph.trace import evaluation_mode
 from lightning_fold.surgery.optimizers import copied
 from lightning_fold.surgery.origins import replaced_by
@@ -120,11 +120,8 @@ def moments_of(
 
         return hook
 
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(evaluation_mode(model))
-        for shape in found:
-            handle = shape.layer.register_forward_pre_hook(observe(shape), with_kwargs=True)
-            stack.callback(handle.remove)
+    hooks = ((shape.layer, observe(shape)) for shape in found)
+    with torch.no_grad(), evaluation_mode(model), forward_pre_hooks(hooks):
         empty = True
         for batch in batches:
             call(model, on_device(inputs_of_batch(batch, example_inputs), device))

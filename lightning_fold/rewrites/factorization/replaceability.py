@@ -1,6 +1,6 @@
 """What a network does with its layers in one forward pass, and in which places others can stand."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -120,3 +120,12 @@ def _watched(layer: nn.Module, use: Use) -> Iterator[None]:
         yield
     finally:
         layer.__class__ = kind
+
+
+def left_alone(reasons: Mapping[str, str]) -> str:
+    """What to say of the weights that stay: by reason, the first three names of each."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name or "the network")
+    found = [f"{', '.join(some[:3])}{', ...' * (len(some) > 3)}: {reason}" for reason, some in names.items()]
+    return f" Left alone: {'; '.join(found)}." if found else ""

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_fold.rewrites.channels.producers import Producer, effective_rows, find_producers, homogeneous
+from lightning_fold.rewrites.channels.homogeneity import homogeneous
+from lightning_fold.rewrites.channels.producers import Producer, effective_rows, find_producers
 from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.importance import channel_rows
 from lightning_fold.structure.groups import Member, Structure
-from lightning_fold.surgery.transaction import Surgery
+from lightning_fold.surgery.editor import NetworkEditor
 
 _STARTS: Any = 3  # scikit-learn annotates it as a string
 _SAME = 1e-6  # of the largest distance
@@ -37,13 +38,13 @@ class Clustering:
     whatever b: channels that are written alike are one before k-means begins.
 
     Args:
-        surgery: the network.
+        model: the network.
         structure: what was read from it.
         seed: seed of k-means.
     """
 
-    def __init__(self, surgery: Surgery, structure: Structure, seed: int) -> None:
-        self.surgery, self.structure, self.seed = surgery, structure, seed
+    def __init__(self, model: nn.Module, structure: Structure, seed: int) -> None:
+        self.editor, self.structure, self.seed = NetworkEditor(model), structure, seed
         self._producers = {producer.weight: producer for producer in find_producers(structure)}
         self._homogeneous = homogeneous(structure)
         self._lengths: dict[int, Tensor] = {}
@@ -114,11 +115,11 @@ class Clustering:
         return parts + [self._rows(member) for member in members if member.tensor not in joined]
 
     def _affine(self, member: Member, producer: Producer) -> Tensor:
-        rows, bias = effective_rows(self.surgery, producer)
+        rows, bias = effective_rows(self.editor, producer)
         return torch.cat([rows, bias[:, None]], dim=1)[member.indices].flatten(1)
 
     def _rows(self, member: Member) -> Tensor:
-        return channel_rows(self.surgery.model, member).double().cpu()
+        return channel_rows(self.editor.model, member).double().cpu()
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from lightning_fold.rewrites.channels.compensated_norms import compensable, weigh
 from lightning_fold.rewrites.channels.merge import combine, fold_ar, targets
-from lightning_fold.rewrites.channels.producers import Rescaling, rescaling, widen
 from lightning_fold.rewrites.channels.removal import Removal, complete, remove
+from lightning_fold.rewrites.channels.rescaling import Rescaling, rescaling, widen
 from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.selector import ChannelSelector
 from lightning_fold.structure.groups import Structure, reading_axes
-from lightning_fold.surgery.transaction import Surgery
+from lightning_fold.surgery.editor import Editor, NetworkEditor
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Cut:
     removal: Removal
     rescaling: Rescaling
 
-    def apply(self, surgery: Surgery) -> None:
+    def apply(self, editor: NetworkEditor) -> None:
         """Merge and remove in a network that was rescaled; norms go on counting every channel that was merged."""
-        narrowing = fold_ar(surgery, self.structure, self.cluster_of)
-        combine(surgery, self.structure, self.cluster_of)
-        remove(surgery, self.structure, self.removal)
+        narrowing = fold_ar(editor, self.structure, self.cluster_of)
+        combine(editor, self.structure, self.cluster_of)
+        remove(editor, self.structure, self.removal)
         for producer, spread in self.rescaling.spreads():
             assert producer.contraction.rows is not None and producer.norm is not None
             groups = self.structure.group_of[producer.contraction.rows]
             found = self.means(groups) @ spread
             if producer.norm[0] in narrowing:
                 found = found / narrowing[producer.norm[0]][self.staying(groups)]
-            widen(surgery, producer, found)
+            widen(editor, producer, found)
         for norm in self.structure.labels.norms:
             if compensable(self.structure, norm):
-                weigh(surgery, self.structure, norm, self.cluster_of, self.removal)
+                weigh(editor, self.structure, norm, self.cluster_of, self.removal)
 
     def staying(self, groups: Tensor) -> Tensor:
         """(left,) the positions of a dimension, whose groups are given, that stay."""
@@ -59,7 +59,7 @@ class Cut:
 
 
 def plan_cut(
-    surgery: Surgery,
+    editor: Editor,
     structure: Structure,
     selector: ChannelSelector,
     widths: Iterable[PrunableGroup],
@@ -68,7 +68,7 @@ def plan_cut(
     """The cut that gives each width its assignment, as far as every tensor stays rectangular.
 
     Args:
-        surgery: the network, for the numbers of its BatchNorms.
+        editor: of the network, for the numbers of its BatchNorms.
         structure: what was read from it.
         selector: it says what merged channels are divided by.
         widths: the widths that shrink.
@@ -82,21 +82,21 @@ def plan_cut(
         cluster_of[ids] = ids[torch.tensor([first[label] if label >= 0 else i for i, label in enumerate(labels)])]
         removed[ids[assignment < 0]] = True
         scales[ids] = selector.scales(width)
-    return _completed(surgery, structure, cluster_of, removed, scales)
+    return _completed(editor, structure, cluster_of, removed, scales)
 
 
-def merge(surgery: Surgery, structure: Structure, cluster_of: Tensor) -> None:
+def merge(editor: NetworkEditor, structure: Structure, cluster_of: Tensor) -> None:
     """Merge channels: ``cluster_of`` (groups,) names, for every group, the group that stands for its cluster."""
     nothing, ones = torch.zeros(structure.count, dtype=torch.bool), torch.ones(structure.count, dtype=torch.float64)
-    cut = _completed(surgery, structure, cluster_of, nothing, ones)
-    cut.rescaling.apply(surgery)
-    cut.apply(surgery)
+    cut = _completed(editor, structure, cluster_of, nothing, ones)
+    cut.rescaling.apply(editor)
+    cut.apply(editor)
 
 
-def _completed(surgery: Surgery, structure: Structure, cluster_of: Tensor, removed: Tensor, scales: Tensor) -> Cut:
+def _completed(editor: Editor, structure: Structure, cluster_of: Tensor, removed: Tensor, scales: Tensor) -> Cut:
     """Channels that have to stay are by themselves."""
     each = torch.arange(structure.count)
     removal = complete(structure, removed | (cluster_of != each))
     cluster_of = torch.where(removal.removed, cluster_of, each)
     merged = torch.bincount(cluster_of, minlength=structure.count)[cluster_of] > 1
-    return Cut(structure, cluster_of, removal, rescaling(surgery, structure, merged, scales, reading_axes(structure)))
+    return Cut(structure, cluster_of, removal, rescaling(editor, structure, merged, scales, reading_axes(structure)))

@@ -13,9 +13,10 @@ from lightning_fold.rewrites.channels.compensated_norms import compensable
 from lightning_fold.rewrites.channels.merge import is_whole
 from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.clustering import Clustering
-from lightning_fold.rewrites.reduction.options import Budget, Compensate, Options, Repair
+from lightning_fold.rewrites.reduction.options import Compensate, Options, Repair
 from lightning_fold.rewrites.reduction.pipeline import reduce_channels
 from lightning_fold.rewrites.reduction.selector import ChannelSelector, SelectionContext
+from lightning_fold.rewrites.size import Keep, Of, Size
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
@@ -27,9 +28,8 @@ def fold(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    ratio: float = 0.5,
-    keep_parameters: float | None = None,
-    keep_flops: float | None = None,
+    keep: Keep = 0.5,
+    of: Of = "parameters",
     compensate: Compensate = "none",
     repair: Repair = "data-free",
     batches: Iterable[Any] | None = None,
@@ -49,11 +49,15 @@ def fold(
     Args:
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        ratio: share of the channels of each width that goes, in [0, 1); at least one channel stays.
-        keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives
-            as many channels as its measured effect on the outputs allows.
-        keep_flops: the same for floating-point operations.
-        compensate: ``"least-squares"`` solves for the weights of the layers behind, so that they give the dense
+        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names, as in file names, to such
+            shares: the first pattern that matches a layer counts, ``"*"`` stands for the rest. At least one channel of
+            each width stays.
+        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network: each width gives
+            as many channels as its measured effect on the outputs allows. In a mapping ``"*"`` is then the share of the
+            network, and the layers that another pattern matches keep at least its share of their channels.
+            ``"channels"``: each width keeps that share of its channels; what no pattern matches stays as it is.
+        compensate: ``"none"``; ``"bias"`` solves for the biases of the following layers, so that their mean outputs are
+            those of the dense network; ``"least-squares"`` for their weights and biases, so that they give the dense
             network's outputs from the merged channels.
         repair: ``"data-free"`` rescales each BatchNorm that follows a merged layer by N / sqrt(N + (N^2 - N) E), N the
             size of the cluster and E the mean cosine of its rows, where the outputs' error on ``batches``, or on noise
@@ -66,20 +70,23 @@ def fold(
         optimizers: optimizers of the network; moments are averaged over each cluster.
 
     Raises:
-        ValueError: a value is out of range, the budget cannot be met, or the network has no hidden width.
+        TypeError: ``keep`` is neither a number nor a mapping.
+        ValueError: a value is out of range, the budget cannot be met, a pattern matches nothing, or the network has
+            no hidden width.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
-    budget = Budget(ratio, keep_parameters, keep_flops)
+    size = Size(keep, of)
+    size.check("fold")
     options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
     options.check("fold", ("data-free", "none", "data"))
-    return reduce_channels("fold", model, example_inputs, budget, options, optimizers, lambda s: _Folding(s, seed))
+    return reduce_channels("fold", model, example_inputs, size, options, optimizers, lambda s: _Folding(s, seed))
 
 
 class _Folding(ChannelSelector):
     """Channels become their cluster."""
 
     def __init__(self, context: SelectionContext, seed: int) -> None:
-        self.clustering = Clustering(context.surgery, context.structure, seed)
+        self.clustering = Clustering(context.model, context.structure, seed)
         self._reasons = _unmergeable(context.structure)
 
     def assign(self, width: PrunableGroup, kept: int) -> Tensor:

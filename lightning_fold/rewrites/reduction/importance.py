@@ -10,6 +10,7 @@ from lightning_fold.rewrites.calibration import Calibration, mean_squares, preci
 from lightning_fold.rewrites.channels.consumers import Consumer, find_consumers
 from lightning_fold.structure.graph.trace import evaluation_mode
 from lightning_fold.structure.groups import ChannelGroup, Member, Structure
+from lightning_fold.surgery.editor import NetworkEditor
 
 Importance = Literal["l1", "l2", "taylor", "activation", "reconstruction"]
 Score = Callable[[nn.Module, ChannelGroup], Tensor]
@@ -20,21 +21,16 @@ CALIBRATED = ("activation", "reconstruction")
 _STEPS = 64  # the least important channels leave in at most so many steps
 
 
-def tensor_of(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer with this dotted name."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)
-
-
 def channel_rows(model: nn.Module, member: Member, values: Callable[[Tensor], Tensor] = Tensor.detach) -> Tensor:
     """(channels, elements) everything that one member holds for each channel."""
-    moved = values(tensor_of(model, member.tensor)).movedim(member.dim, 0)
+    moved = values(NetworkEditor(model).tensor(member.tensor)).movedim(member.dim, 0)
     return moved[member.indices.to(moved.device)].flatten(1)
 
 
 def writers(model: nn.Module, group: ChannelGroup) -> list[Member]:
     """The weights of at least two dimensions that write ``group``; where there are none, all its members."""
-    found = [m for m in group.members if not m.reads and tensor_of(model, m.tensor).dim() > 1]
+    editor = NetworkEditor(model)
+    found = [m for m in group.members if not m.reads and editor.tensor(m.tensor).dim() > 1]
     return found or list(group.members)
 
 

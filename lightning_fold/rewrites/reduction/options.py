@@ -1,4 +1,4 @@
-"""How small, where not, and what comes after the cut: the arguments that prune and fold share."""
+"""Which layers stay, and what follows the cut: the arguments that prune and fold share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,34 +8,6 @@ from lightning_fold.errors import ArgumentError
 
 Compensate = Literal["none", "bias", "least-squares"]
 Repair = Literal["none", "data-free", "data"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How small: one share of the channels of every width, or a share of the network's parameters or FLOPs."""
-
-    ratio: float
-    keep_parameters: float | None = None
-    keep_flops: float | None = None
-
-    def check(self, method: str) -> None:
-        """Raise ``ValueError`` where a share is out of range or both are given."""
-        if not 0 <= self.ratio < 1:
-            raise ArgumentError(
-                f"{method}(ratio={self.ratio}): expected a share of the channels in [0, 1), for example ratio=0.5."
-            )
-        for name, share in (("keep_parameters", self.keep_parameters), ("keep_flops", self.keep_flops)):
-            if share is not None and not 0 < share <= 1:
-                raise ArgumentError(f"{method}({name}={share}): expected a share in (0, 1], for example {name}=0.5.")
-        if self.keep_parameters is not None and self.keep_flops is not None:
-            raise ArgumentError(
-                f"{method}(keep_parameters={self.keep_parameters}, keep_flops={self.keep_flops}): expected one of them."
-            )
-
-    @property
-    def share(self) -> float | None:
-        """The share of the budget, if there is one."""
-        return self.keep_parameters if self.keep_flops is None else self.keep_flops
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What prune and fold share, from beginning to end.
 
-Read the widths (``widths``); a way to choose channels (``choosing``: importances or clusters) is a ``projection``;
-sizes under a budget (``sensitivity``, ``budget``); the ``cut``: merging, removal, norms weighed (``compensation``);
-then what makes the result better (``recovery``: Fold-AR, least squares, ``repair``).
+Read the widths (``channels/widths``); a ``selector`` (importances or clusters) chooses channels, as a ``projection``;
+sizes under a ``budget``; the ``cut``: merging, removal, norms weighed (``channels``); then what makes the result better
+(``recovery``: Fold-AR, least squares, ``repair``).
 """
 
 from collections.abc import Callable, Iterable
@@ -13,22 +13,24 @@ from torch.optim import Optimizer
 
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
-from lightning_fold.rewrites.calibration import Calibration, from_batches, from_noise
+from lightning_fold.rewrites.calibration import LazyCalibration
 from lightning_fold.rewrites.channels.merge import fold_ar
 from lightning_fold.rewrites.channels.widths import (
     PrunableGroup,
     check_patterns,
+    find_bundles,
     find_prunable_groups,
     hold_bundles,
     pinned_groups,
 )
-from lightning_fold.rewrites.reduction.budget.allocation import allocate, missed, uniform
+from lightning_fold.rewrites.reduction.budget.allocation import allocate, share_out
 from lightning_fold.rewrites.reduction.budget.cost_model import cost_model
 from lightning_fold.rewrites.reduction.budget.sensitivity import error_curves
 from lightning_fold.rewrites.reduction.cut import plan_cut
-from lightning_fold.rewrites.reduction.options import Budget, Options
+from lightning_fold.rewrites.reduction.options import Options
 from lightning_fold.rewrites.reduction.recovery.recovery import Recovery
 from lightning_fold.rewrites.reduction.selector import ChannelSelector, SelectionContext
+from lightning_fold.rewrites.size import Size, missed
 from lightning_fold.rewrites.transaction import asking_attributes, rewrite
 from lightning_fold.structure.groups import Structure
 from lightning_fold.surgery.transaction import Surgery
@@ -38,7 +40,7 @@ def reduce_channels(
     method: str,
     model: nn.Module,
     example_inputs: Inputs,
-    budget: Budget,
+    size: Size,
     options: Options,
     optimizers: Iterable[Optimizer],
     choose: Callable[[SelectionContext], ChannelSelector],
@@ -46,19 +48,19 @@ def reduce_channels(
     """Make the widths of ``model`` smaller, in place, in the way that ``choose`` gives.
 
     Raises:
-        ValueError: the budget is out of range or cannot be met, or no channel can go.
+        ValueError: the size is out of range or cannot be met, or no channel can go.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
-    budget.check(method)
+    size.check(method)
     optimizers = list(optimizers)
 
     def run(ask_attributes: bool) -> RewriteReport:
         structure, widths = find_prunable_groups(method, model, example_inputs, ask_attributes=ask_attributes)
         reduction = _Reduction(method, model, example_inputs, structure, widths, options, choose)
-        kept = reduction.sizes(budget)
+        kept = reduction.sizes(size)
         report = rewrite(method, model, example_inputs, optimizers, lambda surgery: reduction.change(surgery, kept))
-        reduction.check_budget(budget, report)
-        return replace(report, notes=tuple(reduction.notes))
+        reduction.check_size(size, report)
+        return replace(report, notes=(*reduction.calibration.notes(), *reduction.notes))
 
     return asking_attributes(run, model, example_inputs)
 
@@ -79,36 +81,26 @@ class _Reduction:
         self.method, self.model, self.example_inputs = method, model, example_inputs
         self.structure, self.options = structure, options
         self.notes: list[str] = []
-        self._calibration: Calibration | None = None
+        self.calibration = LazyCalibration(model, example_inputs, options.batches, options.seed)
         self._planned = 1.0
-        self.selector = choose(SelectionContext(model, Surgery(model), structure, self.calibrate))
+        self.selector = choose(SelectionContext(model, structure, self.calibration))
         check_patterns(method, widths, options.skip)
+        self._found = widths
         reasons = [width.skipped(options.skip) or self.selector.refused(width) for width in widths]
         self.refused, self.widths = hold_bundles(structure, widths, reasons)
 
-    def calibrate(self) -> Calibration:
-        """The dense network on data, or on noise."""
-        if self._calibration is None:
-            batches = self.options.batches
-            self._calibration = (
-                from_noise(self.model, self.example_inputs, self.options.seed)
-                if batches is None
-                else from_batches(self.model, self.example_inputs, batches)
-            )
-            if left_out := self._calibration.left_out:
-                found = f"{left_out} of {len(batches or ())} batches"
-                self.notes.append(f"{found} were left out: their inputs have other shapes than the first one's")
-        return self._calibration
-
-    def sizes(self, budget: Budget) -> list[int]:
+    def sizes(self, size: Size) -> list[int]:
         """How many channels each block of each width keeps."""
-        if budget.share is None:
-            return uniform(self.widths, budget.ratio)
-        flops = budget.keep_flops is not None
+        size.check_patterns(self.method, [layer for width in self._found for layer in width.writers])
+        bundles = find_bundles(self.structure, self.widths)
+        if not size.is_budget:
+            return share_out(self.widths, [size.share_of(width.writers) for width in self.widths], bundles)
+        flops = size.of == "flops"
         costs = cost_model(self.model, self.example_inputs, self.structure, self.widths, flops=flops)
+        fewest = share_out(self.widths, [size.bound_of(width.writers) or 0.0 for width in self.widths], bundles)
         refitted = self.options.compensate == "least-squares"
-        curves = error_curves(self.calibrate(), self.structure, self.widths, self.selector, refitted=refitted)
-        kept = allocate(self.method, costs, curves, budget.share, "keep_flops" if flops else "keep_parameters")
+        curves = error_curves(self.calibration.get(), self.structure, self.widths, self.selector, refitted=refitted)
+        kept = allocate(self.method, costs, curves, size, fewest)
         self._planned = costs.cost(kept) / costs.total
         return kept
 
@@ -120,7 +112,7 @@ class _Reduction:
         self.notes += self.selector.notes(shrinking)
         options = self.options
         needed = options.compensate != "none" or options.repair == "data-free" or options.batches is not None
-        recovery = Recovery(cut, self.calibrate() if needed else None, self.notes)
+        recovery = Recovery(cut, self.calibration.get() if needed else None, self.notes)
         cut.rescaling.apply(surgery)
         factors = fold_ar(surgery, self.structure, cut.cluster_of) if options.repair == "data-free" else {}
         cut.apply(surgery)
@@ -131,8 +123,7 @@ class _Reduction:
             recovery.repair(surgery)
         return [*pinned_groups(self.structure), *(Kept(w.group.name, w.group.size, r) for w, r in self.refused)]
 
-    def check_budget(self, budget: Budget, report: RewriteReport) -> None:
+    def check_size(self, size: Size, report: RewriteReport) -> None:
         """Say so where the result is not within 2 % of the budget."""
-        unit = "parameters" if budget.keep_flops is None else "flops"
-        note = None if budget.share is None else missed(report, budget.share, unit, self._planned)
+        note = missed(report, size, self._planned)
         self.notes += [note] if note else []

@@ -23,9 +23,10 @@ from lightning_fold.rewrites.reduction.importance import (
     norm_score,
     taylor_score,
 )
-from lightning_fold.rewrites.reduction.options import Budget, Compensate, Options, Repair
+from lightning_fold.rewrites.reduction.options import Compensate, Options, Repair
 from lightning_fold.rewrites.reduction.pipeline import reduce_channels
 from lightning_fold.rewrites.reduction.selector import ChannelSelector, SelectionContext
+from lightning_fold.rewrites.size import Keep, Of, Size
 from lightning_fold.rewrites.wrappers import on_network
 
 __all__ = ["Importance", "prune"]
@@ -36,9 +37,8 @@ def prune(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    ratio: float = 0.5,
-    keep_parameters: float | None = None,
-    keep_flops: float | None = None,
+    keep: Keep = 0.5,
+    of: Of = "parameters",
     importance: Importance | Score = "l2",
     compensate: Compensate = "none",
     repair: Repair = "none",
@@ -53,17 +53,21 @@ def prune(
     Args:
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        ratio: share of the channels of each width that goes, in [0, 1); at least one channel stays.
-        keep_parameters: share of the network's parameters to keep, in (0, 1], in place of ``ratio``: each width gives
-            as many channels as its measured effect on the outputs allows.
-        keep_flops: the same for floating-point operations.
+        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names, as in file names, to such
+            shares: the first pattern that matches a layer counts, ``"*"`` stands for the rest. At least one channel of
+            each width stays.
+        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network: each width gives
+            as many channels as its measured effect on the outputs allows. In a mapping ``"*"`` is then the share of the
+            network, and the layers that another pattern matches keep at least its share of their channels.
+            ``"channels"``: each width keeps that share of its channels; what no pattern matches stays as it is.
         importance: ``"l1"`` or ``"l2"`` norm of the weights that write a channel; ``"taylor"``, |weight times gradient|
             of ``loss`` on ``batches``; ``"activation"``, the energy that a channel brings to its consumers;
             ``"reconstruction"``, what its consumers lose when the other channels make up for it; or a function of
             the network and a :class:`ChannelGroup` that returns a score for each channel.
-        compensate: ``"least-squares"`` solves for the weights of the layers behind, so that they give the dense
+        compensate: ``"none"``; ``"bias"`` solves for the biases of the following layers, so that their mean outputs are
+            those of the dense network; ``"least-squares"`` for their weights and biases, so that they give the dense
             network's outputs from the channels left.
-        repair: ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on ``batches``, ``"none"`` leaves them.
+        repair: ``"none"``; ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on ``batches``.
         batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
             can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
         loss: a function of network and batch, for ``"taylor"``.
@@ -72,7 +76,9 @@ def prune(
         optimizers: optimizers of the network; they go on with the moments of what stays.
 
     Raises:
-        ValueError: a value is out of range, the budget cannot be met, or no channel of the network can be removed.
+        TypeError: ``keep`` is neither a number nor a mapping.
+        ValueError: a value is out of range, the budget cannot be met, a pattern matches nothing, or no channel of
+            the network can be removed.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
     if not callable(importance) and importance not in IMPORTANCES:
@@ -83,21 +89,22 @@ def prune(
             "prune(importance='taylor'): expected batches=... and loss=..., for example "
             "loss=lambda model, batch: cross_entropy(model(batch[0]), batch[1])."
         )
-    budget = Budget(ratio, keep_parameters, keep_flops)
+    size = Size(keep, of)
+    size.check("prune")
     options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
     options.check("prune", ("none", "data"))
 
     def choose(context: SelectionContext) -> ChannelSelector:
         return _Selection(context, _score(context, importance, options, loss), importance)
 
-    return reduce_channels("prune", model, example_inputs, budget, options, optimizers, choose)
+    return reduce_channels("prune", model, example_inputs, size, options, optimizers, choose)
 
 
 def _score(context: SelectionContext, importance: Importance | Score, options: Options, loss: Loss | None) -> Score:
     if not isinstance(importance, str):
         return importance
     if importance in CALIBRATED:
-        return calibrated_score(importance, context.structure, context.calibrate())
+        return calibrated_score(importance, context.structure, context.calibration.get())
     if importance == "taylor":
         assert loss is not None and options.batches is not None
         return taylor_score(context.model, options.batches, loss)

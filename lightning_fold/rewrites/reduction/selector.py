@@ -1,15 +1,13 @@
 """How a width is made smaller: the part of prune and fold that differs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lightning_fold.rewrites.calibration import Calibration
+from lightning_fold.rewrites.calibration import LazyCalibration
 from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.structure.groups import Structure
-from lightning_fold.surgery.transaction import Surgery
 
 
 @dataclass
@@ -17,9 +15,8 @@ class SelectionContext:
     """All that a choice of channels may look at."""
 
     model: nn.Module
-    surgery: Surgery
     structure: Structure
-    calibrate: Callable[[], Calibration]
+    calibration: LazyCalibration
 
 
 class ChannelSelector:

@@ -1,6 +1,7 @@
 """release: zeros left inside dense tensors come back as small trainable noise."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_fold.complexity import count_parameters
 from lightning_fold.errors import ArgumentError
-from lightning_fold.inputs import Inputs, call
+from lightning_fold.inputs import Inputs, call, inputs_for
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.sparsity.sparsify import prunable_weights
 from lightning_fold.rewrites.wrappers import on_network
@@ -24,8 +25,9 @@ def release(
     model: nn.Module,
     *,
     max_drift: float = 0.01,
-    batch: Inputs | None = None,
-    generator: torch.Generator | None = None,
+    batches: Iterable[Any] | None = None,
+    example_inputs: Inputs | None = None,
+    seed: int = 0,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
     """Turn the exact zeros of ``model``'s weights, in place, into noise N(0, (a s)^2) that trains again.
@@ -37,24 +39,29 @@ def release(
 
     Args:
         model: any network.
-        max_drift: with ``batch``, how far the outputs may move: the norm of their change over the norm of the outputs;
-            the amplitude a (at most 1) is found by bisection. Without ``batch``, a itself. In [0, 1].
-        batch: a tensor, a tuple of positional inputs or a dict of inputs by name, on which the drift is measured
-            in evaluation mode.
-        generator: source of the noise, on the CPU.
+        max_drift: with ``batches``, how far the outputs may move: the norm of their change over the norm of the
+            outputs; the amplitude a (at most 1) is found by bisection. Without ``batches``, a itself. In [0, 1].
+        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; the drift is measured on all of
+            them in evaluation mode.
+        example_inputs: inputs of the network, which tell how many elements of a batch, or which names, it takes; needed
+            only for networks with optional inputs.
+        seed: seed of the noise.
         optimizers: optimizers of the network.
 
     Returns:
         A report with the number of parameters, which does not change.
 
     Raises:
-        ValueError: ``max_drift`` is out of range.
+        ValueError: ``max_drift`` is out of range, or ``batches`` is empty.
     """
     if not 0 <= max_drift <= 1:
         raise ArgumentError(f"release(max_drift={max_drift}): expected a share in [0, 1], for example max_drift=0.01.")
-    weights = prunable_weights(model)
+    inputs = None if batches is None else [inputs_for(model, batch, example_inputs) for batch in batches]
+    if inputs == []:
+        raise ArgumentError("release(batches=[]): expected at least one batch of inputs, or of (inputs, ...).")
+    weights, generator = prunable_weights(model), torch.Generator().manual_seed(seed)
     noise = {name: _noise(weight, generator) for name, weight in weights.items()}
-    amplitude = max_drift if batch is None else _amplitude(model, noise, max_drift, batch)
+    amplitude = max_drift if inputs is None else _amplitude(model, noise, max_drift, inputs)
     with Surgery(model, optimizers) as surgery:
         for name, weight in weights.items():
             survived = weight != 0
@@ -65,7 +72,7 @@ def release(
     return RewriteReport("release", parameters, parameters)
 
 
-def _noise(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+def _noise(weight: Tensor, generator: torch.Generator) -> Tensor:
     zero = weight == 0
     survivors = weight.numel() - int(zero.sum())
     over_heads = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits overflow in the sum
@@ -74,17 +81,17 @@ def _noise(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.where(zero, noise, 0).to(weight.dtype)
 
 
-def _amplitude(model: nn.Module, noise: dict[str, Tensor], max_drift: float, batch: Inputs) -> float:
+def _amplitude(model: nn.Module, noise: dict[str, Tensor], max_drift: float, batches: list[Inputs]) -> float:
     """The largest amplitude in [0, 1] found whose drift is within ``max_drift``."""
     parameters = dict(model.named_parameters())
 
     def drift(amplitude: float) -> float:
         moved = {name: parameters[name] + amplitude * noise[name] for name in noise}
-        found = _outputs(model, moved, batch)
+        found = _outputs(model, moved, batches)
         return float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(expected.dtype).tiny))
 
     with evaluation_mode(model), torch.no_grad():
-        expected = _outputs(model, {}, batch)
+        expected = _outputs(model, {}, batches)
         low, high = 0.0, 1.0
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
@@ -92,6 +99,6 @@ def _amplitude(model: nn.Module, noise: dict[str, Tensor], max_drift: float, bat
     return low
 
 
-def _outputs(model: nn.Module, replaced: dict[str, Tensor], batch: Inputs) -> Tensor:
-    found = tree_leaves(call(model, batch, replaced))
+def _outputs(model: nn.Module, replaced: dict[str, Tensor], batches: list[Inputs]) -> Tensor:
+    found = [value for batch in batches for value in tree_leaves(call(model, batch, replaced))]
     return torch.cat([value.flatten() for value in found if isinstance(value, Tensor) and value.is_floating_point()])

@@ -25,7 +25,7 @@ def sparsify(
     *,
     criterion: Criterion = "magnitude",
     example_inputs: Inputs | None = None,
-    inputs: bool = False,
+    select_inputs: bool = False,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
     """Set the least important weights of ``model`` to zero, in place.
@@ -41,7 +41,7 @@ def sparsify(
             mean squares of what writes it and of what reads it, as a share of the mean over its layer.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first; needed
             by ``"connected"``.
-        inputs: let ``"connected"`` also empty columns of linear layers that read the network's inputs.
+        select_inputs: let ``"connected"`` also empty columns of linear layers that read the network's inputs.
         optimizers: optimizers of the network; state of zeroed weights is set to zero.
 
     Returns:
@@ -65,7 +65,7 @@ def sparsify(
             "sparsify(criterion='connected'): expected example_inputs, which tell what reads each channel."
         )
     else:
-        scores = _connected_scores(model, weights, example_inputs, inputs)
+        scores = _connected_scores(model, weights, example_inputs, select_inputs)
     masks = _largest(scores, sparsity)
     parameters = count_parameters(model)
     with Surgery(model, optimizers) as surgery:
@@ -89,7 +89,7 @@ def sparsity_of(model: nn.Module) -> float:
 
 
 def _connected_scores(
-    model: nn.Module, weights: dict[str, Tensor], example_inputs: Inputs, inputs: bool
+    model: nn.Module, weights: dict[str, Tensor], example_inputs: Inputs, select_inputs: bool
 ) -> dict[str, Tensor]:
     """For each weight the strength of the weaker channel it connects; equal ones are told apart by magnitude."""
     strengths: dict[tuple[str, int], Tensor] = {}
@@ -108,7 +108,7 @@ def _connected_scores(
         columns = strengths.get((name, 1))
         if columns is None:
             columns = torch.full((weight.shape[1],), torch.inf)
-            if inputs and weight.dim() == 2:
+            if select_inputs and weight.dim() == 2:
                 columns = _relative(weight.square().mean(0).sqrt())
         weaker = torch.minimum(rows[:, None], columns.to(weight)[None])
         ranked = weaker.reshape(*weaker.shape, *[1] * (weight.dim() - 2)).expand_as(weight)

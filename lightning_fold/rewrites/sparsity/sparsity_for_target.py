@@ -18,7 +18,7 @@ def sparsity_within(
     example_inputs: Inputs,
     *,
     criterion: Criterion = "magnitude",
-    inputs: bool = False,
+    select_inputs: bool = False,
 ) -> float:
     """``sparsity``, or less: the smallest share found after which minimize leaves at most ``parameters``.
 
@@ -28,13 +28,13 @@ def sparsity_within(
         parameters: number of parameters that need not be undercut.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         criterion: as for :func:`sparsify`.
-        inputs: whether input features compete, and leave, too.
+        select_inputs: whether input features compete, and leave, too.
     """
 
     def left(share: float) -> int:
         trial = deepcopy(model)
-        sparsify(trial, share, criterion=criterion, example_inputs=example_inputs, inputs=inputs)
-        return minimize(trial, example_inputs, select_inputs=inputs).parameters_after
+        sparsify(trial, share, criterion=criterion, example_inputs=example_inputs, select_inputs=select_inputs)
+        return minimize(trial, example_inputs, select_inputs=select_inputs).parameters_after
 
     if left(sparsity) >= parameters:
         return sparsity

@@ -72,8 +72,8 @@ def test_batches_are_those_of_the_training_step(make_trainer, loaders, precision
 )
 def test_rewrite_that_looks_at_batches(make_trainer, loaders, precision):
     for callback in (
-        ChannelFolding(ratio=0.5, compensate="least-squares", batches=2, at_epoch=1),
-        LowRankFactorization(keep_parameters=0.7, whiten_batches=2),
+        ChannelFolding(keep=0.5, of="channels", compensate="least-squares", batches=2, at_epoch=1),
+        LowRankFactorization(keep=0.7, batches=2),
     ):
         module = Project()
         make_trainer(2, callback, precision=precision).fit(module, LOADERS[loaders]())

@@ -52,7 +52,7 @@ NETWORKS = {"copy": copy.deepcopy, "list of one": lambda net: [copy.deepcopy(net
 
 
 def trainer_of(make_trainer, *callbacks, **options):
-    return make_trainer(EPOCHS, ChannelPruning(ratio=0.4, at_epoch=2), *callbacks, **options)
+    return make_trainer(EPOCHS, ChannelPruning(keep=0.6, of="channels", at_epoch=2), *callbacks, **options)
 
 
 @pytest.mark.parametrize("kind", list(TENSORS))

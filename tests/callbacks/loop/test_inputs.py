@@ -158,10 +158,10 @@ def test_inputs_of_which_some_have_no_position_and_others_no_name_are_refused():
 
 
 CALLBACKS_OF_NAMED = {
-    "squeeze-release": lambda: SqueezeRelease(1, 2, 0, 1, sparsity=[0.5], release_amplitude=0.1),
-    "prune": lambda: ChannelPruning(ratio=0.5, at_epoch=1),
-    "fold": lambda: ChannelFolding(keep_parameters=0.6, compensate="least-squares", repair="data-free", at_epoch=1),
-    "factorize": lambda: LowRankFactorization(keep_parameters=0.8, at_epoch=1),
+    "squeeze-release": lambda: SqueezeRelease(1, 2, 0, 1, sparsity=[0.5], max_drift=0.1),
+    "prune": lambda: ChannelPruning(keep=0.5, of="channels", at_epoch=1),
+    "fold": lambda: ChannelFolding(keep=0.6, compensate="least-squares", repair="data-free", at_epoch=1),
+    "factorize": lambda: LowRankFactorization(keep=0.8, at_epoch=1),
 }
 
 
@@ -180,8 +180,8 @@ def test_rewrites_look_at_batches_of_inputs_by_name(make_trainer, method):
     """The callback at the end against the function on the network that training without it leaves."""
     batches, options = 2, {"compensate": "least-squares", "repair": "data"}
     callbacks = {
-        "prune": ChannelPruning(ratio=0.5, batches=batches, **options),
-        "factorize": LowRankFactorization(keep_parameters=0.8, whiten_batches=batches),
+        "prune": ChannelPruning(keep=0.5, of="channels", batches=batches, **options),
+        "factorize": LowRankFactorization(keep=0.8, batches=batches),
     }
     trained = []
     for callback in (callbacks[method], None):
@@ -191,9 +191,9 @@ def test_rewrites_look_at_batches_of_inputs_by_name(make_trainer, method):
     parts = [{"pixels": part, "shift": part[:, :1]} for part in EXAMPLES.split(6)][:batches]
     net = trained[1].net
     if method == "prune":
-        lf.prune(net, parts[0], ratio=0.5, batches=parts, **options)
+        lf.prune(net, parts[0], keep=0.5, of="channels", batches=parts, **options)
     else:
-        lf.factorize(net, parts[0], keep_parameters=0.8, batches=parts)
+        lf.factorize(net, parts[0], keep=0.8, batches=parts)
     assert lf.count_parameters(net) < lf.count_parameters(Named())
     torch.testing.assert_close(trained[0].net.state_dict(), net.state_dict(), rtol=0, atol=0)
 
@@ -201,7 +201,7 @@ def test_rewrites_look_at_batches_of_inputs_by_name(make_trainer, method):
 def test_dict_batches_through_a_training(make_trainer):
     data = [{"a": a, "b": a.flip(0), "label": 0} for a in EXAMPLES]
     module = Module(keyed)
-    make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1)).fit(module, DataLoader(data, batch_size=4))
+    make_trainer(3, ChannelPruning(keep=0.5, of="channels", at_epoch=1)).fit(module, DataLoader(data, batch_size=4))
     assert module.net.one.out_features == module.net.two.out_features == module.net.out.in_features == 4
     assert lf.count_flops(module.net, first_examples((EXAMPLES, 1.0, EXAMPLES), 1)) == 2 * (2 * 6 * 4 + 4 * 3)
 
@@ -277,7 +277,7 @@ class Adversarial(lightning.LightningModule):
 def test_one_of_two_networks_that_train_in_turns(make_trainer, network):
     torch.manual_seed(0)
     module = Adversarial()
-    trainer = make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1, module=network))
+    trainer = make_trainer(3, ChannelPruning(keep=0.5, of="channels", at_epoch=1, module=network))
     trainer.fit(module, DataLoader(EXAMPLES, batch_size=6))
     widths = {"generator": module.generator[0].out_features, "critic": module.critic[0].out_features}
     assert widths == {"generator": 8, "critic": 8} | {network: 4}
@@ -285,7 +285,9 @@ def test_one_of_two_networks_that_train_in_turns(make_trainer, network):
     for optimizer, owner in zip(trainer.optimizers, (module.generator, module.critic), strict=True):
         assert list(map(id, optimizer.param_groups[0]["params"])) == list(map(id, owner.parameters()))
     with pytest.raises(ValueError, match=r"does not call self\(\.\.\.\).*one of \['generator', 'critic'\]"):
-        make_trainer(3, ChannelPruning(ratio=0.5, at_epoch=1)).fit(Adversarial(), DataLoader(EXAMPLES, batch_size=6))
+        make_trainer(3, ChannelPruning(keep=0.5, of="channels", at_epoch=1)).fit(
+            Adversarial(), DataLoader(EXAMPLES, batch_size=6)
+        )
 
 
 class Two(lightning.LightningModule):
@@ -307,8 +309,10 @@ class Two(lightning.LightningModule):
 
 def test_whole_module_is_the_network_where_forward_uses_all_of_it(make_trainer):
     module = Two(True)
-    make_trainer(2, ChannelPruning(ratio=0.5, at_epoch=1)).fit(module, DataLoader(EXAMPLES, batch_size=6))
+    make_trainer(2, ChannelPruning(keep=0.5, of="channels", at_epoch=1)).fit(module, DataLoader(EXAMPLES, batch_size=6))
     assert (module.encoder.out_features, module.head.in_features) == (3, 3)
     with pytest.raises(ValueError, match=r"ChannelPruning\(module=''\): Two has several networks.*\['head'\].*NAME"):
-        make_trainer(2, ChannelPruning(ratio=0.5, at_epoch=1)).fit(Two(False), DataLoader(EXAMPLES, batch_size=6))
+        make_trainer(2, ChannelPruning(keep=0.5, of="channels", at_epoch=1)).fit(
+            Two(False), DataLoader(EXAMPLES, batch_size=6)
+        )
     assert record_of(module).network == ""

@@ -24,21 +24,21 @@ from tests.callbacks.conftest import ConvNet, Plain
 from tests.callbacks.projects import loader, project
 
 METHODS = {
-    "fold": (ChannelFolding, {"ratio": 0.4}, lambda net, x: lf.fold(net, x, ratio=0.4)),
+    "fold": (ChannelFolding, {"keep": 0.6, "of": "channels"}, lambda net, x: lf.fold(net, x, keep=0.6, of="channels")),
     "prune": (
         ChannelPruning,
-        {"ratio": 0.4, "importance": "l1"},
-        lambda net, x: lf.prune(net, x, ratio=0.4, importance="l1"),
+        {"keep": 0.6, "of": "channels", "importance": "l1"},
+        lambda net, x: lf.prune(net, x, keep=0.6, of="channels", importance="l1"),
     ),
     "factorize_flops": (
         LowRankFactorization,
-        {"keep_flops": 0.7},
-        lambda net, x: lf.factorize(net, x, keep_flops=0.7),
+        {"keep": 0.7, "of": "flops"},
+        lambda net, x: lf.factorize(net, x, keep=0.7, of="flops"),
     ),
     "factorize": (
         LowRankFactorization,
-        {"keep_parameters": 0.6},
-        lambda net, x: lf.factorize(net, x, keep_parameters=0.6),
+        {"keep": 0.6},
+        lambda net, x: lf.factorize(net, x, keep=0.6),
     ),
 }
 
@@ -73,7 +73,7 @@ def test_looks_at_the_same_batches_when_resumed_after_the_last_epoch(
 ):
     """The last epoch's order, not the first one's."""
     unbroken, resumed = make_classifier("conv"), make_classifier("conv")
-    looking = {"ratio": 0.4, "batches": 2, "compensate": "least-squares", "repair": "data"}
+    looking = {"keep": 0.6, "of": "channels", "batches": 2, "compensate": "least-squares", "repair": "data"}
     make_trainer(2, ChannelPruning(**looking), every_epoch).fit(unbroken, data)
     last = tmp_path / "all" / "1.ckpt"
     make_trainer(2, ChannelPruning(**looking)).fit(
@@ -112,7 +112,7 @@ def test_resumed_run_ends_as_the_unbroken_one(
 def cycles_then_low_rank():
     """One epoch dense, one masked; before epoch 2 the last cycle ends and what it left is factorized."""
     squeeze = SqueezeRelease(dense_epochs=1, cycles=1, shrink_epochs=0, masked_epochs=1, sparsity=[0.5])
-    return squeeze, LowRankFactorization(keep_parameters=0.6, at_epoch=2)
+    return squeeze, LowRankFactorization(keep=0.6, at_epoch=2)
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2])
@@ -134,26 +134,29 @@ def test_low_rank_after_the_cycles_resumes_as_the_unbroken_run(
 def test_factorizes_on_training_batches(make_classifier, make_trainer, data):
     """With all batches of the epoch, and then by hand on the same training images."""
     by_callback, by_hand = make_classifier("conv"), make_classifier("conv")
-    make_trainer(1, LowRankFactorization(keep_parameters=0.6, whiten_batches=99)).fit(by_callback, data)
+    make_trainer(1, LowRankFactorization(keep=0.6, batches=99)).fit(by_callback, data)
     make_trainer(1).fit(by_hand, data)
     images, _ = data.splits.train.__getitems__(range(96))
-    lf.factorize(by_hand.network, images[:2], keep_parameters=0.6, batches=[images])
+    lf.factorize(by_hand.network, images[:2], keep=0.6, batches=[images])
     assert lf.describe(by_callback.network) == lf.describe(by_hand.network)
     other = data.splits.test.__getitems__(range(32))[0]
     torch.testing.assert_close(by_callback.network.eval()(other), by_hand.network.eval()(other), rtol=1e-3, atol=1e-3)
 
 
 WITH_DATA = {
-    "fold_budget": (ChannelFolding, {"keep_parameters": 0.6, "repair": "data", "batches": 3}),
-    "fold_flops": (ChannelFolding, {"keep_flops": 0.6, "compensate": "least-squares", "batches": 2}),
-    "fold_least_squares": (ChannelFolding, {"ratio": 0.3, "compensate": "least-squares", "batches": 2}),
+    "fold_budget": (ChannelFolding, {"keep": 0.6, "repair": "data", "batches": 3}),
+    "fold_flops": (ChannelFolding, {"keep": 0.6, "of": "flops", "compensate": "least-squares", "batches": 2}),
+    "fold_least_squares": (
+        ChannelFolding,
+        {"keep": 0.7, "of": "channels", "compensate": "least-squares", "batches": 2},
+    ),
     "prune_budget": (
         ChannelPruning,
-        {"keep_parameters": 0.6, "importance": "activation", "compensate": "bias", "repair": "data", "batches": 2},
+        {"keep": 0.6, "importance": "activation", "compensate": "bias", "repair": "data", "batches": 2},
     ),
     "prune_least_squares": (
         ChannelPruning,
-        {"ratio": 0.3, "importance": "reconstruction", "compensate": "least-squares", "batches": 3},
+        {"keep": 0.7, "of": "channels", "importance": "reconstruction", "compensate": "least-squares", "batches": 3},
     ),
 }
 every_way = pytest.mark.parametrize("way", list(WITH_DATA))
@@ -176,7 +179,7 @@ def test_reduces_on_training_batches_as_the_function_does(make_classifier, make_
     assert len(seen) == arguments["batches"] and len(set(looked_at)) == 32 * len(seen) and set(looked_at) <= given
     report = function(by_hand.network, torch.rand(4, 1, 6, 6), **{**arguments, "batches": seen})
     assert_same_network(by_callback.network, by_hand.network)
-    if "keep_parameters" in arguments:
+    if "of" not in arguments:
         left = report.parameters_after / report.parameters_before
         assert abs(left - 0.6) <= 0.02 or "nearest" in report.notes[-1]
 
@@ -209,8 +212,8 @@ def test_accuracy_before_and_after_is_logged(make_classifier, make_trainer, data
     """A rewrite at the end is followed by a validation of its own; two of them, by one behind the last."""
     module, logger = make_classifier("conv"), CSVLogger(tmp_path)
     callbacks = [
-        ChannelFolding(keep_parameters=0.6, compensate="least-squares", batches=2, at_epoch=at_epoch),
-        LowRankFactorization(keep_parameters=0.8, at_epoch=at_epoch),
+        ChannelFolding(keep=0.6, compensate="least-squares", batches=2, at_epoch=at_epoch),
+        LowRankFactorization(keep=0.8, at_epoch=at_epoch),
         CompressionMonitor(),
     ]
     trainer = make_trainer(3, *callbacks, logger=logger)
@@ -232,10 +235,13 @@ def test_rewrite_that_no_validation_follows_is_validated_at_the_end(
 ):
     """Before an epoch that is not validated, or not finished; also where the run is resumed after its last step."""
     module, saving = make_classifier("conv"), ModelCheckpoint(tmp_path, save_on_train_epoch_end=True)
-    trainer = make_trainer(3, ChannelFolding(ratio=0.5, at_epoch=2), saving, **limit)
+    trainer = make_trainer(3, ChannelFolding(keep=0.5, of="channels", at_epoch=2), saving, **limit)
     trainer.fit(module, data)
     if resumed:
-        module, trainer = make_classifier("conv"), make_trainer(3, ChannelFolding(ratio=0.5, at_epoch=2), **limit)
+        module, trainer = (
+            make_classifier("conv"),
+            make_trainer(3, ChannelFolding(keep=0.5, of="channels", at_epoch=2), **limit),
+        )
         trainer.fit(module, data, ckpt_path=saving.best_model_path, weights_only=True)
     (again,) = make_trainer(1).validate(module, data, verbose=False)
     assert record_of(module).methods[-1]["epoch"] == 2
@@ -244,7 +250,7 @@ def test_rewrite_that_no_validation_follows_is_validated_at_the_end(
 
 
 def test_size_and_what_was_undone_is_told(make_classifier, make_trainer, data, caplog, monkeypatch):
-    module, folding = make_classifier("conv"), ChannelFolding(ratio=0.4)
+    module, folding = make_classifier("conv"), ChannelFolding(keep=0.6, of="channels")
     noted = lambda *a, **k: replace(lf.fold(*a, **k), notes=("a repair was undone",))  # noqa: E731
     monkeypatch.setattr("lightning_fold.callbacks.channel_folding.fold", noted)
     with caplog.at_level("INFO"), pytest.warns(UserWarning, match="ChannelFolding, epoch 1 of 1: a repair was undone"):
@@ -255,7 +261,7 @@ def test_size_and_what_was_undone_is_told(make_classifier, make_trainer, data, c
 
 @pytest.mark.parametrize("epochs", [-1, None])
 def test_number_of_epochs_is_told_where_it_is_known(make_classifier, make_trainer, data, caplog, epochs):
-    folding = ChannelFolding(ratio=0.4)
+    folding = ChannelFolding(keep=0.6, of="channels")
     with caplog.at_level("INFO"):
         make_trainer(epochs, folding, max_steps=3).fit(make_classifier(), data)
     assert f"ChannelFolding, epoch 1: {folding.report.summary}" in caplog.text
@@ -264,7 +270,7 @@ def test_number_of_epochs_is_told_where_it_is_known(make_classifier, make_traine
 def test_one_class_twice(make_classifier, make_trainer, data, run_and_save):
     """Folded before two epochs, stopped in between: as the unbroken run."""
     unbroken, resumed = make_classifier("conv"), make_classifier("conv")
-    twice = lambda: (ChannelFolding(ratio=0.3, at_epoch=1), ChannelFolding(ratio=0.3, at_epoch=2))  # noqa: E731
+    twice = lambda: [ChannelFolding(0.7, "channels", at_epoch=epoch) for epoch in (1, 2)]  # noqa: E731
     folder = run_and_save(unbroken, 3, *twice())
     make_trainer(3, *twice()).fit(resumed, data, ckpt_path=folder / "1.ckpt", weights_only=True)
     assert [method["epoch"] for method in record_of(unbroken).methods] == [1, 2]
@@ -272,7 +278,7 @@ def test_one_class_twice(make_classifier, make_trainer, data, run_and_save):
 
 
 def test_rewrite_is_done_once(make_classifier, make_trainer, data):
-    module, callback = make_classifier(), ChannelPruning(ratio=0.3)
+    module, callback = make_classifier(), ChannelPruning(keep=0.7, of="channels")
     make_trainer(1, callback).fit(module, data)
     once = deepcopy(module.network)
     callback.finish(module.trainer, module)
@@ -282,23 +288,26 @@ def test_rewrite_is_done_once(make_classifier, make_trainer, data):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ChannelFolding(ratio=1.0), r"ChannelFolding\(ratio=1\.0\): expected a share in \[0, 1\)"),
+        (lambda: ChannelFolding(keep=0.0, of="channels"), r"ChannelFolding\(keep=0\.0\): expected a share in \(0, 1\]"),
         (lambda: ChannelFolding(repair="some"), r"repair='some'"),
-        (lambda: ChannelPruning(ratio=-0.1), r"ChannelPruning\(ratio=-0\.1\)"),
+        (lambda: ChannelPruning(keep=-0.1), r"ChannelPruning\(keep=-0\.1\)"),
         (lambda: ChannelPruning(importance="l3"), r"importance='l3'"),
         (lambda: ChannelPruning(at_epoch=-2), r"ChannelPruning\(at_epoch=-2\): expected an epoch of at least 0, or -1"),
-        (lambda: LowRankFactorization(keep_parameters=0.0), r"keep_parameters=0\.0\): expected a share in \(0, 1\]"),
-        (lambda: LowRankFactorization(keep_parameters=1.1), r"keep_parameters=1\.1\)"),
-        (lambda: LowRankFactorization(0.5, 0.4), r"keep_parameters=0\.5, keep_flops=0\.4\): expected one of them"),
-        (lambda: ChannelFolding(0.2, 0.5), r"Folding\(ratio=0\.2, keep_parameters=0\.5\): expected one of them"),
-        (lambda: ChannelPruning(keep_flops=0.0), r"ChannelPruning\(keep_flops=0\.0\): expected a share in \(0, 1\]"),
-        (lambda: LowRankFactorization(keep_flops=1.1), r"keep_flops=1\.1\)"),
+        (lambda: LowRankFactorization(keep=0.0), r"keep=0\.0\): expected a share in \(0, 1\]"),
+        (lambda: LowRankFactorization(keep=1.1), r"keep=1\.1\)"),
         (
-            lambda: LowRankFactorization(whiten_batches=-1),
-            r"whiten_batches=-1\): expected a whole number of at least 0",
+            lambda: LowRankFactorization(of="layers"),
+            r"of='layers'\): expected one of 'parameters', 'flops', 'channels'",
         ),
-        (lambda: LowRankFactorization(whiten_batches=2.5), r"whiten_batches=2\.5\): expected a whole number"),
-        (lambda: LowRankFactorization(whiten_batches="8"), r"whiten_batches='8'\): expected a whole number"),
+        (lambda: ChannelFolding({"head": 0.5}), r"Folding\(keep=\{'head': 0\.5\}\): expected a share of the whole"),
+        (lambda: ChannelPruning(keep=0.0, of="flops"), r"ChannelPruning\(keep=0\.0\): expected a share in \(0, 1\]"),
+        (lambda: LowRankFactorization(keep=1.1, of="flops"), r"keep=1\.1\)"),
+        (
+            lambda: LowRankFactorization(batches=-1),
+            r"batches=-1\): expected a whole number of at least 0",
+        ),
+        (lambda: LowRankFactorization(batches=2.5), r"batches=2\.5\): expected a whole number"),
+        (lambda: LowRankFactorization(batches="8"), r"batches='8'\): expected a whole number"),
         (lambda: ChannelFolding(batches=2.5), r"ChannelFolding\(batches=2\.5\): expected a whole number of at least 0"),
         (lambda: ChannelPruning(batches="8"), r"ChannelPruning\(batches='8'\): expected a whole number of at least 0"),
         (lambda: ChannelPruning(batches=-1), r"ChannelPruning\(batches=-1\): expected a whole number of at least 0"),
@@ -355,7 +364,7 @@ def test_rewrite_inside_cycles_is_refused(make_classifier, make_trainer, data, n
 def test_rewrite_at_the_end_of_cycles_that_fill_the_training(make_classifier, make_trainer, data, first):
     """Listed before, it would rewrite a network whose masks are still to be minimized."""
     squeeze = SqueezeRelease(dense_epochs=1, cycles=1, shrink_epochs=0, masked_epochs=1, sparsity=[0.3])
-    once, module = ChannelPruning(ratio=0.3), make_classifier()
+    once, module = ChannelPruning(keep=0.7, of="channels"), make_classifier()
     trainer = make_trainer(2, *((once, squeeze) if first else (squeeze, once)))
     if first:
         with pytest.raises(ValueError, match=r"list ChannelPruning after SqueezeRelease"):
@@ -370,7 +379,7 @@ def test_cycles_that_stop_early_leave_room(make_classifier, make_trainer, data):
         dense_epochs=1, cycles=3, shrink_epochs=0, masked_epochs=1, sparsity=[0.9], target_factor=1.2
     )
     module = make_classifier()
-    make_trainer(5, squeeze, ChannelPruning(ratio=0.3, at_epoch=4)).fit(module, data)
+    make_trainer(5, squeeze, ChannelPruning(keep=0.7, of="channels", at_epoch=4)).fit(module, data)
     done = record_of(module).methods
     assert squeeze.stopped and [m["method"] for m in done] == ["squeeze-release", "prune"] and done[0]["epoch"] == 2
 
@@ -399,8 +408,8 @@ def test_what_cannot_be_done_at_the_end_fails_at_the_start(make_trainer, kind):
 
 
 def test_epoch_that_is_not_reached_is_said(make_classifier, make_trainer, data):
-    folding = ChannelFolding(ratio=0.4, at_epoch=3)
-    trainer = make_trainer(5, folding, LowRankFactorization(keep_parameters=0.6), max_steps=3)
+    folding = ChannelFolding(keep=0.6, of="channels", at_epoch=3)
+    trainer = make_trainer(5, folding, LowRankFactorization(keep=0.6), max_steps=3)
     module = make_classifier("conv")
     with pytest.warns(match=r"ChannelFolding\(at_epoch=3\): training ended after 1 epoch, and"):
         trainer.fit(module, data)
@@ -423,10 +432,10 @@ class Configured(Plain):
 
 def test_network_that_configure_model_builds(make_trainer, data, every_epoch):
     module, resumed = Configured(), Configured()
-    trainer = make_trainer(2, ChannelFolding(ratio=0.4, module="backbone"), every_epoch)
+    trainer = make_trainer(2, ChannelFolding(keep=0.6, of="channels", module="backbone"), every_epoch)
     trainer.fit(module, data)
     assert record_of(module).methods[0]["parameters"] < record_of(module).dense.parameters
-    again = make_trainer(2, ChannelFolding(ratio=0.4, module="backbone"))
+    again = make_trainer(2, ChannelFolding(keep=0.6, of="channels", module="backbone"))
     again.fit(resumed, data, ckpt_path=Path(every_epoch.dirpath) / "1.ckpt")
     assert_same_network(resumed.backbone, module.backbone)
 
@@ -441,7 +450,7 @@ def test_network_that_setup_builds_comes_too_late(make_trainer, data):
             self.backbone = ConvNet()
 
     with pytest.raises(ValueError, match=r"Late: has no parameters when callbacks are set up; expected .* in __init__"):
-        make_trainer(1, ChannelFolding(ratio=0.4)).fit(Late(), data)
+        make_trainer(1, ChannelFolding(keep=0.6, of="channels")).fit(Late(), data)
 
 
 def test_one_pattern_is_no_list():

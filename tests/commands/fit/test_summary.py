@@ -179,7 +179,7 @@ class OnlyTraining(lightning.LightningDataModule):
 def test_data_without_validation_is_written_and_not_measured(in_folder):
     module = Classifier(network="lightning_fold.models.MLP", network_args=NETWORK)
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = lightning.Trainer(max_epochs=1, callbacks=[ChannelFolding(ratio=0.5)], **silent)
+    trainer = lightning.Trainer(max_epochs=1, callbacks=[ChannelFolding(keep=0.5, of="channels")], **silent)
     trainer.fit(module, datamodule=(data := OnlyTraining()))
     summary = summarise_run(trainer, module, data)
     assert summary is not None and summary.compressed.val_accuracy is summary.compressed.test_accuracy is None

@@ -256,7 +256,7 @@ def test_heads_that_are_alike_fold_exactly(kind: type[nn.Module]) -> None:
             columns = attention.proj.weight.unflatten(1, (HEADS, DIM))
             columns[:, 1::2] = columns[:, ::2]
     dense = deepcopy(model)
-    report = lf.fold(model, x, ratio=0.5, skip=["patches", "mlps.*.0"])
+    report = lf.fold(model, x, keep=0.5, of="channels", skip=["patches", "mlps.*.0"])
     assert [attention.proj.in_features for attention in model.attentions] == [SIZE // 2] * 2
     assert report.factor > 1.3
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12

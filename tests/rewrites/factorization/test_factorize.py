@@ -38,7 +38,7 @@ def test_convolution_of_low_rank_keeps_its_function(options: dict, separable: bo
     _low_rank(model[0].weight, 3, separable)
     x = torch.randn(2, 8, 12, 13, dtype=torch.float64)
     expected, parameters = model(x), sum(p.numel() for p in model.parameters())
-    report = lf.factorize(model, x, keep_parameters=0.6)
+    report = lf.factorize(model, x, keep=0.6)
     assert report.parameters_after <= 0.6 * parameters
     _, second = model[0]
     assert (second.kernel_size == (1, 1)) != separable
@@ -55,7 +55,7 @@ def test_linear_of_low_rank_keeps_its_function() -> None:
         model[2].weight.copy_(_randn(25, 5) @ _randn(5, 30))
     x = torch.randn(7, 20, dtype=torch.float64)
     expected = model(x)
-    lf.factorize(model, x, keep_parameters=(4 * 50 + 30 + 5 * 55) / (600 + 30 + 750))
+    lf.factorize(model, x, keep=(4 * 50 + 30 + 5 * 55) / (600 + 30 + 750))
     assert [model[0][0].out_features, model[2][0].out_features] == [4, 5]
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
 
@@ -65,7 +65,7 @@ def test_truncation_is_the_best_of_its_rank() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 30, bias=False)).double()
     weight = model[0].weight.detach().clone()
-    lf.factorize(model, torch.randn(2, 40, dtype=torch.float64), keep_parameters=0.4)
+    lf.factorize(model, torch.randn(2, 40, dtype=torch.float64), keep=0.4)
     first, second = model[0]
     rank = first.out_features
     error = float((second.weight @ first.weight - weight).detach().norm())
@@ -82,7 +82,7 @@ def test_budget_is_kept_and_optimizers_follow(name: str, keep: float) -> None:
     optimizer = torch.optim.Adam([{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1]}], lr=1e-2)
     _step(model, optimizer, inputs)
     biases = {id(p): optimizer.state[p]["exp_avg"].clone() for p in groups[1]}
-    report = lf.factorize(model, inputs, keep_parameters=keep, optimizers=[optimizer])
+    report = lf.factorize(model, inputs, keep=keep, optimizers=[optimizer])
     assert report.parameters_after == sum(p.numel() for p in model.parameters())
     assert report.parameters_after <= keep * report.parameters_before
     held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -99,14 +99,14 @@ def test_layers_that_would_not_shrink_stay() -> None:
     model = build("residual")
     x = ZOO["residual"].inputs()[0]
     expected = run(model, (x,))
-    report = lf.factorize(model, x, keep_parameters=1.0)
+    report = lf.factorize(model, x, keep=1.0)
     assert report.changes == () and len(report.kept) > 3
     assert error_of(run(model, (x,)), expected) == 0
 
 
 def test_shared_weights_are_left_alone() -> None:
     model = build("shared_linear")
-    lf.factorize(model, ZOO["shared_linear"].inputs(), keep_parameters=0.95)
+    lf.factorize(model, ZOO["shared_linear"].inputs(), keep=0.95)
     assert type(model.left) is nn.Linear and model.left.weight is model.right.weight
 
 
@@ -114,9 +114,9 @@ def test_bad_arguments() -> None:
     x = ZOO["mlp"].inputs()
     for keep in (0.0, -0.5, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"expected a share in \(0, 1\]"):
-            lf.factorize(build("mlp"), x, keep_parameters=keep)
-    with pytest.raises(ValueError, match=r"keep_parameters=0.01\): rank 1 in every layer still leaves 0\.\d+"):
-        lf.factorize(build("mlp"), x, keep_parameters=0.01)
+            lf.factorize(build("mlp"), x, keep=keep)
+    with pytest.raises(ValueError, match=r"keep=0.01\): rank 1 in every layer still leaves 0\.\d+"):
+        lf.factorize(build("mlp"), x, keep=0.01)
     with pytest.raises(ValueError, match="found none"):
         lf.factorize(nn.Linear(9, 9), torch.randn(2, 9))
 

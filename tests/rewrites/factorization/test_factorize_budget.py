@@ -60,7 +60,7 @@ def test_ranks_are_those_of_the_greedy_loop(keep):
     weights = [linear.weight.detach().clone() for linear in linears]
     total = lf.count_parameters(model)
     expected = greedy(weights, int(keep * total) - sum(len(linear.bias) for linear in linears))
-    lf.factorize(model, torch.randn(2, 40, dtype=torch.float64), keep_parameters=keep)
+    lf.factorize(model, torch.randn(2, 40, dtype=torch.float64), keep=keep)
     assert [pair[0].out_features for pair in model.layers if isinstance(pair, nn.Sequential)] == expected
     assert len(set(expected)) > 1
 
@@ -70,7 +70,7 @@ def test_ranks_are_those_of_the_greedy_loop(keep):
 def test_budget_is_met_closely(unit, keep):
     torch.manual_seed(0)
     model, x = CifarResNet(8), torch.randn(2, 3, 16, 16)
-    report = lf.factorize(model, x, **{f"keep_{unit}": keep})
+    report = lf.factorize(model, x, keep=keep, of=unit)
     before, after = getattr(report, f"{unit}_before"), getattr(report, f"{unit}_after")
     assert 0.98 * keep * before < after <= keep * before
     assert after == (lf.count_parameters(model) if unit == "parameters" else lf.count_flops(model, x))
@@ -80,15 +80,13 @@ def test_flops_count_every_call_of_a_layer():
     model = nn.Module()
     model.once, model.often = nn.Linear(12, 12), nn.Linear(12, 12)
     model.forward = lambda x: model.once(model.often(model.often(model.often(x).relu()).relu()).relu())
-    lf.factorize(model, torch.randn(3, 12), keep_flops=0.3)
+    lf.factorize(model, torch.randn(3, 12), keep=0.3, of="flops")
     assert model.often[0].out_features < model.once[0].out_features
 
 
-def test_both_budgets_are_refused():
-    with pytest.raises(ValueError, match=r"factorize\(keep_parameters=0\.5, keep_flops=0\.5\): expected one of them"):
-        lf.factorize(build("mlp"), ZOO["mlp"].inputs(), keep_parameters=0.5, keep_flops=0.5)
-    with pytest.raises(ValueError, match=r"factorize\(keep_flops=2\): expected a share"):
-        lf.factorize(build("mlp"), ZOO["mlp"].inputs(), keep_flops=2)
+def test_share_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"factorize\(keep=2\): expected a share in \(0, 1\]"):
+        lf.factorize(build("mlp"), ZOO["mlp"].inputs(), keep=2, of="flops")
 
 
 class Mixed(nn.Module):
@@ -114,7 +112,7 @@ def test_what_stays_is_said():
     torch.manual_seed(0)
     model, words = Mixed().eval(), torch.randint(20, (2, 7))
     before = {name: p.clone() for name, p in model.named_parameters() if not name.startswith("mlp")}
-    report = lf.factorize(model, words, keep_parameters=0.8)
+    report = lf.factorize(model, words, keep=0.8)
     reasons = {kept.tensor: kept.reason for kept in report.kept}
     assert "another module reads its weight" in reasons["attention.out_proj"]
     assert "parameter of a MultiheadAttention" in reasons["attention.in_proj_weight"]
@@ -130,7 +128,7 @@ def test_encoder_layer_of_torch_still_runs():
     torch.manual_seed(0)
     model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 12))
     x = torch.randn(2, 5, 16)
-    report = lf.factorize(model, x, keep_parameters=0.98)
+    report = lf.factorize(model, x, keep=0.98)
     assert "another module reads its weight" in {k.tensor: k.reason for k in report.kept}["0.linear1"]
     assert isinstance(model[1], nn.Sequential)
     with torch.no_grad():
@@ -141,7 +139,7 @@ def test_vision_transformer():
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=10, img_size=32).eval()
     x = torch.randn(2, 3, 32, 32)
-    report = lf.factorize(model, x, keep_parameters=0.5, batches=[torch.randn(4, 3, 32, 32)])
+    report = lf.factorize(model, x, keep=0.5, batches=[torch.randn(4, 3, 32, 32)])
     assert 0.49 * report.parameters_before < report.parameters_after <= 0.5 * report.parameters_before
     for block in model.blocks:
         assert isinstance(block.attn.qkv, nn.Sequential) and isinstance(block.mlp.fc1, nn.Sequential)
@@ -156,11 +154,11 @@ def test_after_another_rewrite(first):
     with torch.no_grad():
         for layer in (layer for layer in model.layers if isinstance(layer, nn.Linear)):
             layer.weight.copy_(_randn(layer.out_features, 2) @ _randn(2, layer.in_features))
-    first(model, x, ratio=0.3)
+    first(model, x, keep=0.7, of="channels")
     expected = run(model, (x,))
     linears = [layer for layer in model.layers if isinstance(layer, nn.Linear)]
     wanted = sum(2 * sum(layer.weight.shape) + len(layer.bias) for layer in linears)
-    report = lf.factorize(model, x, keep_parameters=wanted / lf.count_parameters(model))
+    report = lf.factorize(model, x, keep=wanted / lf.count_parameters(model))
     assert report.parameters_after == wanted
     assert error_of(run(model, (x,)), expected) < 1e-10
 
@@ -169,7 +167,7 @@ def test_weights_that_are_not_finite_are_refused():
     model, x = build("mlp"), ZOO["mlp"].inputs()
     next(model.parameters()).data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="holds NaN or infinity; expected finite weights"):
-        lf.factorize(model, x, keep_parameters=0.5)
+        lf.factorize(model, x, keep=0.5)
 
 
 def _randn(*shape):
@@ -198,7 +196,7 @@ def test_whitened_error_of_outputs_is_the_smallest_of_its_rank(size):
     errors, target = {}, make()(x).detach()
     for name, batches in (("weights", None), ("data", [x[:25], (x[25:], None)])):
         model = make()
-        lf.factorize(model, x[:2], keep_parameters=0.45, batches=batches)
+        lf.factorize(model, x[:2], keep=0.45, batches=batches)
         errors[name] = float((model(x) - target).detach().norm())
         rank = model[0][0].weight.shape[0]
     assert errors["data"] < 0.7 * errors["weights"]
@@ -213,7 +211,7 @@ def test_whitened_convolution_has_the_least_error():
     layer = nn.Conv2d(6, 8, (3, 1), padding=(1, 0), bias=False)  # one way to read it as a matrix
     model, x = nn.Sequential(layer).double(), correlated(20, (6, 7, 7))
     rows = model(x).detach().movedim(1, 0).flatten(1)
-    lf.factorize(model, x[:2], keep_parameters=0.6, batches=x.split(8))
+    lf.factorize(model, x[:2], keep=0.6, batches=x.split(8))
     found = model(x).detach().movedim(1, 0).flatten(1)
     rank = model[0][0].out_channels
     assert 1 < rank < 8
@@ -224,7 +222,7 @@ def test_whitening_in_training_mode_leaves_modes_and_hooks_as_they_were():
     model, x = build("conv_norm"), ZOO["conv_norm"].inputs()
     model.train()
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    lf.factorize(model, x, keep_parameters=0.9, batches=[x[0]])
+    lf.factorize(model, x, keep=0.9, batches=[x[0]])
     assert all(module.training for module in model.modules())
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -234,5 +232,5 @@ def test_no_batches_are_refused():
     model, x = build("mlp"), ZOO["mlp"].inputs()
     expected = run(model, x)
     with pytest.raises(ValueError, match=r"factorize\(batches=\.\.\.\): there is no batch"):
-        lf.factorize(model, x, keep_parameters=0.9, batches=[])
+        lf.factorize(model, x, keep=0.9, batches=[])
     assert error_of(run(model, x), expected) == 0

@@ -38,7 +38,7 @@ def test_module_under_several_names_is_factorized_once(called):
     expected, optimizer = model(x), torch.optim.Adam(model.parameters())
     wanted = 3 * (32 + 32) + 32 + 8 * 32 + 32 + 32 * 4 + 4
     keep = wanted / lf.count_parameters(model)
-    report = lf.factorize(model, x, keep_parameters=keep, optimizers=[optimizer])
+    report = lf.factorize(model, x, keep=keep, optimizers=[optimizer])
     assert report.parameters_after == lf.count_parameters(model) == wanted and not report.notes
     assert model.middle[0] is model.middle[1] is model.other and isinstance(model.other, nn.Sequential)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
@@ -53,12 +53,12 @@ def test_module_under_several_names_is_factorized_once(called):
 def test_missed_budget_is_said():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), torch.randn(2, 6)
-    report = lf.factorize(model, x, keep_parameters=0.95)
+    report = lf.factorize(model, x, keep=0.95)
     share = f"{lf.count_parameters(model) / 84:.1%}"
     assert report.notes == (f"{share} of the parameters are left, the nearest to the 95.0% asked for",)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     flops = lf.count_flops(model, x)
-    report = lf.factorize(model, x, keep_flops=0.9)
+    report = lf.factorize(model, x, keep=0.9, of="flops")
     assert report.notes[0].startswith(f"{lf.count_flops(model, x) / flops:.1%} of the FLOPs are left")
 
 
@@ -81,7 +81,7 @@ class Read(nn.Module):
 def test_layer_that_other_code_reads_stays(attribute):
     torch.manual_seed(0)
     model, x = Read(attribute), torch.randn(4, 24)
-    report = lf.factorize(model, x, keep_parameters=0.8)
+    report = lf.factorize(model, x, keep=0.8)
     reasons = {kept.tensor: kept.reason for kept in report.kept}
     assert reasons["encode"] == f"cannot be two layers: another module reads its {attribute}"
     kinds = {name: type(layer) for name, layer in model.named_children()}
@@ -93,7 +93,7 @@ def test_layer_that_nobody_calls_stays():
     model = nn.Sequential(nn.Linear(12, 12))
     model[0].auxiliary = nn.Linear(12, 12)
     with pytest.raises(ValueError, match=r"Left alone: 0\.auxiliary: is not called on the example inputs\."):
-        lf.factorize(model, torch.randn(2, 12), keep_parameters=0.1)
+        lf.factorize(model, torch.randn(2, 12), keep=0.1)
 
 
 @pytest.mark.parametrize("layer", ["linear", "conv", "separable"])
@@ -113,7 +113,7 @@ def test_complex_weights_of_low_rank_keep_their_function(layer, batches):
     model[0].weight.data.copy_(weight)
     model.append(Magnitude())
     expected = model(x)
-    lf.factorize(model, x[:2], keep_parameters=0.6, batches=[x] if batches else None)
+    lf.factorize(model, x[:2], keep=0.6, batches=[x] if batches else None)
     assert model[0][0].weight.shape[0] < 12
     torch.testing.assert_close(model(x), expected, rtol=1e-7, atol=1e-7)
 
@@ -129,7 +129,7 @@ def test_encoder_layers_of_torch_are_named_where_the_budget_cannot_be_reached():
     model = nn.Sequential(nn.Linear(12, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
     expected = r"Left alone: 1\.layers\.0\.self_attn\.out_proj, 1\.layers\.0\.linear1, 1\.layers\.0\.linear2, \.\.\.: "
     with pytest.raises(ValueError, match=expected + "cannot be two layers: another module reads its weight;"):
-        lf.factorize(model, torch.randn(2, 5, 12), keep_parameters=0.5)
+        lf.factorize(model, torch.randn(2, 5, 12), keep=0.5)
 
 
 def test_encoder_layers_of_torch_without_their_fast_path():
@@ -139,7 +139,7 @@ def test_encoder_layers_of_torch_without_their_fast_path():
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        lf.factorize(model, x, keep_parameters=0.7)
+        lf.factorize(model, x, keep=0.7)
         assert isinstance(model.layers[0].linear1, nn.Sequential)
         assert model(x).shape == model.train()(x).shape
     finally:
@@ -151,7 +151,7 @@ def test_full_rank_with_fewer_operations_is_the_last_rank():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(16, 2, 3, padding=(0, 20))).double(), _randn(2, 16, 6, 4)
     expected, flops = model(x), lf.count_flops(model, x)
-    report = lf.factorize(model, x, keep_flops=0.9)
+    report = lf.factorize(model, x, keep=0.9, of="flops")
     assert model[0][0].out_channels == min(2 * 3, 16 * 3)
     assert report.notes == (
         f"{lf.count_flops(model, x) / flops:.1%} of the FLOPs are left, the nearest to the 90.0% asked for",
@@ -185,7 +185,7 @@ def test_layers_that_are_not_used_as_what_they_are_stay(how):
     torch.manual_seed(0)
     model, x = Otherwise(how), torch.randn(4, 32)
     expected = model(x)
-    report = lf.factorize(model, x, keep_parameters=0.76)
+    report = lf.factorize(model, x, keep=0.76)
     assert {kept.tensor for kept in report.kept} == {"first", "second"}
     assert isinstance(model.plain, nn.Sequential) and isinstance(model.first, nn.Linear)
     assert model.listed == [model.first, model.second]
@@ -202,7 +202,7 @@ def test_layer_that_the_batches_do_not_reach_stays():
             return self.often(x) + self.rarely(x) if len(x) == 2 else self.often(x)
 
     model, x = Routed(), torch.randn(2, 32)
-    report = lf.factorize(model, x, keep_parameters=0.6, batches=[torch.randn(4, 32)])
+    report = lf.factorize(model, x, keep=0.6, batches=[torch.randn(4, 32)])
     assert [(kept.tensor, kept.reason) for kept in report.kept] == [("rarely", "is not called on the batches")]
 
 
@@ -234,12 +234,10 @@ def test_twice_is_as_once(kind, with_data):
     batches = [x] if with_data else None
     once, twice = deepcopy(model), deepcopy(model)
     target = 0.3 * lf.count_parameters(model)
-    lf.factorize(once, x, keep_parameters=0.3, batches=batches)
-    lf.factorize(twice, x, keep_parameters=0.7, batches=batches)
+    lf.factorize(once, x, keep=0.3, batches=batches)
+    lf.factorize(twice, x, keep=0.7, batches=batches)
     optimizer = torch.optim.Adam(twice.parameters())
-    report = lf.factorize(
-        twice, x, keep_parameters=target / lf.count_parameters(twice), batches=batches, optimizers=[optimizer]
-    )
+    report = lf.factorize(twice, x, keep=target / lf.count_parameters(twice), batches=batches, optimizers=[optimizer])
     assert report.parameters_after == lf.count_parameters(twice) <= target
     assert [len(part) for part in (twice[0], twice[2])] == [2, 2]
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
@@ -258,7 +256,7 @@ def test_fewer_inputs_than_outputs_are_whitened_by_their_own_moments():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(12, 40), nn.Identity()).double(), _randn(50, 12) @ _decaying(12, 12)
     outputs = (x @ model[0].weight.T).detach()
-    report = lf.factorize(model, x, keep_parameters=0.6, batches=[x[:20], x[20:]])
+    report = lf.factorize(model, x, keep=0.6, batches=[x[:20], x[20:]])
     rank = model[0][0].out_features
     assert not report.kept and 0 < rank < 12
     found = (model(x) - model[0][1].bias).detach()
@@ -269,7 +267,7 @@ def test_fewer_inputs_than_outputs_are_whitened_by_their_own_moments():
 def test_random_numbers_and_memory_format_stay():
     model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 5)).to(memory_format=torch.channels_last)
     state = torch.get_rng_state()
-    lf.factorize(model, torch.randn(2, 16, 9, 9, generator=torch.Generator()), keep_parameters=0.5)
+    lf.factorize(model, torch.randn(2, 16, 9, 9, generator=torch.Generator()), keep=0.5)
     assert torch.equal(torch.get_rng_state(), state)
     weights = [parameter for parameter in model.parameters() if parameter.dim() == 4 and parameter.shape[-2:] != (1, 1)]
     assert weights and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)

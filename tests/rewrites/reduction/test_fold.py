@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
+from lightning_fold.rewrites.channels.homogeneity import homogeneous
 from lightning_fold.rewrites.channels.merge import fold_ar_scale
-from lightning_fold.rewrites.channels.producers import homogeneous
 from lightning_fold.rewrites.channels.widths import PrunableGroup, find_prunable_groups
 from lightning_fold.rewrites.reduction.clustering import Clustering, _features
 from lightning_fold.rewrites.reduction.cut import merge
@@ -36,7 +36,7 @@ def _duplicated() -> tuple[nn.Module, Tensor]:
 def test_identical_channels_merge_exactly(repair) -> None:
     model, x = _duplicated()
     dense = deepcopy(model)
-    report = lf.fold(model, x, ratio=0.5, repair=repair)
+    report = lf.fold(model, x, keep=0.5, of="channels", repair=repair)
     assert [model[i].out_channels for i in (0, 3, 6)] == [4, 5, 4] and report.factor > 2.5
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
     larger = torch.randn(2, 3, 13, 11, dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_channels_written_alike_merge_before_all_others(seed: int, normed: bool,
         for tensor in [model[0].weight, model[0].bias, *(t for t in tensors.values() if t.dim())]:
             tensor[8:] = tensor[:8]
     x, dense = torch.randn(4, 3, 8, 8, dtype=torch.float64), deepcopy(model)
-    lf.fold(model, x, ratio=1 - wanted / 16, repair="none")
+    lf.fold(model, x, keep=wanted / 16, of="channels", repair="none")
     assert model[0].out_channels == wanted
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-13
 
@@ -120,7 +120,7 @@ def test_orthogonal_channels_get_their_variance_back() -> None:
     """The mean of three has a third of the variance; behind a ReLU and a mean over places that is seen in outputs."""
     torch.manual_seed(0)
     model, x = orthogonal_filters(nn.ReLU(), nn.AdaptiveAvgPool2d(1)), torch.randn(100, 3, 8, 8, dtype=torch.float64)
-    report = lf.fold(model, x, ratio=0.6, repair="data-free")
+    report = lf.fold(model, x, keep=0.4, of="channels", repair="data-free")
     assert model[0].out_channels == 1
     assert float(model[:2](x).detach().std()) == pytest.approx(1.0, abs=0.03)
     assert not report.notes
@@ -132,7 +132,7 @@ def test_fold_ar_is_undone_where_it_makes_outputs_worse(with_data: bool) -> None
     torch.manual_seed(0)
     model, x = orthogonal_filters(), torch.randn(100, 3, 8, 8, dtype=torch.float64)
     expected = run(model, (x,))
-    report = lf.fold(model, x, ratio=0.6, repair="data-free", batches=[x] if with_data else None)
+    report = lf.fold(model, x, keep=0.4, of="channels", repair="data-free", batches=[x] if with_data else None)
     assert model[0].out_channels == 1
     assert error_of(run(model, (x,)), expected) <= 1e-12
     (note,) = report.notes
@@ -154,7 +154,7 @@ def test_fold_ar_stays_at_the_batch_norms_where_it_helps() -> None:
 
     torch.manual_seed(0)
     model, x = Branches(), torch.randn(100, 3, 8, 8, dtype=torch.float64)
-    report = lf.fold(model.double().eval(), x, ratio=0.6)
+    report = lf.fold(model.double().eval(), x, keep=0.4, of="channels")
     assert float(model.pooled[:2](x).detach().std()) == pytest.approx(1.0, abs=0.03)
     assert float(model.summed[:2](x).detach().std()) == pytest.approx(3**-0.5, abs=0.03)
     assert "1 of 2 BatchNorms (summed.1)" in report.notes[0]
@@ -164,7 +164,7 @@ def test_fold_ar_stays_at_the_batch_norms_where_it_helps() -> None:
 def test_every_network_of_the_zoo_runs_and_optimizers_follow(name: str) -> None:
     model, inputs = build(name), ZOO[name].inputs()
     optimizer = torch.optim.Adam(model.parameters())
-    report = lf.fold(model, inputs, ratio=0.4, optimizers=[optimizer])
+    report = lf.fold(model, inputs, keep=0.6, of="channels", optimizers=[optimizer])
     shared = [kept for kept in report.kept if "shares its statistics" in kept.reason]
     assert bool(shared) == (name in ("group_norm", "one_group"))
     assert report.parameters_after < report.parameters_before or shared
@@ -185,7 +185,7 @@ def test_channels_doubled_through_every_connection_fold_back(name: str) -> None:
                     moved = moved.movedim(member.dim, 0)
                     moved[member.indices[half : 2 * half]] = moved[member.indices[:half]].clone()
     expected, before = run(model, inputs), sum(p.numel() for p in model.parameters())
-    report = lf.fold(model, inputs, ratio=0.45)
+    report = lf.fold(model, inputs, keep=0.55, of="channels")
     assert report.parameters_after < 0.75 * before
     assert error_of(run(model, inputs), expected) <= 1e-11
 
@@ -210,7 +210,7 @@ def test_moments_are_averaged_over_each_cluster() -> None:
             tensor[2:] = tensor[:2]
         model[2].weight[:, 2:] = model[2].weight[:, :2]
     moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
-    lf.fold(model, torch.randn(2, 3, dtype=torch.float64), ratio=0.5, optimizers=[optimizer])
+    lf.fold(model, torch.randn(2, 3, dtype=torch.float64), keep=0.5, of="channels", optimizers=[optimizer])
     found = [optimizer.state[p]["exp_avg"] for p in model.parameters()]
     torch.testing.assert_close(found[0], (moments[0][:2] + moments[0][2:]) / 2)
     torch.testing.assert_close(found[2], (moments[2][:, :2] + moments[2][:, 2:]) / 2)
@@ -219,13 +219,13 @@ def test_moments_are_averaged_over_each_cluster() -> None:
 def test_seed_makes_it_reproducible() -> None:
     one, two = build("residual"), build("residual")
     for model in (one, two):
-        lf.fold(model, ZOO["residual"].inputs(), ratio=0.5, seed=3)
+        lf.fold(model, ZOO["residual"].inputs(), keep=0.5, of="channels", seed=3)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match=r"fold\(ratio=1.0\)"):
-        lf.fold(build("mlp"), ZOO["mlp"].inputs(), ratio=1.0)
+    with pytest.raises(ValueError, match=r"fold\(keep=0.0\)"):
+        lf.fold(build("mlp"), ZOO["mlp"].inputs(), keep=0.0, of="channels")
     with pytest.raises(ValueError, match="expected 'data-free', 'none' or 'data'"):
         lf.fold(build("mlp"), ZOO["mlp"].inputs(), repair="full")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="at least one hidden width"):
@@ -248,7 +248,7 @@ def test_channels_that_differ_by_a_positive_factor_merge_exactly_through_relu() 
     dense = deepcopy(model)
     for module in model.modules():
         assert not isinstance(module, (nn.GELU, nn.SiLU))
-    lf.fold(model, x, ratio=0.5)
+    lf.fold(model, x, keep=0.5, of="channels")
     assert [model[i].out_channels for i in (0, 3, 6)] == [4, 5, 4]
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-9
 
@@ -261,7 +261,7 @@ def test_doubled_gates_groups_heads_and_streams_fold_back(name: str) -> None:
     model, inputs = build(name), ZOO[name].inputs()
     _double(model, inputs)
     expected, before = run(model, inputs), sum(p.numel() for p in model.parameters())
-    lf.fold(model, inputs, ratio=0.45)
+    lf.fold(model, inputs, keep=0.55, of="channels")
     assert sum(p.numel() for p in model.parameters()) < 0.6 * before
     assert error_of(run(model, inputs), expected) <= 1e-12
     norms = [module for module in model.modules() if isinstance(module, CompensatedNorm)]
@@ -289,7 +289,7 @@ def test_norms_of_merged_channels_shrink_on_and_are_rebuilt() -> None:
     """A stream is folded, folded again and minimized: norms go on counting every channel there was."""
     model, inputs = build("gate"), ZOO["gate"].inputs()
     _double(model, inputs)
-    lf.fold(model, inputs, ratio=0.45)
+    lf.fold(model, inputs, keep=0.55, of="channels")
     writers, readers = (model.embed, model.down), (model.gate, model.up, model.head)
     with torch.no_grad():  # twins again, in the stream and in the MLP
         for tensor in (model.gate.weight, model.gate.bias, model.up.weight, model.up.bias, model.down.weight.T):
@@ -299,7 +299,7 @@ def test_norms_of_merged_channels_shrink_on_and_are_rebuilt() -> None:
         for reader in readers:
             reader.weight[:, 1] = reader.weight[:, 0]
     expected = run(model, inputs)
-    lf.fold(model, inputs, ratio=0.2)
+    lf.fold(model, inputs, keep=0.8, of="channels")
     assert model.embed.out_features == 4 and error_of(run(model, inputs), expected) <= 1e-12
     with torch.no_grad():  # a constant that nobody reads
         for writer in writers:
@@ -327,7 +327,7 @@ def test_norm_that_cannot_count_merged_channels_keeps_them() -> None:
             return self.head(self.norm(torch.relu(self.norm(self.embed(x)))))
 
     model, x = Twice(), torch.randn(5, 6)
-    report = lf.fold(model, x, ratio=0.5)
+    report = lf.fold(model, x, keep=0.5, of="channels")
     assert [kept.reason for kept in report.kept] == ["norm is a norm that cannot count merged channels"]
     assert report.changes == ()
 
@@ -349,7 +349,7 @@ def test_many_channels_start_from_a_tree(monkeypatch) -> None:
         with torch.no_grad():
             model[0].weight[30:] = model[0].weight[:30] + 0.3 * torch.randn(30, 20, dtype=torch.float64)
         structure, (width,) = find_prunable_groups("fold", model, torch.randn(2, 20, dtype=torch.float64))
-        clustering = Clustering(Surgery(model), structure, seed=0)
+        clustering = Clustering(model, structure, seed=0)
         best += spread(clustering, width, clustering.assign(width, 24))
         with monkeypatch.context() as patched:
             patched.setattr("lightning_fold.rewrites.reduction.clustering._PRODUCTS", 0)
@@ -364,7 +364,7 @@ def test_many_channels_start_from_a_tree(monkeypatch) -> None:
 def test_statistics_estimated_again_are_those_of_the_channels_that_were_merged() -> None:
     model, x = _duplicated()
     dense, batch = deepcopy(model), torch.randn(64, *x.shape[1:], dtype=x.dtype)
-    lf.fold(model, x, ratio=0.5, repair="none")
+    lf.fold(model, x, keep=0.5, of="channels", repair="none")
     for network in (model, dense):
         lf.repair(network, [batch])
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-3  # the eps of a BatchNorm is not rescaled
@@ -378,7 +378,7 @@ def test_batch_norm_expects_the_spread_of_merged_channels() -> None:
         model[0].weight.copy_(torch.linalg.qr(torch.randn(8, 4, dtype=torch.float64))[0].T)
         model[1].weight.fill_(0.7)
     x = torch.randn(40_000, 8, dtype=torch.float64)
-    lf.fold(model, x[:2], ratio=0.5, repair="none")
+    lf.fold(model, x[:2], keep=0.5, of="channels", repair="none")
     torch.testing.assert_close(model[1].running_var, model[0](x).var(dim=0), rtol=0.05, atol=0)
 
 
@@ -421,7 +421,7 @@ def test_what_is_not_scaled_with_the_channels_it_meets(meet: str) -> None:
     for factor in (1.0, 3.0):
         model, x = _alike_but_for(factor, _NOT_SCALED[meet])
         dense = deepcopy(model)
-        lf.fold(model, x, ratio=0.5 if factor == 1 else 0)
+        lf.fold(model, x, keep=0.5 if factor == 1 else 1.0, of="channels")
         assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
         structure, (width,) = find_prunable_groups("fold", dense, x)
         assert not homogeneous(structure)[width.group.ids].any()
@@ -431,7 +431,7 @@ def test_what_is_not_scaled_with_the_channels_it_meets(meet: str) -> None:
 def test_what_is_scaled_with_the_channels_it_meets(meet: str) -> None:
     model, x = _alike_but_for(3.0, _SCALED[meet])
     dense = deepcopy(model)
-    lf.fold(model, x, ratio=0.5)
+    lf.fold(model, x, keep=0.5, of="channels")
     assert model.write.out_channels == 4 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
@@ -459,7 +459,7 @@ def test_weight_called_twice_has_no_rows_to_divide() -> None:
         for tensor in (model.first.weight, model.first.bias, model.shared.weight):
             tensor[4:] = tensor[:4].clone()
     dense = deepcopy(model)
-    lf.fold(model, x, ratio=0.5)
+    lf.fold(model, x, keep=0.5, of="channels")
     assert model.first.out_features == 4 and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
@@ -492,7 +492,7 @@ _COMPUTED = {
 def test_columns_are_summed_wherever_they_are_moved(read: str, factor: float) -> None:
     model, x = _twins(_MOVED[read], factor)
     dense = deepcopy(model)
-    lf.fold(model, x, ratio=0.5)
+    lf.fold(model, x, keep=0.5, of="channels")
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
 
 
@@ -500,7 +500,7 @@ def test_columns_are_summed_wherever_they_are_moved(read: str, factor: float) ->
 def test_columns_of_which_no_sum_stands_for_several_stay(read: str) -> None:
     model, x = _twins(_COMPUTED[read], 1.0)
     dense = deepcopy(model)
-    report = lf.fold(model, x, ratio=0.5)
+    report = lf.fold(model, x, keep=0.5, of="channels")
     (why,) = {kept.reason for kept in report.kept}
     assert "which is used in another way" in why if read == "both ways" else "with a weight that it computes" in why
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
@@ -519,7 +519,7 @@ def test_grouped_convolution_with_a_weight_that_is_cast_stays(method) -> None:
             return self.head(F.relu(self.second(x)))
 
     model = Grouped().double()
-    report = method(model, torch.randn(5, 3, 4, 4, dtype=torch.float64), ratio=0.5)
+    report = method(model, torch.randn(5, 3, 4, 4, dtype=torch.float64), keep=0.5, of="channels")
     assert model.first.out_channels == 8 and model.second.out_channels == 3
     assert all("grouped convolution whose weight is computed" in kept.reason for kept in report.kept) and report.kept
 
@@ -551,6 +551,6 @@ def test_stream_that_an_embedding_writes_and_reads_stays() -> None:
         for network in (model, dense):
             for tensor in (network.embedding.weight.T, network.layer.weight, network.layer.bias):
                 tensor[4:] = tensor[:4].clone()
-    report = lf.fold(model, words, ratio=0.5)
+    report = lf.fold(model, words, keep=0.5, of="channels")
     assert any("which is used in another way" in kept.reason for kept in report.kept)
     assert error_of(run(model, (words,)), run(dense, (words,))) <= 1e-12

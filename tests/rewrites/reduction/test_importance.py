@@ -33,6 +33,8 @@ def test_taylor_against_weight_times_gradient() -> None:
     lf.prune(
         model,
         x,
+        keep=0.5,
+        of="channels",
         importance="taylor",
         batches=[(x, y)],
         loss=lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]),
@@ -63,7 +65,7 @@ def test_activation_against_the_energy_of_each_contribution() -> None:
     hidden = model[:2](x).detach()
     energy = torch.stack([(hidden[:, i : i + 1] * model[2].weight[:, i].detach()).square().sum() for i in range(8)])
     first = model[0].weight.detach().clone()
-    lf.prune(model, x, importance="activation", batches=[x])
+    lf.prune(model, x, keep=0.5, of="channels", importance="activation", batches=[x])
     assert _kept(model, first) == sorted(energy.topk(4).indices.tolist())
 
 
@@ -76,7 +78,9 @@ def test_reconstruction_leaves_out_what_the_others_make_up_for() -> None:
         model[2].weight[:, 2] *= 5
     dense, first = model(x).detach(), model[0].weight.detach().clone()
     assert bool((first[5] == first[2]).all())
-    lf.prune(model, x, ratio=0.125, importance="reconstruction", compensate="least-squares", batches=[x, x])
+    lf.prune(
+        model, x, keep=0.875, of="channels", importance="reconstruction", compensate="least-squares", batches=[x, x]
+    )
     assert model[0].out_features == 7
     torch.testing.assert_close(model(x), dense, rtol=0.02, atol=0.02)
 
@@ -84,7 +88,7 @@ def test_reconstruction_leaves_out_what_the_others_make_up_for() -> None:
 def test_a_function_of_the_users_own() -> None:
     model, x = _network(), torch.randn(4, 5, dtype=torch.float64)
     first = model[0].weight.detach().clone()
-    lf.prune(model, x, importance=lambda network, group: torch.arange(group.size).flip(0))
+    lf.prune(model, x, keep=0.5, of="channels", importance=lambda network, group: torch.arange(group.size).flip(0))
     assert _kept(model, first) == [0, 1, 2, 3]
 
 
@@ -103,5 +107,5 @@ def test_taylor_needs_batches_and_a_loss() -> None:
 @pytest.mark.parametrize("importance", ["activation", "reconstruction"])
 def test_calibrated_without_data_on_any_network(name: str, importance) -> None:
     model, inputs = build(name), ZOO[name].inputs()
-    report = lf.prune(model, inputs, ratio=0.4, importance=importance, compensate="least-squares")
+    report = lf.prune(model, inputs, keep=0.6, of="channels", importance=importance, compensate="least-squares")
     assert report.parameters_after < report.parameters_before

@@ -21,7 +21,7 @@ def test_keeps_the_most_important_channels(importance, expected: list[int]) -> N
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor(rows))
     first, second = model[0].weight.detach().clone(), model[2].weight.detach().clone()
-    lf.prune(model, torch.randn(3, 5, dtype=torch.float64), ratio=0.5, importance=importance)
+    lf.prune(model, torch.randn(3, 5, dtype=torch.float64), keep=0.5, of="channels", importance=importance)
     assert torch.equal(model[0].weight, first[expected]) and torch.equal(model[2].weight, second[:, expected])
 
 
@@ -34,7 +34,7 @@ def test_same_as_a_smaller_network_built_by_hand() -> None:
 
     torch.manual_seed(0)
     model, x = make(8), torch.randn(2, 3, 6, 6, dtype=torch.float64)
-    report = lf.prune(model, x, ratio=0.25)
+    report = lf.prune(model, x, keep=0.75, of="channels")
     by_hand = make(6)
     assert report.parameters_after == sum(p.numel() for p in by_hand.parameters())
     assert report.flops_after == lf.count_flops(by_hand, x)
@@ -46,24 +46,18 @@ def test_same_as_a_smaller_network_built_by_hand() -> None:
 def test_every_network_of_the_zoo_stays_rectangular(name: str) -> None:
     model, inputs = build(name), ZOO[name].inputs()
     optimizer = torch.optim.Adam(model.parameters())
-    report = lf.prune(model, inputs, ratio=0.5, optimizers=[optimizer])
+    report = lf.prune(model, inputs, keep=0.5, of="channels", optimizers=[optimizer])
     assert report.parameters_after < report.parameters_before
     assert run(model, inputs).isfinite().all()
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert held == [id(p) for p in model.parameters()]
 
 
-def test_at_least_one_channel_stays_and_ratio_zero_is_nothing() -> None:
+def test_at_least_one_channel_stays_and_all_of_them_is_nothing() -> None:
     model = build("mlp")
-    assert lf.prune(model, ZOO["mlp"].inputs(), ratio=0.0).changes == ()
-    lf.prune(model, ZOO["mlp"].inputs(), ratio=0.999)
+    assert lf.prune(model, ZOO["mlp"].inputs(), keep=1.0, of="channels").changes == ()
+    lf.prune(model, ZOO["mlp"].inputs(), keep=0.001, of="channels")
     assert [model[i].out_features for i in (0, 2, 4, 6)] == [1, 1, 1, 4]
-
-
-@pytest.mark.parametrize("ratio", [-0.1, 1.0, 50])
-def test_ratio_out_of_range(ratio: float) -> None:
-    with pytest.raises(ValueError, match=r"prune\(ratio="):
-        lf.prune(build("mlp"), ZOO["mlp"].inputs(), ratio=ratio)
 
 
 def test_nothing_to_prune_and_unknown_importance() -> None:

@@ -11,7 +11,7 @@ from tests.zoo import ZOO, build, run
 def _released(max_drift: float = 0.02, seed: int = 0) -> tuple[nn.Module, nn.Module, Tensor]:
     dense, model = build("residual", "scattered"), build("residual", "scattered")
     (x,) = ZOO["residual"].inputs(16)
-    lf.release(model, max_drift=max_drift, batch=x, generator=torch.Generator().manual_seed(seed))
+    lf.release(model, max_drift=max_drift, batches=[x], seed=seed)
     return dense, model, x
 
 
@@ -39,7 +39,7 @@ def test_noise_has_the_scale_of_the_survivors() -> None:
     with torch.no_grad():
         model[0].weight.copy_(torch.randn(200, 300) * 3.0)
         model[0].weight[:, :150] = 0
-    lf.release(model, max_drift=0.1, generator=torch.Generator().manual_seed(0))
+    lf.release(model, max_drift=0.1)
     noise = model[0].weight[:, :150].detach()
     assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) / 0.3 - 1) < 0.02
 
@@ -51,12 +51,12 @@ def test_half_precision_whose_sum_of_squares_overflows() -> None:
     with torch.no_grad():
         model.weight[:100] = 0
     before = model.weight.detach().clone()
-    lf.release(model, max_drift=0.5, generator=torch.Generator().manual_seed(0))
+    lf.release(model, max_drift=0.5)
     assert model.weight.dtype == torch.float16 and torch.equal(model.weight[100:], before[100:])
     assert abs(float(model.weight.detach()[:100].float().std()) / 0.5 - 1) < 0.02
 
 
-def test_generator_makes_it_reproducible() -> None:
+def test_seed_makes_it_reproducible() -> None:
     one, two, other = (_released(seed=seed)[1] for seed in (3, 3, 4))
     assert torch.equal(one[1].conv1.weight, two[1].conv1.weight)
     assert not torch.equal(one[1].conv1.weight, other[1].conv1.weight)

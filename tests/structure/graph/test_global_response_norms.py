@@ -98,7 +98,7 @@ def test_an_attribute_of_that_value_that_the_code_does_not_ask_keeps_them() -> N
 
 def test_merged_channels_are_refused_and_pruned_ones_leave() -> None:
     model, x = _stream(GlobalResponseNorm(6)), torch.randn(2, 5, 5, 4, dtype=torch.float64)
-    lf.prune(model, x, ratio=0.5)
+    lf.prune(model, x, keep=0.5, of="channels")
     assert model[0].out_features == 3 == len(model[2].weight) and model(x).shape == (2, 5, 5, 3)
-    report = lf.fold(_stream(GlobalResponseNorm(6)), x, ratio=0.5)
+    report = lf.fold(_stream(GlobalResponseNorm(6)), x, keep=0.5, of="channels")
     assert report.changes == () and any("cannot count merged channels" in kept.reason for kept in report.kept)

@@ -139,7 +139,7 @@ _ON_DATA = [
     {"compensate": "least-squares"},
     {"compensate": "bias"},
     {"repair": "data"},
-    {"compensate": "least-squares", "keep_parameters": 0.6},
+    {"compensate": "least-squares", "keep": 0.6},
 ]
 _BY_DATA = [{"importance": "activation"}, {"importance": "reconstruction"}]
 
@@ -161,5 +161,5 @@ def test_budget_of_flops_is_that_of_evaluation(method) -> None:
     model, images = _Normed().eval(), torch.randn(2, 3, 6, 6)
     costs = cost_model(model, images, *find_prunable_groups("prune", model, images), flops=True)
     assert sum(cost.full for cost in costs._costs) == costs.total == lf.count_flops(model, images)
-    report = method(model, images, keep_flops=0.72)
+    report = method(model, images, keep=0.72, of="flops")
     assert abs(report.flops_after / report.flops_before - 0.72) <= 0.01

@@ -1,15 +1,14 @@
 """Which width keeps how many channels: the same share everywhere, or under a budget for the whole network."""
 
 import heapq
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from lightning_fold.errors import ArgumentError
-from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.budget.cost_model import CostModel
+from lightning_fold.rewrites.size import Size, at_least
 
 SHARES = (0.875, 0.625, 0.375, 0.125)  # sizes at which the error of a width is measured
 _STEPS = 16  # a width shrinks in so many steps, and at the end channel by channel
@@ -17,9 +16,19 @@ _STEPS = 16  # a width shrinks in so many steps, and at the end channel by chann
 Curve = Callable[[int], float]
 
 
-def uniform(widths: list[PrunableGroup], ratio: float) -> list[int]:
-    """The channels that each block of each width keeps at the same ratio everywhere; at least one."""
-    return [max(round((1 - ratio) * width.size), 1) for width in widths]
+def share_out(widths: list[PrunableGroup], shares: Sequence[float | None], bundles: list[list[int]]) -> list[int]:
+    """The channels that each block of each width keeps, at least one.
+
+    Args:
+        widths: the widths.
+        shares: for each of them the share in (0, 1] of its channels that stays; ``None`` keeps them all.
+        bundles: positions of the widths that must keep equally many channels: the largest share counts.
+    """
+    kept = [w.size if share is None else max(round(share * w.size), 1) for w, share in zip(widths, shares, strict=True)]
+    for bundle in bundles:
+        most = max(kept[i] for i in bundle)
+        kept = [most if i in bundle else size for i, size in enumerate(kept)]
+    return kept
 
 
 def error_curve(width: PrunableGroup, error_at: Callable[[int], float]) -> Curve:
@@ -38,27 +47,37 @@ def error_curve(width: PrunableGroup, error_at: Callable[[int], float]) -> Curve
     return curve
 
 
-def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, name: str) -> list[int]:
-    """The channels that each block of each width keeps, so that the cost comes to ``share`` of the whole.
+def allocate(method: str, costs: CostModel, curves: list[Curve], size: Size, fewest: list[int]) -> list[int]:
+    """The channels that each block of each width keeps, so that the cost meets the budget.
 
     Greedy: each step takes channels from the width that adds the least error for what it saves. The last width gives
     them one by one, to the nearest size.
 
+    Args:
+        method: name of the rewrite, for errors.
+        costs: the cost of every size.
+        curves: the error of each width at every size.
+        size: the budget.
+        fewest: how many channels each block of each width keeps at least; equal within a bundle.
+
     Raises:
-        ValueError: one channel in every block of every width still costs more.
+        ValueError: the fewest channels of every width still cost more.
     """
     kept = [width.size for width in costs.widths]
-    least = costs.cost([1] * len(kept))
-    goal, cost = share * costs.total, float(costs.total)
+    least = costs.cost(fewest)
+    goal, cost = size.whole * costs.total, float(costs.total)
     if least > goal:
+        bounded = any(number > 1 for number in fewest)
+        smallest = "the smallest sizes that it allows" if bounded else "one channel in every width that can shrink"
+        verb = "leave" if bounded else "leaves"
         raise ArgumentError(
-            f"{method}({name}={share}): one channel in every width that can shrink still leaves "
-            f"{at_least(least / costs.total)} of them; expected {name} of at least that."
+            f"{method}({size}): {smallest} still {verb} {at_least(least / costs.total)} of the {size.unit}; expected "
+            f"a share of the network of at least that."
         )
 
     def step_of(bundle: list[int]) -> int:
         first = bundle[0]
-        return min(max(1, costs.widths[first].size // _STEPS), kept[first] - 1)
+        return min(max(1, costs.widths[first].size // _STEPS), kept[first] - fewest[first])
 
     def price(number: int) -> tuple[float, int]:
         bundle = costs.bundles[number]
@@ -66,7 +85,8 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
         error = sum(curves[i](kept[i] - step) - curves[i](kept[i]) for i in bundle)
         return (error + 1e-9) / max(costs.saved(bundle, kept, step), 1e-9), number
 
-    queue = [price(number) for number in range(len(costs.bundles))]
+    shrinking = [number for number, (first, *_) in enumerate(costs.bundles) if kept[first] > fewest[first]]
+    queue = [price(number) for number in shrinking]
     heapq.heapify(queue)
     while cost > goal and queue:
         _, number = heapq.heappop(queue)
@@ -79,35 +99,9 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], share: float, n
             step = _last_step(costs, kept, bundle, step, cost - goal)
         cost -= costs.saved(bundle, kept, step)
         kept = [size - step * (i in bundle) for i, size in enumerate(kept)]
-        if step and kept[bundle[0]] > 1:
+        if step and kept[bundle[0]] > fewest[bundle[0]]:
             heapq.heappush(queue, price(number))
     return kept
-
-
-def at_least(share: float) -> str:
-    """``share`` with three digits, rounded up: a budget that can be met."""
-    return f"{math.ceil(1000 * share) / 1000:.3f}"
-
-
-def missed(report: RewriteReport, share: float, unit: str, planned: float | None = None) -> str | None:
-    """What to say of a result that is not within 2 % of the budget; ``None`` of one that is.
-
-    Args:
-        report: what was done.
-        share: of the network, that was asked for.
-        unit: "parameters" or "flops".
-        planned: the share that the chosen sizes were to leave; ``None`` where what was planned is what was done.
-    """
-    before, after = report.parameters_before, report.parameters_after
-    if unit == "flops":
-        before, after = report.flops_before or 1, report.flops_after or 0
-    left, what = after / before, "FLOPs" if unit == "flops" else unit
-    if abs(left - share) <= 0.02:
-        return None
-    if planned is None or abs(left - planned) < 0.005:
-        return f"{left:.1%} of the {what} are left, the nearest to the {share:.1%} asked for"
-    why = "channels that do the same became one" if left < planned else "fewer channels could go than was planned"
-    return f"{left:.1%} of the {what} are left, not the {share:.1%} asked for: {why}"
 
 
 def _last_step(costs: CostModel, kept: list[int], bundle: list[int], most: int, missing: float) -> int:

@@ -1,9 +1,7 @@
 """How much the outputs of a network move when one of its widths alone gets smaller."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_fold.inputs import call
 from lightning_fold.rewrites.calibration import Calibration, relative_squared_error, second_moments
@@ -16,7 +14,8 @@ from lightning_fold.rewrites.reduction.selector import ChannelSelector
 from lightning_fold.rewrites.transaction import float_tensors
 from lightning_fold.structure.graph.trace import evaluation_mode
 from lightning_fold.structure.groups import Member, Structure
-from lightning_fold.surgery.transaction import Surgery, Transform
+from lightning_fold.surgery.optimizers import Transform
+from lightning_fold.surgery.overlay import Overlay
 
 _EXAMPLES = 32  # on which the error of a width is measured
 
@@ -56,7 +55,7 @@ class _Sensitivity:
     def error(self, width: PrunableGroup, size: int) -> float:
         """The error when ``width`` is projected to ``size`` channels in each block."""
         assignment = self.selector.approximate(width, size)
-        overlay = _Overlay(self.network)
+        overlay = Overlay(self.network)
         plan_cut(overlay, self.structure, self.selector, [width], [assignment]).rescaling.apply(overlay)
         for member in width.group.members:
             if not member.reads:
@@ -78,22 +77,6 @@ class _Sensitivity:
     def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:
         with evaluation_mode(self.network), torch.no_grad():
             return float_tensors(call(self.network, self.inputs, changed))
-
-
-class _Overlay(Surgery):
-    """Surgery that leaves the network alone and keeps the changed tensors beside it; shapes stay."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        self.changed: dict[str, Tensor] = {}
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor ``name`` as it is by now."""
-        return self.changed[name] if name in self.changed else super().tensor(name)
-
-    def transform(self, name: str, change: Transform, moments: Any = None) -> None:
-        """Keep ``change(tensor)``."""
-        self.changed[name] = change(self.tensor(name).detach())
 
 
 def _on_channels(member: Member, change: Transform) -> Transform:

@@ -1,6 +1,6 @@
 """Least squares: the weights of a layer that best give the dense network's outputs from the inputs it now gets."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_fold.inputs import Inputs, call, only_input
+from lightning_fold.inputs import call, only_input
 from lightning_fold.rewrites.calibration import Calibration, precise
 from lightning_fold.rewrites.channels.consumers import Consumer
+from lightning_fold.rewrites.observe import forward_hooks, forward_pre_hooks
 from lightning_fold.structure.graph.trace import evaluation_mode
+from lightning_fold.surgery.editor import NetworkEditor
 
 _FEWEST_ROWS = 16384
 _ROWS_PER_COLUMN = 32
@@ -52,7 +54,7 @@ def refit(
     Returns:
         For each path what was added.
     """
-    consumers = list(consumers)
+    dense, consumers, small = calibration.network, list(consumers), NetworkEditor(compressed)
     targets: dict[str, tuple[Tensor, Tensor]] = {}
     corrections: dict[str, Correction] = {}
 
@@ -76,26 +78,16 @@ def refit(
                 if found.weight is not None:
                     module.weight += found.weight
                 if consumer.sink is not None:
-                    _tensor(compressed, consumer.sink.tensor).add_(consumer.sink.sign * found.shift)
+                    small.tensor(consumer.sink.tensor).add_(consumer.sink.sign * found.shift)
 
         return hook
 
     inputs = calibration.examples()
-    _run(calibration.network, inputs, consumers, lambda m, c: m.register_forward_hook(remember(c)))
-    _run(compressed, inputs, consumers, lambda m, c: m.register_forward_pre_hook(solve(c), with_kwargs=True))
-    return corrections
-
-
-def _run(
-    network: nn.Module, inputs: Inputs, consumers: list[Consumer], hook: Callable[[nn.Module, Consumer], Any]
-) -> None:
-    handles = [hook(network.get_submodule(consumer.path), consumer) for consumer in consumers]
-    try:
-        with evaluation_mode(network), torch.no_grad():
+    for network, hooks, hook in ((dense, forward_hooks, remember), (compressed, forward_pre_hooks, solve)):
+        watched = [(network.get_submodule(consumer.path), hook(consumer)) for consumer in consumers]
+        with hooks(watched), evaluation_mode(network), torch.no_grad():
             call(network, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    return corrections
 
 
 def _solve(module: nn.Linear | nn.Conv2d, inputs: Tensor, target: Tensor, centred: bool, weights: bool) -> Correction:
@@ -156,8 +148,3 @@ def _windows(module: nn.Conv2d, value: Tensor) -> Tensor:
     padding = (0, 0) if isinstance(module.padding, str) else module.padding
     unfolded = F.unfold(value, module.kernel_size, module.dilation, padding, module.stride)
     return unfolded.transpose(1, 2)
-
-
-def _tensor(network: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    return getattr(network.get_submodule(path), leaf)

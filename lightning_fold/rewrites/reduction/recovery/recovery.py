@@ -20,6 +20,7 @@ from lightning_fold.rewrites.repair import estimate_statistics, is_layer_norm, t
 from lightning_fold.rewrites.transaction import outputs
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import Contraction
+from lightning_fold.surgery.editor import Editor, NetworkEditor
 from lightning_fold.surgery.transaction import Surgery
 
 _TUNED_ON = 256  # examples, of all places in them: two numbers for each channel ask for no more
@@ -46,11 +47,11 @@ class Recovery:
         assert self.dense is not None
         axes = self.cut.structure.labels.axes
         left = {name: f[self.cut.staying(self.cut.structure.groups(axes[name, 0]))] for name, f in factors.items()}
-        small = Surgery(self._calibrated(surgery)[1])
+        small = NetworkEditor(self._calibrated(surgery)[1])
         expected = outputs(self.dense.network, self.dense.held_out)
         helpful, errors = _helpful(small, left, lambda: self._error(small.model, expected))
         for name in helpful:
-            _multiply(surgery, name, left[name])
+            surgery.scale(name, 0, left[name])
         if undone := [name.rpartition(".")[0] for name in left if name not in helpful]:
             where = f"{len(undone)} of {len(left)} BatchNorms ({some_of(undone)})"
             inputs = "held-out data" if self.dense.real else "noise, for want of data,"
@@ -76,9 +77,9 @@ class Recovery:
         for consumer in consumers:
             correction = found[consumer.path]
             if correction.weight is not None:
-                _add(surgery, consumer.weight, correction.weight)
+                surgery.add(consumer.weight, correction.weight)
             if consumer.sink is not None:
-                _add(surgery, consumer.sink.tensor, consumer.sink.sign * correction.shift)
+                surgery.add(consumer.sink.tensor, consumer.sink.sign * correction.shift)
         self.notes += self._not_compensated(weights)
 
     def repair(self, surgery: Surgery) -> None:
@@ -98,20 +99,19 @@ class Recovery:
         self.notes += notes
         for key, value in {**dict(better.named_parameters()), **dict(better.named_buffers())}.items():
             if not torch.equal(value, surgery.tensor(key)):
-                surgery.transform(key, lambda _, v=value: v.detach(), moments=lambda moment: moment)
+                surgery.set(key, value)
 
     def _calibrated(self, surgery: Surgery) -> tuple[nn.Module, nn.Module]:
         """The calibration's network, rescaled as the network was, and a copy of it that is cut like the network."""
         assert self.dense is not None
         reference = deepcopy(self.dense.network)
-        self.cut.rescaling.apply(Surgery(reference))
-        small = deepcopy(reference)
-        cut_copy = Surgery(small)
-        self.cut.apply(cut_copy)
+        self.cut.rescaling.apply(NetworkEditor(reference))
+        small = NetworkEditor(deepcopy(reference))
+        self.cut.apply(small)
         producers = find_producers(self.cut.structure)
         for gamma in {producer.norm[0] for producer in producers if producer.norm is not None}:
-            cut_copy.transform(gamma, lambda _, name=gamma: surgery.tensor(name).detach())
-        return reference, small
+            small.set(gamma, surgery.tensor(gamma))
+        return reference, small.model
 
     def _error(self, small: nn.Module, expected: list[Tensor]) -> float:
         assert self.dense is not None
@@ -183,32 +183,24 @@ def improved(
 
 
 def _helpful(
-    small: Surgery, factors: dict[str, Tensor], error: Callable[[], float]
+    small: Editor, factors: dict[str, Tensor], error: Callable[[], float]
 ) -> tuple[list[str], tuple[float, float, float]]:
     """The scales whose factors make the error no larger, and the error with no factor, with all and with these."""
     plain, nowhere = {name: small.tensor(name).detach().clone() for name in factors}, error()
     for name, factor in factors.items():
-        _multiply(small, name, factor)
+        small.scale(name, 0, factor)
     everywhere = least = error()
     helpful = []
     for name, factor in factors.items():
-        small.transform(name, lambda _, value=plain[name]: value)
+        small.set(name, plain[name])
         without = error()
         if without < least:
             least = without
         else:
-            _multiply(small, name, factor)
+            small.scale(name, 0, factor)
             helpful.append(name)
     return (helpful, (nowhere, everywhere, least)) if least <= nowhere else ([], (nowhere, everywhere, nowhere))
 
 
 def _undone(name: str, before: float, after: float) -> str:
     return f"{name} was undone: the error on held-out inputs would go from {before:.3g} to {after:.3g}"
-
-
-def _multiply(surgery: Surgery, name: str, factor: Tensor) -> None:
-    surgery.transform(name, lambda tensor: tensor * factor.to(tensor), moments=lambda moment: moment)
-
-
-def _add(surgery: Surgery, name: str, value: Tensor) -> None:
-    surgery.transform(name, lambda tensor: tensor + value.to(tensor), moments=lambda moment: moment)

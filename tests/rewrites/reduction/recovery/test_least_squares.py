@@ -25,7 +25,7 @@ def test_against_lstsq_on_a_linear_network() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     dense, batches = deepcopy(model), [torch.randn(400, 5, dtype=torch.float64) for _ in range(2)]
-    lf.prune(model, batches[0], ratio=0.5, compensate="least-squares", batches=batches)
+    lf.prune(model, batches[0], keep=0.5, of="channels", compensate="least-squares", batches=batches)
     hidden = torch.cat([model[:2](batches[0]), torch.ones(400, 1, dtype=torch.float64)], dim=1)
     expected = torch.linalg.lstsq(hidden, dense(batches[0])).solution.T
     torch.testing.assert_close(model[2].weight, expected[:, :-1], rtol=0.02, atol=0.02)  # up to the ridge
@@ -45,8 +45,8 @@ def test_convolution_behind_batch_norm_is_nearly_restored_where_channels_depend_
     dense = deepcopy(model)
     batches = [torch.randn(64, 3, 8, 8, dtype=torch.float64) for _ in range(2)]
     plain = deepcopy(model)
-    lf.prune(plain, batches[0], ratio=0.5)
-    lf.prune(model, batches[0], ratio=0.5, compensate="least-squares", batches=batches)
+    lf.prune(plain, batches[0], keep=0.5, of="channels")
+    lf.prune(model, batches[0], keep=0.5, of="channels", compensate="least-squares", batches=batches)
     assert [model[0].out_channels, model[1].out_channels] == [4, 6]
     unseen = torch.randn(8, 3, 8, 8, dtype=torch.float64)
     assert error_of(run(model, (unseen,)), run(dense, (unseen,))) < 0.02
@@ -62,7 +62,7 @@ def test_error_on_unseen_data_falls(name: str, method) -> None:
     errors = []
     for compensate in ("none", "least-squares"):
         model = deepcopy(dense)
-        method(model, batches[0][:2], ratio=0.3, compensate=compensate, batches=batches, repair="none")
+        method(model, batches[0][:2], keep=0.7, of="channels", compensate=compensate, batches=batches, repair="none")
         errors.append(float((run(model, (unseen,)) - run(dense, (unseen,))).square().sum()))
     assert errors[1] < errors[0]
 
@@ -74,7 +74,7 @@ def test_without_data_it_helps_as_well() -> None:
     errors = []
     for compensate in ("none", "least-squares"):
         model = deepcopy(dense)
-        lf.prune(model, batches[0][:2], ratio=0.3, compensate=compensate)
+        lf.prune(model, batches[0][:2], keep=0.7, of="channels", compensate=compensate)
         errors.append(float((run(model, (batches[0],)) - run(dense, (batches[0],))).square().sum()))
     assert errors[1] < errors[0]
 
@@ -82,7 +82,7 @@ def test_without_data_it_helps_as_well() -> None:
 def test_ratio_zero_changes_nothing() -> None:
     model, batches = build("residual"), _batches("residual")
     before = deepcopy(model.state_dict())
-    lf.prune(model, batches[0][:2], ratio=0.0, compensate="least-squares", batches=batches)
+    lf.prune(model, batches[0][:2], keep=1.0, of="channels", compensate="least-squares", batches=batches)
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=1e-9)
 
 
@@ -92,10 +92,10 @@ def test_what_makes_it_worse_is_undone_and_said() -> None:
     good = _batches("conv_norm", 2)
     lf.repair(model, good)
     dense = deepcopy(model)
-    report = lf.prune(model, good[0][:2], ratio=0.1, repair="data", batches=[30 * good[0] + 50, good[1]])
+    report = lf.prune(model, good[0][:2], keep=0.9, of="channels", repair="data", batches=[30 * good[0] + 50, good[1]])
     assert any("BatchNorm re-estimation was undone" in note for note in report.notes)
     plain = deepcopy(dense)
-    lf.prune(plain, good[0][:2], ratio=0.1)
+    lf.prune(plain, good[0][:2], keep=0.9, of="channels")
     torch.testing.assert_close(dict(model.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
     assert "undone" in str(report)
 
@@ -105,8 +105,8 @@ def test_repair_on_data_is_repair_where_it_helps() -> None:
     batches = _batches("conv_norm", 3)
     lf.repair(model, batches)
     by_hand = deepcopy(model)
-    report = lf.prune(model, batches[0][:2], ratio=0.4, repair="data", batches=batches)
-    lf.prune(by_hand, batches[0][:2], ratio=0.4)
+    report = lf.prune(model, batches[0][:2], keep=0.6, of="channels", repair="data", batches=batches)
+    lf.prune(by_hand, batches[0][:2], keep=0.6, of="channels")
     lf.repair(by_hand, [torch.cat(batches[:-1])])
     assert report.notes == ()
     torch.testing.assert_close(run(model, (batches[2],)), run(by_hand, (batches[2],)), rtol=1e-10, atol=1e-12)
@@ -131,8 +131,8 @@ def test_norms_that_count_merged_channels_are_tuned() -> None:
     """They are no RMSNorms any more, and brought back towards the dense network all the same."""
     dense, batches = build("stream_rms"), _batches("stream_rms")
     plain, tuned = deepcopy(dense), deepcopy(dense)
-    lf.fold(plain, batches[0][:2], ratio=0.2, repair="none", batches=batches)
-    report = lf.fold(tuned, batches[0][:2], ratio=0.2, repair="data", batches=batches)
+    lf.fold(plain, batches[0][:2], keep=0.8, of="channels", repair="none", batches=batches)
+    report = lf.fold(tuned, batches[0][:2], keep=0.8, of="channels", repair="data", batches=batches)
     assert report.notes == ()
     for before, after in zip(plain.norms, tuned.norms, strict=True):
         assert isinstance(after, CompensatedRMSNorm) and not torch.equal(before.weight, after.weight)
@@ -146,7 +146,7 @@ def test_failure_leaves_the_network_as_it_was(monkeypatch) -> None:
     before = deepcopy(model.state_dict())
     monkeypatch.setattr(Recovery, "compensate", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
-        lf.prune(model, batches[0][:2], ratio=0.4, compensate="least-squares", batches=batches)
+        lf.prune(model, batches[0][:2], keep=0.6, of="channels", compensate="least-squares", batches=batches)
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
 
 
@@ -154,9 +154,11 @@ def test_batches_of_another_shape_are_left_out_and_named() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     other, (first, longer, last) = deepcopy(model), (torch.randn(20, n, 5).double() for n in (4, 6, 4))
-    notes = lf.prune(model, first, ratio=0.5, compensate="least-squares", batches=[first, longer, last]).notes
+    notes = lf.prune(
+        model, first, keep=0.5, of="channels", compensate="least-squares", batches=[first, longer, last]
+    ).notes
     assert "1 of 3 batches were left out" in "; ".join(notes)
-    assert not lf.prune(other, first, ratio=0.5, compensate="least-squares", batches=[first, last]).notes
+    assert not lf.prune(other, first, keep=0.5, of="channels", compensate="least-squares", batches=[first, last]).notes
     torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
@@ -180,7 +182,7 @@ def test_as_many_elements_of_a_batch_are_read_as_the_network_takes(named: bool) 
     x, gate = torch.randn(400, 5).double(), torch.randn(400, 4).double()
     batch = {"x": x, "gate": gate, "y": x.sum(1)} if named else (x, gate, x.sum(1))
     example = {"x": x[:2], "gate": gate[:2]} if named else (x[:2], gate[:2])
-    lf.prune(model, example, ratio=0.5, compensate="least-squares", batches=[batch, batch])
+    lf.prune(model, example, keep=0.5, of="channels", compensate="least-squares", batches=[batch, batch])
     read = model.one(x).relu() * model.two(gate).sigmoid()
     hidden = torch.cat([read, torch.ones(400, 1, dtype=torch.float64)], dim=1)
     expected = torch.linalg.lstsq(hidden, dense(x, gate)).solution.T
@@ -207,7 +209,7 @@ def test_batches_without_the_inputs_are_refused(example, batch, message) -> None
     model = _Gated()
     before = deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=message):
-        lf.prune(model, values(example), ratio=0.5, compensate="least-squares", batches=[values(batch)])
+        lf.prune(model, values(example), keep=0.5, of="channels", compensate="least-squares", batches=[values(batch)])
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
@@ -229,6 +231,7 @@ def test_half_precision_does_what_single_does(options) -> None:
     half = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).half()
     batches = [40 * torch.randn(300, 6, dtype=torch.float16) for _ in range(2)]
     single, dense = deepcopy(half).float(), deepcopy(half)
+    options = options | {"keep": 0.5, "of": "channels"}
     report = lf.prune(half, batches[0], batches=batches, **options)
     lf.prune(single, batches[0].float(), batches=[batch.float() for batch in batches], **options)
     assert report.notes == ()
@@ -255,7 +258,7 @@ def test_norm_that_is_called_twice_is_not_tuned() -> None:
     torch.manual_seed(0)
     model, batches = Twice().double(), [torch.randn(64, 8, dtype=torch.float64) for _ in range(3)]
     plain = deepcopy(model)
-    options: dict[str, Any] = {"ratio": 0.25, "batches": batches}
+    options: dict[str, Any] = {"keep": 0.75, "of": "channels", "batches": batches}
     assert lf.prune(model, batches[0], repair="data", **options).notes == ()
     lf.prune(plain, batches[0], repair="none", **options)
     assert torch.equal(model.shared.weight, plain.shared.weight)
@@ -276,9 +279,10 @@ def _with_others() -> tuple[nn.Module, list[torch.Tensor]]:
 @pytest.mark.parametrize("method", [lf.prune, lf.fold])
 def test_layers_that_cannot_be_solved_for_are_named(method) -> None:
     model, batches = _with_others()
-    assert method(deepcopy(model), batches[0], batches=batches).notes == ()
+    options: dict[str, Any] = {"keep": 0.5, "of": "channels", "batches": batches}
+    assert method(deepcopy(model), batches[0], **options).notes == ()
     for compensate, names in (("least-squares", "fit 2, 4, 6:"), ("bias", "shift 2, 4, 6 and 1 more:")):
-        notes = method(deepcopy(model), batches[0], compensate=compensate, batches=batches).notes
+        notes = method(deepcopy(model), batches[0], compensate=compensate, **options).notes
         (note,) = (note for note in notes if note.startswith(f"compensate={compensate!r}"))
         assert f"did not {names}" in note
 
@@ -286,10 +290,11 @@ def test_layers_that_cannot_be_solved_for_are_named(method) -> None:
 @pytest.mark.parametrize("importance", ["activation", "reconstruction"])
 def test_widths_of_which_the_norms_decide_are_named(importance) -> None:
     model, batches = _with_others()
-    expected = lf.prune(deepcopy(model), batches[0], importance="l2", batches=batches)
-    report = lf.prune(deepcopy(model), batches[0], importance=importance, batches=batches)
+    options: dict[str, Any] = {"keep": 0.5, "of": "channels", "batches": batches}
+    expected = lf.prune(deepcopy(model), batches[0], importance="l2", **options)
+    report = lf.prune(deepcopy(model), batches[0], importance=importance, **options)
     (note,) = report.notes
     assert note.startswith(f"importance={importance!r} was the norm of the weights in 0.weight, 2.weight, 4.weight:")
     assert expected.notes == ()
-    skipped = lf.prune(model, batches[0], importance=importance, batches=batches, skip=["0", "2", "4"])
+    skipped = lf.prune(model, batches[0], importance=importance, **options, skip=["0", "2", "4"])
     assert skipped.changes and skipped.notes == ()

@@ -19,18 +19,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.tool_trials import (
-    FOLD,
-    GRAPH,
-    MASKS,
-    SIMPLIFY,
-    exact,
-    file_without_code,
-    halve,
-    optimizer_state,
-    resumes,
-    trains_on,
-)
+from benchmarks.tool_training import file_without_code, optimizer_state, resumes, trains_on
+from benchmarks.tool_trials import FOLD, GRAPH, MASKS, SIMPLIFY, exact, halve
 
 NETWORKS = {
     "ResNet-18": "torchvision/resnet18:64",

@@ -91,13 +91,16 @@ def draw_widths(run: Path) -> Figure:
     widths = torch.tensor([[stage["widths"].get(layer, 0) for layer in layers] for stage in stages])
     figure = Figure(figsize=(WIDTH, 1.75 + 0.36 * len(stages)), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(widths / widths[0], cmap="YlGnBu", vmin=0, vmax=1.25, aspect="auto")
+    axes.imshow(widths / widths[0], cmap="YlGnBu", vmin=0, vmax=1.3, aspect="auto")
+    lines: dict[str, Any] = {"color": "white", "linewidth": 1.5}
+    axes.hlines(torch.arange(1, len(stages)) - 0.5, -0.5, len(layers) - 0.5, **lines)
+    axes.vlines(torch.arange(1, len(layers)) - 0.5, -0.5, len(stages) - 0.5, **lines)
     for row, column in torch.cartesian_prod(torch.arange(len(stages)), torch.arange(len(layers))).tolist():
         share = float(widths[row, column] / widths[0, column])
         color = "white" if share > 0.7 else "0.15"
         axes.text(column, row, str(int(widths[row, column])), ha="center", va="center", fontsize=9, color=color)
     names = ["dense", *(f"after cycle {cycle}" for cycle in range(1, len(stages)))]
-    axes.set_yticks(range(len(stages)), names)
+    axes.set_yticks(range(len(stages)), names, fontsize=9.5)
     axes.set_xticks(range(len(layers)), layers, rotation=40, ha="right", rotation_mode="anchor", fontsize=8.5)
     right = axes.secondary_yaxis("right")
     sizes = [f"{stage['parameters']:,} parameters\n{stage['accuracy']:.1%} validation accuracy" for stage in stages]
@@ -137,19 +140,21 @@ def point(row: dict[str, str], dense: dict[str, str]) -> tuple[float, float]:
 
 def draw_terminal(run: Path) -> Figure:
     """The last lines of the output of ``fit``, as a terminal shows them."""
-    lines = (run.parents[1] / "output.txt").read_text().splitlines()
+    lines = [line.rstrip() for line in (run.parents[1] / "output.txt").read_text().splitlines()]
     start = next(number for number, line in enumerate(lines) if line.endswith("x smaller"))
     shown = ["$ lightning-fold fit --config configs/digits_mlp.yaml", "...", *lines[start - 3 :]]
-    size, pitch = 10.0, 10.0 * 1.164 / 72  # points; the height of a line in inches
-    figure = Figure(figsize=(WIDTH, pitch * (len(shown) + 2.5)), facecolor=PAPER)
+    size, pitch = 9.0, 9.0 * 1.164 / 72  # points; the height of a line in inches
+    figure = Figure(figsize=(WIDTH, pitch * (len(shown) + 2.3)), facecolor=PAPER)
     height = figure.get_figheight()
     for number, line in enumerate(shown):
         color = GREEN if line.endswith("x smaller") else BRIGHT
         frame = "".join(letter if letter in BOX else " " for letter in line)
         words = "".join(" " if letter in BOX else letter for letter in line)
         for text, shade in ((frame, DIM), (words, color)):
-            place = (0.22 / WIDTH, 1 - pitch * (number + 1.25) / height)
-            figure.text(*place, text, color=shade, family="DejaVu Sans Mono", size=size, va="top", parse_math=False)
+            place = (0.22 / WIDTH, 1 - pitch * (number + 2.05) / height)
+            figure.text(
+                *place, text, color=shade, family="DejaVu Sans Mono", size=size, va="baseline", parse_math=False
+            )
     return figure
 
 

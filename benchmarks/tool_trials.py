@@ -125,7 +125,7 @@ _TRAINED: list[Any] = []
 
 def digits_part(part: slice) -> TensorDataset:
     """Some of scikit-learn's digits, and what they are."""
-    images, digits = loaddigits_part(return_X_y=True)
+    images, digits = load_digits(return_X_y=True)
     images = torch.tensor(images[part], dtype=torch.float32).view(-1, 1, 8, 8) / 16
     return TensorDataset(images, torch.tensor(digits[part]))
 

@@ -12,7 +12,6 @@ import argparse
 import csv
 import logging
 import signal
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.tool_training import file_without_code, optimizer_state, resumes, trains_on
-from benchmarks.tool_trials import FOLD, GRAPH, MASKS, SIMPLIFY, exact, halve
+from benchmarks.tool_trials import FOLD, GRAPH, MASKS, SIMPLIFY, exact, halve, halving_time
 
 NETWORKS = {
     "ResNet-18": "torchvision/resnet18:64",
@@ -35,10 +34,11 @@ ROWS: dict[str, Callable[[str], str]] = {
         for title, name in NETWORKS.items()
     },
     **{
-        f"zero filters and norms, {title}": lambda tool, name=name: exact(tool, name, norms=True)
-        for title, name in NETWORKS.items()
+        f"zero filters and norms, {title}": lambda tool, name=NETWORKS[title]: exact(tool, name, norms=True)
+        for title in ("ResNet-18", "MobileNetV2")
     },
     "half of the parameters, not trained on": halve,
+    "CPU time to halve ResNet-18": halving_time,
     "trains on after a rewrite in a callback": trains_on,
     "optimizer state after it": optimizer_state,
     "run resumes after it": resumes,
@@ -51,7 +51,6 @@ def tried(row: str, tool: str, limit: int) -> dict[str, str]:
     torch.set_default_dtype(torch.float64)  # simplify creates biases in the default type
     signal.signal(signal.SIGALRM, _stop)
     signal.alarm(limit)
-    start = time.perf_counter()
     try:
         result = ROWS[row](tool)
     except TimeoutError:
@@ -60,7 +59,7 @@ def tried(row: str, tool: str, limit: int) -> dict[str, str]:
         result = f"fails: {type(failure).__name__}: {' '.join(str(failure).split())[:90]}"
     finally:
         signal.alarm(0)
-    return {"row": row, "tool": tool, "result": result, "seconds": f"{time.perf_counter() - start:.1f}"}
+    return {"row": row, "tool": tool, "result": result}
 
 
 def _stop(number: int, frame: object) -> None:
@@ -79,7 +78,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     with arguments.output.open("w", newline="") as file:
-        table = csv.DictWriter(file, ["row", "tool", "result", "seconds"])
+        table = csv.DictWriter(file, ["row", "tool", "result"])
         table.writeheader()
         for row in arguments.rows:
             for tool in arguments.tools:

@@ -1,9 +1,16 @@
-"""Callbacks that compress a network while Lightning trains it; import them from ``lightning_fold.callbacks``."""
+"""Callbacks that compress a network while Lightning trains it; import them from ``lightning_fold.callbacks``.
+
+To write one of your own, subclass :class:`RewriteOnce` (a rewrite at one moment) or :class:`RewriteCallback` (a
+schedule); both work with a :class:`CompressionRun`.
+"""
 
 from lightning_fold.callbacks.channel_folding import ChannelFolding
 from lightning_fold.callbacks.channel_pruning import ChannelPruning
 from lightning_fold.callbacks.compression_monitor import CompressionMonitor
+from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.callbacks.low_rank_factorization import LowRankFactorization
+from lightning_fold.callbacks.rewriting.base import RewriteCallback
+from lightning_fold.callbacks.rewriting.once import RewriteOnce
 from lightning_fold.callbacks.smoothness_regularization import SmoothnessRegularization
 from lightning_fold.callbacks.squeeze_release import SqueezeRelease
 
@@ -11,7 +18,10 @@ __all__ = [
     "ChannelFolding",
     "ChannelPruning",
     "CompressionMonitor",
+    "CompressionRun",
     "LowRankFactorization",
+    "RewriteCallback",
+    "RewriteOnce",
     "SmoothnessRegularization",
     "SqueezeRelease",
 ]

@@ -5,7 +5,9 @@ from typing import Literal
 from lightning_fold.callbacks.rewriting.base import Rewrite
 from lightning_fold.callbacks.rewriting.once import ReduceOnce
 from lightning_fold.inputs import Inputs
+from lightning_fold.rewrites.calibration import CalibrationSource
 from lightning_fold.rewrites.reduction.fold import fold
+from lightning_fold.rewrites.reduction.recovery.repairs.repair import Repair
 from lightning_fold.rewrites.size import Of, Size
 
 
@@ -24,8 +26,11 @@ class ChannelFolding(ReduceOnce):
         of: what that is a share of: "parameters" or "flops" of the network, or the "channels" of each width.
         compensate: "none"; "bias" fits the biases of the following layers, "least-squares" also their weights.
         repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR) where that helps on the batches or on
-            noise, "data" estimates BatchNorm statistics and tunes LayerNorms on the batches, "none" leaves them.
+            noise, "data" estimates BatchNorm statistics and tunes LayerNorms on the batches, "none" leaves them; or the
+            path of a class.
         batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
+        calibration: "auto" looks at the batches, or at noise where there are none; "noise" always at noise; or the path
+            of a class or function.
         skip: patterns, as in file names, of the network's own dotted names of layers; what they write and read stays.
         at_epoch: epoch before which the network is folded, counted from 0; -1 folds at the end.
         seed: seed of k-means.
@@ -42,16 +47,18 @@ class ChannelFolding(ReduceOnce):
         keep: float | dict[str, float] = 0.5,
         of: Of = "parameters",
         compensate: Literal["none", "bias", "least-squares"] = "none",
-        repair: Literal["data-free", "none", "data"] = "data-free",
+        repair: str | Repair = "data-free",
         batches: int = 0,
+        calibration: str | CalibrationSource = "auto",
         skip: list[str] = [],  # noqa: B006  read only
         at_epoch: int = -1,
         seed: int = 0,
         module: str = "",
         monitor: str = "accuracy/val",
     ) -> None:
-        repairs = ("data-free", "none", "data")
-        super().__init__("fold", Size(keep, of), compensate, repair, repairs, batches, skip, at_epoch, module, monitor)
+        super().__init__(
+            "fold", Size(keep, of), compensate, repair, batches, calibration, skip, at_epoch, module, monitor
+        )
         self.seed = seed
 
     def change(self, batches: list[Inputs] | None) -> Rewrite:

@@ -1,6 +1,7 @@
 """CompressionMonitor: what became of the network, epoch by epoch, in the progress bar and the loggers."""
 
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
 from inspect import signature
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import nn
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_fold.callbacks.loop.inputs import network_inputs
+from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.callbacks.rewriting.base import RewriteCallback, is_compressed
 from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.figures import accuracy_figure, spectrum_figure, width_figure
 from lightning_fold.inputs import Inputs, device_of, first_examples, on_device
 from lightning_fold.regularizers import Smoothness
 from lightning_fold.rewrites.sparsity.sparsify import sparsity_of
-from lightning_fold.storage.checkpoints import network_of, record_of
+from lightning_fold.storage.checkpoints import record_of
 
 _FINAL_TAGS = (
     *("compressed/accuracy", "dense/accuracy", "accuracy/test", "compression/factor", "compression/parameters"),
@@ -66,27 +68,29 @@ class CompressionMonitor(lightning.Callback):
     ) -> None:
         """Show the size in the progress bar."""
         if batch_idx == 0:
-            shown = _in_progress_bar(self._sizes(pl_module))
+            shown = _in_progress_bar(self._sizes(CompressionRun(trainer, pl_module)))
             pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the size of the network, and show it: behind a rewrite at the end comes no training batch."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            sizes = self._all_sizes(pl_module)
+        run = CompressionRun(trainer, pl_module)
+        if run.fitting:
+            sizes = self._all_sizes(run)
             pl_module.log_dict(sizes)
             pl_module.log_dict(_in_progress_bar(sizes), prog_bar=True, logger=False)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the accuracy at this size, and keep it for the figures."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        run = CompressionRun(trainer, pl_module)
+        if not run.fitting:
             return
-        network, dense = network_of(pl_module), record_of(pl_module).dense
+        network, dense = run.network, run.dense
         accuracy = trainer.callback_metrics.get(self.monitor)
-        row = {"epoch": trainer.current_epoch, "parameters": count_parameters(network), "widths": layer_widths(network)}
+        row = {"epoch": run.epoch, "parameters": count_parameters(network), "widths": layer_widths(network)}
         metrics = {}
         if accuracy is not None:
             row["accuracy"] = float(accuracy)
-            if is_compressed(trainer, pl_module):
+            if is_compressed(run):
                 metrics["compressed/accuracy"] = float(accuracy)
         if dense is not None and self.monitor in dense.metrics:
             metrics["dense/accuracy"] = dense.metrics[self.monitor]
@@ -98,17 +102,19 @@ class CompressionMonitor(lightning.Callback):
         """Log the size that the network ends with, draw the figures, fill the hyper-parameter page."""
         if not self.history or not trainer.is_global_zero:  # the loggers of other processes take nothing
             return
-        sizes, step = self._all_sizes(pl_module), trainer.global_step
-        for logger in trainer.loggers:
+        run = CompressionRun(trainer, pl_module)
+        sizes, step = self._all_sizes(run), trainer.global_step
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
             logger.log_metrics(sizes, step=step)
-        boards = [logger for logger in trainer.loggers if hasattr(logger.experiment, "add_figure")]
-        figures = self._figures(pl_module) if boards else {}
+        boards = [logger for logger in loggers if hasattr(logger.experiment, "add_figure")]
+        figures = self._figures(run) if boards else {}
         for logger in boards:
             for name, figure in figures.items():
                 logger.experiment.add_figure(f"compression/{name}", figure, step)
             if isinstance(logger, TensorBoardLogger):
-                done = dict.fromkeys(method["method"] for method in record_of(pl_module).methods)
-                fill_page(logger, settings(trainer) | {"rewrites": ", ".join(done)})
+                done = dict.fromkeys(method["method"] for method in run.record.methods)
+                fill_page(logger, settings(run.callbacks) | {"rewrites": ", ".join(done)})
 
     def state_dict(self) -> dict[str, Any]:
         """The history so far."""
@@ -118,8 +124,8 @@ class CompressionMonitor(lightning.Callback):
         """Go on with the history of an interrupted run."""
         self.history = list(state_dict["history"])
 
-    def _figures(self, pl_module: lightning.LightningModule) -> dict[str, Figure]:
-        network, dense = network_of(pl_module), record_of(pl_module).dense
+    def _figures(self, run: CompressionRun) -> dict[str, Figure]:
+        network, dense = run.network, run.dense
         states = {"dense": dense.state_dict} if dense is not None else {}
         states["as it ends"] = network.state_dict()
         buffers = {name for name, _ in network.named_buffers()}  # tables and masks, which are no weights
@@ -130,8 +136,8 @@ class CompressionMonitor(lightning.Callback):
         figures = {"widths": width_figure(self.history), "spectra": spectrum_figure(weights)}
         return figures | ({"accuracy": accuracy_figure(self.history)} if "accuracy" in self.history[-1] else {})
 
-    def _sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:
-        network, dense = network_of(pl_module), record_of(pl_module).dense
+    def _sizes(self, run: CompressionRun) -> dict[str, float]:
+        network, dense = run.network, run.dense
         parameters = count_parameters(network)
         before = dense.parameters if dense is not None else parameters
         return {
@@ -140,10 +146,10 @@ class CompressionMonitor(lightning.Callback):
             "compression/sparsity": sparsity_of(network),
         }
 
-    def _all_sizes(self, pl_module: lightning.LightningModule) -> dict[str, float]:
+    def _all_sizes(self, run: CompressionRun) -> dict[str, float]:
         if self._example is None:
-            return self._sizes(pl_module)
-        return self._sizes(pl_module) | {"compression/flops": float(self._count_flops(network_of(pl_module)))}
+            return self._sizes(run)
+        return self._sizes(run) | {"compression/flops": float(self._count_flops(run.network))}
 
     def _count_flops(self, network: nn.Module) -> int:
         assert self._example is not None
@@ -162,17 +168,17 @@ def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:
 
     TensorBoard keeps the first page of a run, so ``TensorBoardLogger`` must not have written its own before.
     """
-    known = flatten(logger.hparams) | extra
+    given = logger.hparams
+    known = flatten(vars(given) if isinstance(given, Namespace) else given) | extra
     for summary in hparams(known, dict.fromkeys(_FINAL_TAGS, 0.0)):  # it reads the values from the tags themselves
         logger.experiment.file_writer.add_summary(summary)
 
 
-def settings(trainer: lightning.Trainer) -> dict[str, Any]:
+def settings(callbacks: Iterable[Any]) -> dict[str, Any]:
     """The constructor's arguments of every callback that compresses or regularizes, ``SqueezeRelease/cycles``.
 
     The second of a class is ``ChannelFolding 2``.
     """
-    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     found = {}
     for callback in callbacks:
         if isinstance(callback, (RewriteCallback, Smoothness)):

@@ -4,7 +4,13 @@ Every rewrite works in place on any network that ``torch.export`` can trace and 
 The public names are those of ``__init__.pyi``; each is imported on first use, since torch takes seconds.
 """
 
+from pathlib import Path
+
 import lazy_loader
+
+from lightning_fold.checkout import check_links
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+check_links(Path(__file__).parent)

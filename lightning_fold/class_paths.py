@@ -1,20 +1,23 @@
-"""Objects by a short name or by the path of their class or function, with arguments: ``my.module.Gradient(power=2)``.
+"""Classes and functions by their dotted paths: objects from text such as ``my.module.Gradient(power=2)``, and back.
 
 Everything that can be extended is found this way, so classes from outside have the same power as built-in ones: a
-built-in name is only short for a path.
+built-in name is only short for a path. Files name classes by their public path, so that a private module may move
+without breaking what was written.
 """
 
 import ast
 import inspect
+import sys
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 from lightning_fold.errors import ArgumentError
 
 
-def load(call: str, argument: str, text: str, names: Mapping[str, str]) -> Any:
+def resolve(call: str, argument: str, text: str, names: Mapping[str, str]) -> Any:
     """The object that ``text`` names: an instance of a class, or a function with the arguments bound.
 
     Args:
@@ -66,3 +69,29 @@ def _imported(call: str, argument: str, path: str) -> Any:
         raise ArgumentError(
             f"{call}({argument}={path!r}): {error}; expected the path of a class or function that Python can import."
         ) from error
+
+
+def class_path(kind: type) -> str:
+    """The shortest dotted path that leads to ``kind``: ``torch.nn.Linear``, not ``torch.nn.modules.linear.Linear``."""
+    packages = kind.__module__.split(".")
+    prefixes = (".".join(packages[:count]) for count in range(1, len(packages)))
+    paths = (f"{prefix}.{kind.__qualname__}" for prefix in prefixes)
+    return next((path for path in paths if _found(path) is kind), f"{kind.__module__}.{kind.__qualname__}")
+
+
+def names_class(path: str, kind: type) -> bool:
+    """Whether ``path`` leads to ``kind``, by whatever name. Nothing is imported for it: files may hold any path."""
+    return path == class_path(kind) or _found(path) is kind
+
+
+def _found(path: str) -> object:
+    """What the dotted ``path`` leads to in the modules that are imported; ``None`` if that is nothing."""
+    parts = path.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        module = sys.modules.get(".".join(parts[:count]))
+        if module is not None:
+            try:
+                return attrgetter(".".join(parts[count:]))(module)
+            except AttributeError:
+                return None
+    return None

@@ -34,3 +34,7 @@ class MissingFileError(FileError, FileNotFoundError):
 
 class MissingPackageError(LightningFoldError, ModuleNotFoundError):
     """A function needs an optional package that is not installed."""
+
+
+class CheckoutError(LightningFoldError, ImportError):
+    """The files of this package are not complete."""

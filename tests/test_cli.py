@@ -223,9 +223,9 @@ def test_every_list_is_shown_as_it_is_written(capsys, command):
 def test_mistake_in_a_callback_is_reported_once(capsys):
     """The parser tries a callback, and a list of callbacks."""
     with pytest.raises(SystemExit):
-        main(["fit", "--trainer.callbacks", "ChannelFolding", "--trainer.callbacks.ratoi", "0.5"])
+        main(["fit", "--trainer.callbacks", "ChannelFolding", "--trainer.callbacks.compensat", "bias"])
     error, _ = capsys.readouterr().err.splitlines()
-    assert error == "error: key 'trainer.callbacks': Option 'ratoi' is not accepted; did you mean 'rtol'?"
+    assert error == "error: key 'trainer.callbacks': Option 'compensat' is not accepted; did you mean 'compensate'?"
 
 
 def test_summarise_leaves_a_plain_sentence_alone():

@@ -1,6 +1,5 @@
 """Full disks, folders nobody may write to, broken and hostile files: a clear error, no code run, nothing lost."""
 
-import os
 import pickle
 import sys
 from pathlib import Path
@@ -103,7 +102,7 @@ def test_missing_checkpoint():
         lf.load_from_checkpoint(Classifier, "none.ckpt")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 @pytest.mark.parametrize("name", ["small.pt", "compression.json"])
 def test_full_disk_loses_nothing(tmp_path, name):
     def write(path):
@@ -123,7 +122,7 @@ def test_full_disk_loses_nothing(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs /proc, where nobody can write")
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where nobody can write")
 def test_folder_nobody_can_write_to():
     arguments = {"in_features": 2, "out_features": 2}
     with pytest.raises(OSError, match=r"'/proc/lightning_fold/small\.pt' could not be written"):

@@ -7,4 +7,4 @@ Unit = Literal["parameters", "flops", "channels"]
 
 def size(keep: float, of: Unit = "parameters") -> dict[str, Any]:
     """Arguments of a rewrite, or of its callback, that keep a share in (0, 1] of the parameters, FLOPs or channels."""
-    return {"ratio": 1 - keep} if of == "channels" else {f"keep_{of}": keep}
+    return {"keep": keep, "of": of}

@@ -31,7 +31,8 @@ def training_batches(
     if epoch is not None:
         for sampler in _samplers(combined.iterables):
             getattr(sampler, "set_epoch", lambda epoch: None)(epoch)
-    loaders = CombinedLoader(tree_map(_fresh, combined.iterables), combined._mode)
+    mode: Any = combined._mode  # Lightning's own, whatever it is
+    loaders = CombinedLoader(tree_map(_fresh, combined.iterables), mode)
     with isolate_rng():  # a loader that shuffles draws from the generator that the training draws from
         batches = [batch for batch, _, _ in islice(iter(loaders), count)]
         return [_prepared(trainer, pl_module, batch) for batch in batches]

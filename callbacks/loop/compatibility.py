@@ -5,9 +5,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.errors import ArgumentError
-from lightning_fold.inputs import Inputs
-from lightning_fold.storage.checkpoints import network_of, record_of
 from lightning_fold.structure.graph.trace import trace
 from lightning_fold.surgery.optimizers import check_optimizers
 
@@ -30,13 +29,14 @@ def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
         )
 
 
-def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+def refuse_training(call: str, run: CompressionRun) -> None:
     """Refuse optimizers that store all parameters in one row, and missing batches.
 
     Raises:
         ValueError: the message names the optimizer or step, and what to do.
     """
-    check_optimizers(trainer.optimizers)
+    check_optimizers(run.optimizers)
+    pl_module = run.pl_module
     if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
         raise ArgumentError(
             f"{call}: {type(pl_module).__name__}.training_step takes dataloader_iter; expected training_step(batch, "
@@ -44,11 +44,11 @@ def refuse_training(call: str, trainer: lightning.Trainer, pl_module: lightning.
         )
 
 
-def refuse_unused(call: str, pl_module: lightning.LightningModule, inputs: Inputs) -> None:
+def refuse_unused(call: str, run: CompressionRun) -> None:
     """Refuse to take a whole LightningModule as the network where its ``forward`` leaves submodules unused."""
-    if record_of(pl_module).network:
+    if run.record.network:
         return
-    graph = trace(network_of(pl_module), inputs)
+    pl_module, graph = run.pl_module, trace(run.network, run.inputs)
     used = {name.partition(".")[0] for node, name in graph.names.items() if node.users}
     children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
     unused = [name for name in children if name not in used]

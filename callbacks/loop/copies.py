@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
+from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.errors import ArgumentError
-from lightning_fold.storage.checkpoints import network_of
 
 _TABLES = ("_parameters", "_buffers", "_modules")  # what a module has registered
 _KNOWN = ("builtins", "lightning", "lightning_fold", "torch")  # objects of these packages hold no average unnoticed
@@ -37,17 +37,17 @@ class Copies:
         self._first: dict[str, Tensor] = {}  # of every second network the last tensor, as it was at first
         self._warned = False
 
-    def check(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def check(self, run: CompressionRun) -> None:
         """Refuse what cannot follow.
 
         Raises:
             ValueError: the message names the callback or the attribute, and says what to do.
         """
-        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-            if any(_copied(held, trainer, pl_module) for _, held in _search(callback, "", pl_module)):
+        for callback in run.callbacks:
+            if any(_copied(held, run) for _, held in _search(callback, "", run.pl_module)):
                 raise self._refusal(f"{type(callback).__name__} keeps a second copy of the network, which")
-        for name, held in _around(pl_module):
-            if not (copied := _copied(held, trainer, pl_module)):
+        for name, held in _around(run):
+            if not (copied := _copied(held, run)):
                 continue
             if isinstance(held, AveragedModel):
                 raise self._refusal(f"{name} is an AveragedModel, which")
@@ -57,11 +57,11 @@ class Copies:
             if not torch.equal(self._first.setdefault(name, last.clone()), last):
                 raise self._refusal(f"{name} changes though no optimizer trains it: it is an average, which")
 
-    def warn(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def warn(self, run: CompressionRun) -> None:
         """Name, before the first change of shapes, what may be in the way of it afterwards."""
-        own = {id(parameter) for parameter in network_of(pl_module).parameters()}
-        for name, held in () if self._warned else _around(pl_module):
-            if isinstance(held, nn.Module) and _copied(held, trainer, pl_module):
+        own = {id(parameter) for parameter in run.network.parameters()}
+        for name, held in () if self._warned else _around(run):
+            if isinstance(held, nn.Module) and _copied(held, run):
                 rank_zero_warn(
                     f"{self.call}: {name} keeps its shapes while those of the network change. A teacher may; an "
                     "average of the network must be left out."
@@ -80,9 +80,9 @@ class Copies:
         )
 
 
-def _around(pl_module: lightning.LightningModule) -> Iterator[tuple[str, Held]]:
-    """The other submodules of ``pl_module``, and what the attributes of all modules around its network hold."""
-    network = network_of(pl_module)
+def _around(run: CompressionRun) -> Iterator[tuple[str, Held]]:
+    """The module's other submodules, and what the attributes of all modules around its network hold."""
+    network, pl_module = run.network, run.pl_module
     inside = set(network.modules()) - {pl_module}
     for path, module in pl_module.named_modules():
         if module in inside:
@@ -108,10 +108,10 @@ def _search(
             yield from _search(value, path, pl_module, depth - 1)
 
 
-def _copied(held: Held, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Tensor]:
+def _copied(held: Held, run: CompressionRun) -> list[Tensor]:
     """The tensors in ``held`` that have the shapes of the network's parameters; none where it is no copy."""
-    network = list(network_of(pl_module).parameters())
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    network = list(run.network.parameters())
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
     trained = {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
     others = trained | {id(parameter) for parameter in network}
     tensors = [*held.parameters(), *held.buffers()] if isinstance(held, nn.Module) else held

@@ -1,6 +1,7 @@
 """Callbacks that rewrite once, at the end of training or at a given epoch."""
 
 import warnings
+from abc import abstractmethod
 from copy import deepcopy
 from typing import Any, get_args
 
@@ -8,22 +9,44 @@ import lightning
 from torch import nn
 
 from lightning_fold.arguments import as_list, check_choice, check_count
-from lightning_fold.callbacks.loop.batches import training_batches
-from lightning_fold.callbacks.loop.inputs import network_inputs
+from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.callbacks.rewriting.base import Rewrite, RewriteCallback
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs, few_examples
 from lightning_fold.report import counted
+from lightning_fold.rewrites.calibration import CalibrationSource, calibration_source
 from lightning_fold.rewrites.reduction.options import Compensate
-from lightning_fold.rewrites.size import Size
+from lightning_fold.rewrites.reduction.recovery.repairs import repair_of
+from lightning_fold.rewrites.reduction.recovery.repairs.repair import Repair
+from lightning_fold.rewrites.size import Keep, Of, Size
 
 
 class RewriteOnce(RewriteCallback):
-    """Base of the callbacks that rewrite a network once.
+    """Base of the callbacks that rewrite a network once, before an epoch or at the end of training.
+
+    To write your own, override ``change(batches)``. It returns a function of the network, example inputs and the
+    optimizers that rewrites in place and returns a ``RewriteReport``, as ``lightning_fold.prune`` and the like do::
+
+        class Shrink(RewriteOnce):
+            def __init__(self, sparsity: float = 0.5, at_epoch: int = -1) -> None:
+                super().__init__("shrink", at_epoch=at_epoch)
+                self.sparsity = sparsity
+
+            def change(self, batches):
+                def shrink(network, inputs, optimizers):
+                    sparsify(network, self.sparsity, example_inputs=inputs, optimizers=optimizers)
+                    return minimize(network, inputs, optimizers=optimizers)
+
+                return shrink
+
+    Before training it runs once on a copy of the network, with two examples and no optimizers, so that it fails early.
+    A resumed run rewrites at the same moment, on the same batches. A hook of Lightning that you override calls
+    ``super()``.
 
     Args:
         method: name of the rewrite.
-        size: the size of the network afterwards.
+        size: the size of the network afterwards, whose ``keep`` and ``of`` become attributes; ``None`` for a rewrite
+            that is not asked for one.
         at_epoch: epoch before which the network is rewritten, counted from 0, so that the rest of the training
             follows; -1 rewrites at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -34,51 +57,57 @@ class RewriteOnce(RewriteCallback):
     def __init__(
         self,
         method: str,
-        size: Size,
+        size: Size | None = None,
         at_epoch: int = -1,
         module: str = "",
         monitor: str = "accuracy/val",
         batches: int = 0,
     ) -> None:
         super().__init__(module, monitor)
-        size.check(type(self).__name__)
+        if size is not None:
+            size.check(type(self).__name__)
+            self.keep: Keep = size.keep
+            self.of: Of = size.of
         check_count(type(self).__name__, "batches", batches)
         if at_epoch < -1:
             raise ArgumentError(f"{type(self).__name__}(at_epoch={at_epoch}): expected an epoch of at least 0, or -1.")
         self.method, self.at_epoch, self.done = method, at_epoch, False
-        self.keep, self.of, self.batches = size.keep, size.of, batches
+        self.batches = batches
 
     @property
     def finished(self) -> bool:
         """Whether the rewrite was done."""
         return self.done
 
+    @abstractmethod
     def change(self, batches: list[Inputs] | None) -> Rewrite:
-        """The rewrite, as a function of network, inputs and optimizers; ``batches`` are the network's inputs."""
-        raise NotImplementedError
+        """The rewrite, as a function of network, inputs and optimizers.
+
+        Args:
+            batches: the network's inputs for as many training batches as the constructor was told; ``None`` for 0.
+        """
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Check that the rewrite comes before the end of training, and not in the middle of another callback's work."""
         super().setup(trainer, pl_module, stage)
-        epochs = trainer.max_epochs or 0
-        if stage == "fit" and 0 <= epochs <= self.at_epoch and not trainer.fast_dev_run:
+        run, epochs = self.run_of(trainer, pl_module), trainer.max_epochs or 0
+        if stage != "fit" or run.fast_dev_run:
+            return
+        if 0 <= epochs <= self.at_epoch:
             raise ArgumentError(
                 f"{type(self).__name__}(at_epoch={self.at_epoch}): expected an epoch below "
                 f"Trainer(max_epochs={epochs}), or -1 for the end of training."
             )
+        self._check_order(run)
 
-        if stage == "fit" and not trainer.fast_dev_run:
-            self._check_order(trainer)
-
-    def _check_order(self, trainer: lightning.Trainer) -> None:
-        """What another callback occupies must end before this rewrite, or begin after it."""
-        callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        epoch = trainer.max_epochs if self.at_epoch == -1 else self.at_epoch
-        for place, other in enumerate(callbacks):
+    def _check_order(self, run: CompressionRun) -> None:
+        """The epochs that another callback reserves must end before this rewrite, or begin after it."""
+        epoch = run.trainer.max_epochs if self.at_epoch == -1 else self.at_epoch
+        for place, other in enumerate(run.callbacks):
             if not isinstance(other, RewriteCallback) or not other.reserved_epochs or epoch is None or epoch < 0:
                 continue
             first, end = other.reserved_epochs.start, other.reserved_epochs.stop
-            listed_after = callbacks.index(self) > place
+            listed_after = run.callbacks.index(self) > place
             if first < epoch < end or (epoch == first and listed_after) or (epoch == end and not listed_after):
                 mine, theirs = type(self).__name__, type(other).__name__
                 raise ArgumentError(
@@ -87,10 +116,10 @@ class RewriteOnce(RewriteCallback):
                     f"list {mine} after {theirs} in Trainer(callbacks=[...])."
                 )
 
-    def begin_epoch(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def begin_epoch(self, run: CompressionRun) -> None:
         """Rewrite before the first batch of the given epoch."""
-        if 0 <= self.at_epoch <= trainer.current_epoch:
-            self._rewrite_once(trainer, pl_module)
+        if 0 <= self.at_epoch <= run.epoch:
+            self._rewrite_once(run)
 
     def dry_run(self, network: nn.Module, inputs: Inputs) -> None:
         """Rewrite a copy, on few examples: what fails there would fail at the end of training."""
@@ -101,10 +130,10 @@ class RewriteOnce(RewriteCallback):
             warnings.simplefilter("ignore")  # they come again
             self.change([few] if self.batches else None)(deepcopy(network), few, ())
 
-    def finish(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def finish(self, run: CompressionRun) -> None:
         """Rewrite at the end of training."""
-        if self.at_epoch == -1 and not trainer.interrupted:
-            self._rewrite_once(trainer, pl_module)
+        if self.at_epoch == -1 and not run.trainer.interrupted:
+            self._rewrite_once(run)
 
     def unfinished(self, epochs: int) -> str:
         """The epoch that was not reached."""
@@ -123,19 +152,14 @@ class RewriteOnce(RewriteCallback):
         super().load_state_dict(state_dict)
         self.done = state_dict["done"]
 
-    def _rewrite_once(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _rewrite_once(self, run: CompressionRun) -> None:
         if self.done:
             return
-        self.rewrite(trainer, pl_module, self.method, self.change(self._batches(trainer, pl_module)))
-        self.done = True
-
-    def _batches(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> list[Inputs] | None:
-        """The network's inputs for the first training batches, the same ones on every process."""
         # a run resumed after its last epoch has not told its samplers which it was
-        epoch = max(trainer.current_epoch - 1, 0) if self.at_epoch == -1 else None
-        batches = training_batches(trainer, pl_module, self.batches, epoch=epoch)
-        found = [network_inputs(pl_module, batch, index) for index, batch in enumerate(batches)]
-        return trainer.strategy.broadcast(found) if found else None
+        epoch = max(run.epoch - 1, 0) if self.at_epoch == -1 else None
+        batches = run.inputs_of_batches(self.batches, epoch=epoch)
+        self.rewrite(run, self.method, self.change(batches))
+        self.done = True
 
 
 class ReduceOnce(RewriteOnce):
@@ -145,9 +169,9 @@ class ReduceOnce(RewriteOnce):
         method: name of the rewrite.
         size: the size of the network afterwards.
         compensate: "least-squares", "bias" or "none".
-        repair: what is done about statistics.
-        repairs: the known values of ``repair``.
+        repair: what is done about statistics: a name, a class path or a :class:`Repair`.
         batches: training batches that the rewrite may look at; 0 for none.
+        calibration: where values inside the network come from: a name, a class path or a source.
         skip: patterns of layers whose widths stay.
         at_epoch: epoch before which the network is rewritten, counted from 0; -1 rewrites at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
@@ -159,9 +183,9 @@ class ReduceOnce(RewriteOnce):
         method: str,
         size: Size,
         compensate: str,
-        repair: str,
-        repairs: tuple[str, ...],
+        repair: str | Repair,
         batches: int,
+        calibration: str | CalibrationSource,
         skip: list[str],
         at_epoch: int,
         module: str,
@@ -170,9 +194,11 @@ class ReduceOnce(RewriteOnce):
         super().__init__(method, size, at_epoch, module, monitor, batches)
         call = type(self).__name__
         check_choice(call, "compensate", compensate, get_args(Compensate))
-        check_choice(call, "repair", repair, repairs)
-        if repair == "data" and batches == 0:
-            raise ArgumentError(f"{call}(batches=0, repair='data'): expected at least 1 batch.")
+        needs_batches = repair_of(call, repair, merging=method == "fold").needs_batches
+        calibration_source(call, calibration)
+        if needs_batches and batches == 0:
+            raise ArgumentError(f"{call}(batches=0, repair={repair!r}): expected at least 1 batch.")
+        self.calibration = calibration
         self.compensate, self.repair, self.skip = compensate, repair, as_list(call, "skip", skip)
 
     def common(self, batches: list[Inputs] | None) -> dict[str, Any]:
@@ -183,5 +209,6 @@ class ReduceOnce(RewriteOnce):
             "compensate": self.compensate,
             "repair": self.repair,
             "batches": batches,
+            "calibration": self.calibration,
             "skip": self.skip,
         }

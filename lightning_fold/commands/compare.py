@@ -43,8 +43,8 @@ def compare(
     Args:
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
         methods: prune (by the L2 norm), prune-l1, fold, factorize; prune-least-squares and fold-least-squares also fit
-            the following layers to the channels that stay; or the path of a function or class, as my.module.Method; any
-            of them with arguments: --methods "[fold, my.module.Method(power=2), prune(importance='activation')]".
+            the following layers to the channels that stay; or the path of a function or class; as a list: --methods
+            "[fold,my.module.Method]". Arguments follow in parentheses: --methods "[prune(importance='activation')]".
         sizes: shares of the dense network to keep, in (0, 1), as a list: --sizes "[0.7,0.5]".
         of: what they are shares of: parameters or flops of the network, or channels, the same share of every width in
             prune and fold and of every layer's full rank in factorize.
@@ -96,7 +96,7 @@ def find_checkpoints(pattern: str) -> list[Path]:
         FileNotFoundError: there is none.
     """
     path = Path(pattern)
-    named = [path] if path.exists() else [Path(name) for name in glob(pattern, recursive=True)]
+    named = [path] if path.exists() else [Path(name) for name in glob(pattern, recursive=True)]  # noqa: PTH207  absolute patterns, too
     names = {file for each in named for file in (each.rglob("*") if each.is_dir() else [each])}
     found = sorted(file for file in names if file.is_file() and (file.suffix in SUFFIXES or file == path))
     if not found:

@@ -4,15 +4,16 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
-from lightning_fold.class_paths import load
+from lightning_fold.class_paths import resolve
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
 from lightning_fold.rewrites.calibration import from_batches
+from lightning_fold.rewrites.method import Method
 from lightning_fold.rewrites.reduction.recovery.recovery import improved
 from lightning_fold.rewrites.repair import repair as estimate_again
 from lightning_fold.rewrites.size import Keep, Of
@@ -31,20 +32,9 @@ METHODS = {
 }
 
 
-class Method(Protocol):
-    """A whole method: a function, or an object that is called like one.
-
-    Commands pass ``keep`` and ``of``, and of ``batches``, ``skip`` and ``repair`` those that it takes.
-    """
-
-    def __call__(self, model: nn.Module, example_inputs: Inputs, /, **options: Any) -> RewriteReport:
-        """Rewrite ``model``, in place."""
-        ...
-
-
 def method_of(call: str, name: str) -> Method:
     """The method of that name or class path; ``call`` is the command, for errors."""
-    return load(call, "method", name, METHODS)
+    return resolve(call, "method", name, METHODS)
 
 
 def takes(method: Method, argument: str) -> bool:

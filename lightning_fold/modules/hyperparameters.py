@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from lightning_fold.class_paths import class_path
 from lightning_fold.regularizers import Smoothness
-from lightning_fold.storage.class_paths import class_path
 
 
 def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.errors import ArgumentError
+from lightning_fold.class_paths import resolve
+from lightning_fold.errors import ArgumentError, ArgumentTypeError
 from lightning_fold.inputs import (
     Inputs,
     batch_size,
@@ -126,12 +127,13 @@ def _noise(like: Tensor, examples: int, generator: torch.Generator) -> Tensor:
 
 @dataclass
 class LazyCalibration:
-    """A calibration that is made when it is first asked for: on ``batches``, or on noise where they are ``None``."""
+    """A calibration that is made when it is first asked for."""
 
     model: nn.Module
     example_inputs: Inputs
     batches: list[Any] | None
     seed: int = 0
+    source: "CalibrationSource | None" = None  # batches, or noise where there are none
 
     def get(self) -> Calibration:
         """The same one each time; of the network as it is at the first."""
@@ -147,9 +149,55 @@ class LazyCalibration:
 
     @cached_property
     def _made(self) -> Calibration:
-        if self.batches is None:
-            return from_noise(self.model, self.example_inputs, self.seed)
-        return from_batches(self.model, self.example_inputs, self.batches)
+        make = self.source or from_batches_or_noise
+        return make(self.model, self.example_inputs, self.batches, self.seed)
+
+
+class CalibrationSource(Protocol):
+    """Where values inside a network come from: a function, or an object that is called like one."""
+
+    def __call__(
+        self, model: nn.Module, example_inputs: Inputs, batches: list[Any] | None, seed: int, /
+    ) -> Calibration:
+        """A calibration of ``model``, of which it holds a copy; :func:`from_batches` makes one from any inputs."""
+        ...
+
+
+def from_batches_or_noise(
+    model: nn.Module, example_inputs: Inputs, batches: list[Any] | None, seed: int
+) -> Calibration:
+    """Calibrate on the batches, or on noise where there are none."""
+    if batches is None:
+        return from_noise(model, example_inputs, seed)
+    return from_batches(model, example_inputs, batches)
+
+
+def from_noise_always(model: nn.Module, example_inputs: Inputs, batches: list[Any] | None, seed: int) -> Calibration:
+    """Calibrate on noise, whatever the batches are for."""
+    return from_noise(model, example_inputs, seed)
+
+
+# The names of the argument ``calibration``; a source is added by its line here.
+CALIBRATIONS = {
+    "auto": "lightning_fold.rewrites.calibration.from_batches_or_noise",
+    "noise": "lightning_fold.rewrites.calibration.from_noise_always",
+}
+
+
+def calibration_source(call: str, calibration: str | CalibrationSource) -> CalibrationSource:
+    """The source that a name or a class path stands for.
+
+    Raises:
+        ArgumentError: the name is unknown, or there is no such class or function.
+        ArgumentTypeError: it cannot be called.
+    """
+    found = resolve(call, "calibration", calibration, CALIBRATIONS) if isinstance(calibration, str) else calibration
+    if not callable(found):
+        raise ArgumentTypeError(
+            f"{call}(calibration={calibration!r}): expected a name, or a function of network, example inputs, batches "
+            f"and seed, found a {type(found).__name__}."
+        )
+    return cast(CalibrationSource, found)
 
 
 def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, Tensor]:
@@ -172,7 +220,7 @@ def _mean(calibration: Calibration, paths: Iterable[str], total: Callable[[Tenso
     sums: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
 
-    def keep(path: str):
+    def keep(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = only_input(args, kwargs).detach()
             rows = value.movedim(-1 if isinstance(module, nn.Linear) else 1, -1).reshape(-1, _channels(module, value))

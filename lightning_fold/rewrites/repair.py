@@ -1,6 +1,6 @@
 """repair: the statistics of a network after a lossy rewrite."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -119,14 +119,14 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: M
     """
     targets: dict[str, Tensor] = {}
 
-    def remember(path: str):
+    def remember(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: Any, output: Tensor) -> None:
             found = _by_channel(module, output)
             targets[path] = found @ rows[path].T.to(found)
 
         return hook
 
-    def tune(path: str):
+    def tune(path: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, given: Any, output: Tensor) -> Tensor:
             found, target = _by_channel(module, output).double(), targets.pop(path).double()
             bias: Any = getattr(module, "bias", None)

@@ -134,7 +134,7 @@ def missed(report: RewriteReport, size: Size, planned: float | None = None) -> s
 def _check_share(call: str, keep: object, share: object) -> None:
     if isinstance(share, bool) or not isinstance(share, Real):
         raise _wrong_type(call, keep, share)
-    if not 0 < share <= 1:
+    if not 0 < float(share) <= 1:
         raise ArgumentError(f"{call}(keep={keep!r}): expected a share in (0, 1], for example keep=0.5.")
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fold.class_paths import class_path
 from lightning_fold.errors import ArgumentTypeError
-from lightning_fold.storage.class_paths import class_path
 
 StructureDict = dict[str, dict[str, Any]]
 

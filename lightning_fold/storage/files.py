@@ -1,6 +1,5 @@
 """One file for a compressed network: its class and arguments, its structure, its tensors. No pickled code."""
 
-import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -187,7 +186,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(partial)
-            os.replace(partial, path)
+            partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:

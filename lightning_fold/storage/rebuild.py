@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_fold.class_paths import names_class
 from lightning_fold.errors import ArgumentError
 from lightning_fold.layers import CompensatedLayerNorm, CompensatedNorm, CompensatedRMSNorm, Constant, SelectFeatures
-from lightning_fold.storage.class_paths import names_class
 from lightning_fold.storage.describe import StructureDict, describe, type_name
 from lightning_fold.surgery.origins import created_in, replaced_by
 from lightning_fold.surgery.transaction import Surgery

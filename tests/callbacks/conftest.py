@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+import lightning_fold as lf
 from lightning_fold.data.base import ClassificationDataModule, Splits
 from lightning_fold.data.datasets import TensorImages
 from lightning_fold.models import MLP
@@ -26,6 +27,12 @@ class TinyData(ClassificationDataModule):
         images += 0.8 * nn.functional.one_hot(targets, 3).repeat_interleave(2, 1)[:, None, None]
         parts = (slice(0, 96), slice(96, 128), slice(128, 160))
         return Splits(*(TensorImages(images[part], targets[part], mean=[0.5], std=[0.5]) for part in parts))
+
+
+def assert_same_network(one, other):
+    """Of one structure, and of the same weights bit for bit."""
+    assert lf.describe(one) == lf.describe(other)
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
 class ConvNet(nn.Module):

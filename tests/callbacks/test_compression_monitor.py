@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.callbacks import ChannelPruning, CompressionMonitor, SqueezeRelease
+from lightning_fold.callbacks import ChannelPruning, CompressionMonitor, CompressionRun, SqueezeRelease
 from lightning_fold.callbacks.compression_monitor import flatten, layer_widths
 from lightning_fold.storage.checkpoints import record_of
 
@@ -94,7 +94,8 @@ def test_spectra_are_those_of_finite_weights(make_classifier, make_trainer, data
     trainer = make_trainer(3, *(make() for make in callbacks), monitor, logger=TensorBoardLogger(tmp_path))
     trainer.fit(module, data)
     assert trainer.state.finished
-    assert [axes.get_title() for axes in monitor._figures(module)["spectra"].axes[:-1]] == expected
+    spectra = monitor._figures(CompressionRun(trainer, module))["spectra"]
+    assert [axes.get_title() for axes in spectra.axes[:-1]] == expected
 
 
 def test_history_holds_the_widths(monitored):
@@ -148,7 +149,7 @@ def test_every_logger_gets_the_final_sizes(make_classifier, make_trainer, data, 
     small = lf.count_parameters(module.network)
     assert small < record_of(module).dense.parameters
     assert plain.metrics["compression/parameters"] == small
-    with open(tmp_path / "csv" / "version_0" / "metrics.csv", newline="") as file:
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
         written = [row["compression/parameters"] for row in csv.DictReader(file) if row["compression/parameters"]]
     assert float(written[-1]) == small
     events = EventAccumulator(str(tmp_path / "board" / "version_0"))

@@ -14,6 +14,7 @@ from lightning_fold.layers import SelectFeatures
 from lightning_fold.modules import Classifier
 from lightning_fold.regularizers import GroupSparsity
 from lightning_fold.storage.checkpoints import record_of
+from tests.callbacks.conftest import assert_same_network
 
 SETTINGS = {
     "dense_epochs": 1,
@@ -45,20 +46,7 @@ def parameters_of(trainer):
     return [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
-def assert_same_network(one, other):
-    assert lf.describe(one) == lf.describe(other)
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
-
-
 # Schedule
-
-
-def test_phases_follow_the_schedule():
-    callback = SqueezeRelease(dense_epochs=2, cycles=2, shrink_epochs=1, masked_epochs=2)
-    expected = ["dense"] * 2 + ["shrink", "masked", "masked"] * 2 + ["final"] * 3
-    assert [callback.phase(epoch) for epoch in range(11)] == expected
-    assert [callback.cycle(epoch) for epoch in range(2, 8)] == [0, 0, 0, 1, 1, 1]
-    assert callback.last_epoch == expected.index("final")
 
 
 def test_rewrites_come_at_the_ends_of_cycles_and_release_only_between_them(make_classifier, make_trainer, data):
@@ -294,10 +282,10 @@ def test_cycle_that_costs_too_much_brings_the_last_good_network_back(make_plain,
     trainer = make_trainer(7, callback, Watcher(on_train_batch_start=keep))
     trainer.fit(module, data)
     good["rewritten"], good["restored"] = at[3], at[5]
-    assert callback.stopped
+    assert callback.state.stopped
     assert callback.phase(6) == "final"
     assert [m["epoch"] for m in record_of(module).methods] == [3]
-    torch.testing.assert_close(at[5].state_dict(), callback.last_good.state_dict, rtol=0, atol=0)
+    torch.testing.assert_close(at[5].state_dict(), callback.state.last_good.state_dict, rtol=0, atol=0)
     assert lf.count_parameters(at[5]) == record_of(module).methods[0]["parameters"]
     assert list(map(id, parameters_of(trainer))) == list(map(id, module.parameters()))
     assert all(not torch.equal(a, b) for a, b in zip(at[5].parameters(), at[6].parameters(), strict=True))
@@ -325,7 +313,9 @@ def test_limit_holds_at_the_end_of_training(make_plain, make_trainer, data, last
     with pytest.warns(match="last good network is back") if restored else nullcontext():
         trainer.fit(module, data)
     state = module.backbone.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in callback.last_good.state_dict.items()) == restored
+    assert (
+        all(torch.equal(state[name], value) for name, value in callback.state.last_good.state_dict.items()) == restored
+    )
     assert (callback.report is None) == restored
     shown = float(trainer.callback_metrics["compressed/accuracy"])  # what came back is validated
     assert shown == pytest.approx(0.93 if restored else last)
@@ -391,7 +381,7 @@ def test_cycles_stop_at_the_target(make_classifier, make_trainer, data):
     left = lf.count_parameters(module.network)
     assert dense / left >= 1.5
     assert dense / (left + 36 + 1 + 12) < 1.5
-    assert callback.stopped
+    assert callback.state.stopped
     assert len(record_of(module).methods) == 1
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import lightning
 import pytest
@@ -26,7 +27,7 @@ from tests.commands.conftest import NETWORK_ARGS
 @pytest.fixture
 def rows():
     def read(path):
-        with open(path, newline="") as file:
+        with Path(path).open(newline="") as file:
             return list(csv.DictReader(file))
 
     return read
@@ -71,13 +72,13 @@ def test_rows_that_are_there_are_not_measured_again(run, checkpoint, rows, monke
     words = ["compare", "--checkpoint", checkpoint, "--methods", "[factorize]", "--output", "out"]
     run(*words, "--sizes", "[0.5]")
     first = rows("out/comparison.csv")
-    measured, measure = [], trials.measure
+    measured, measure = [], trials.run_trial
 
     def counted(trial, config=None):
         measured.append((trial.method, trial.keep, trial.repair))
         return measure(trial, config)
 
-    monkeypatch.setattr(trials, "measure", counted)
+    monkeypatch.setattr(trials, "run_trial", counted)
     run(*words, "--sizes", "[0.5]")
     assert measured == [] and rows("out/comparison.csv") == first
     run(*words, "--sizes", "[0.5,0.4]")
@@ -118,14 +119,14 @@ def test_another_network_of_the_same_name_is_measured_again(run, checkpoint, row
 
 
 def test_an_interruption_keeps_the_rows_so_far(run, checkpoint, rows, monkeypatch):
-    measure = trials.measure
+    measure = trials.run_trial
 
     def interrupted(trial, config=None):
         if trial.keep == 0.4:
             raise KeyboardInterrupt
         return measure(trial, config)
 
-    monkeypatch.setattr(trials, "measure", interrupted)
+    monkeypatch.setattr(trials, "run_trial", interrupted)
     words = [
         "compare",
         "--checkpoint",
@@ -172,6 +173,22 @@ def test_repair_of_fold_is_the_one_asked_for(run, resnet, rows, repair, expected
     row = rows("out/comparison.csv")[1]
     assert row["repair"] == repair
     assert row["note"] == "; ".join(note.replace("; ", ", ") for note in report.notes)
+
+
+def test_method_from_outside_with_arguments(run, checkpoint, rows, tmp_path, monkeypatch):
+    (tmp_path / "outside_halves.py").write_text(
+        "import lightning_fold as lf\n\n\nclass Halves:\n    def __init__(self, importance):\n"
+        "        self.importance = importance\n\n"
+        "    def __call__(self, model, example_inputs, *, keep=0.5):\n"
+        "        return lf.prune(model, example_inputs, keep=keep / 2, importance=self.importance)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    method = "outside_halves.Halves(importance='l1')"
+    run("compare", "--checkpoint", checkpoint, "--methods", f'["{method}"]', "--sizes", "[0.8]", "--output", "out")
+    network = Classifier.load_from_checkpoint(checkpoint).network.eval()
+    lf.prune(network, torch.rand(4, 1, 8, 8), keep=0.4, importance="l1")
+    (row,) = rows("out/comparison.csv")[1:]
+    assert row["method"] == method and int(row["parameters"]) == lf.count_parameters(network)
 
 
 def test_network_that_is_not_finite_has_rows_that_say_so(run, checkpoint, rows, tmp_path):
@@ -221,14 +238,14 @@ def test_what_anyone_raises_is_a_row_that_says_so(run, checkpoint, rows, monkeyp
 
 
 def test_rows_that_came_before_a_process_ended_are_kept(checkpoint, mistake, rows, monkeypatch):
-    measure = trials.measure
+    measure = trials.run_trial
 
     def ended(trial, config=None):
         if trial.keep == 0.5:
             raise SystemError("the process\nwas killed")
         return measure(trial, config)
 
-    monkeypatch.setattr(trials, "measure", ended)
+    monkeypatch.setattr(trials, "run_trial", ended)
     monkeypatch.setattr(trials, "ProcessPoolExecutor", lambda workers, *rest: ThreadPoolExecutor(1))
     words = ["--methods", "[factorize]", "--sizes", "[0.5,0.4]", "--output", "out", "--workers", "2"]
     error, _ = mistake("compare", "--checkpoint", checkpoint, *words)
@@ -267,12 +284,12 @@ def test_what_a_method_notes_is_shown_and_not_measured_again(run, resnet, rows, 
     for row in first[1:]:
         found = read_run("dense.pt")
         share, batches = float(row["keep"]), found.training_batches(50)
-        (note,) = apply("factorize", found.network, found.inputs, batches=batches, keep=share).notes
+        (note,) = apply("factorize", found.network, found.inputs, repair="data", batches=batches, keep=share).notes
         assert row["note"] == note and row["accuracy"]
     short = note.partition(":")[0]
     expected = f"factorize + data at 90%, factorize + data at 80%: {short}"
     assert expected in " ".join(capsys.readouterr().out.split())
-    monkeypatch.setattr(trials, "measure", None)
+    monkeypatch.setattr(trials, "run_trial", None)
     run("compare", "--checkpoint", "dense.pt", *words)
     assert rows("out/comparison.csv") == first
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -159,7 +160,7 @@ def test_commands_from_one_run_to_the_comparison(tmp_path, monkeypatch, capsys):
     ]
     monitored = ["--monitor", "perplexity/test", "--mode", "min"]
     main(["compare", "--checkpoint", "runs/version_0/dense.pt", *words, *monitored])
-    with open("out/comparison.csv", newline="") as file:
+    with Path("out/comparison.csv").open(newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     pruned = lf.load("runs/version_0/dense.pt")
     lf.prune(pruned, torch.randint(256, (4, 16)), keep=0.6, of="channels", importance="l1", skip=SKIP)

@@ -7,6 +7,7 @@ from lightning_fold.rewrites.channels.producers import effective_rows, find_prod
 from lightning_fold.structure.constant_values import along
 from lightning_fold.structure.groups import Structure, reading_axes
 from lightning_fold.surgery.editor import Editor
+from lightning_fold.surgery.optimizers import Transform
 
 
 def combine(editor: Editor, structure: Structure, cluster_of: Tensor) -> None:
@@ -45,7 +46,7 @@ def targets(groups: Tensor, cluster_of: Tensor) -> Tensor:
     return torch.tensor([place.get(pair, index) for index, pair in enumerate(pairs)])
 
 
-def _gather(target: Tensor, dim: int, *, mean: bool):
+def _gather(target: Tensor, dim: int, *, mean: bool) -> Transform:
     def apply(tensor: Tensor) -> Tensor:
         index = target.to(tensor.device)
         total = torch.zeros_like(tensor).index_add(dim, index, tensor)

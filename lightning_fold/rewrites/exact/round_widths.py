@@ -44,7 +44,7 @@ def fill(structure: Structure, removal: Removal, multiple_of: int, *, exact: boo
         return removal
     widths = group_channels(structure)
     filled = Removal(removal.removed.clone(), dict(removal.reasons))
-    while any([_fill_up(width, filled, multiple_of) for width in widths]):
+    while any([_fill_up(width, filled, multiple_of) for width in widths]):  # noqa: C419, each of them is filled
         completed = complete(structure, filled.removed, exact=exact)
         filled = Removal(completed.removed, filled.reasons | completed.reasons)
     return filled

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_fold.rewrites.channels.homogeneity import homogeneous
 from lightning_fold.rewrites.channels.producers import Producer, effective_rows, find_producers
 from lightning_fold.rewrites.channels.widths import PrunableGroup
-from lightning_fold.rewrites.reduction.importance import channel_rows
+from lightning_fold.rewrites.reduction.importances.importance import channel_rows
 from lightning_fold.structure.groups import Member, Structure
 from lightning_fold.surgery.editor import NetworkEditor
 

@@ -9,12 +9,14 @@ from torch.optim import Optimizer
 
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import RewriteReport
+from lightning_fold.rewrites.calibration import CalibrationSource
 from lightning_fold.rewrites.channels.compensated_norms import compensable
 from lightning_fold.rewrites.channels.merge import is_whole
 from lightning_fold.rewrites.channels.widths import PrunableGroup
 from lightning_fold.rewrites.reduction.clustering import Clustering
-from lightning_fold.rewrites.reduction.options import Compensate, Options, Repair
+from lightning_fold.rewrites.reduction.options import Compensate, Options
 from lightning_fold.rewrites.reduction.pipeline import reduce_channels
+from lightning_fold.rewrites.reduction.recovery.repairs.repair import Repair
 from lightning_fold.rewrites.reduction.selector import ChannelSelector, SelectionContext
 from lightning_fold.rewrites.size import Keep, Of, Size
 from lightning_fold.rewrites.wrappers import on_network
@@ -31,8 +33,9 @@ def fold(
     keep: Keep = 0.5,
     of: Of = "parameters",
     compensate: Compensate = "none",
-    repair: Repair = "data-free",
+    repair: str | Repair = "data-free",
     batches: Iterable[Any] | None = None,
+    calibration: str | CalibrationSource = "auto",
     seed: int = 0,
     skip: Sequence[str] = (),
     optimizers: Iterable[Optimizer] = (),
@@ -62,9 +65,11 @@ def fold(
         repair: ``"data-free"`` rescales each BatchNorm that follows a merged layer by N / sqrt(N + (N^2 - N) E), N the
             size of the cluster and E the mean cosine of its rows, where the outputs' error on ``batches``, or on noise
             in their place, does not grow by it; ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on
-            ``batches``; ``"none"`` leaves them.
+            ``batches``; ``"none"`` leaves them; or the path of a class of your own, or a :class:`Repair`.
         batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
             can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
+        calibration: where values inside the network come from: ``"auto"``, the ``batches`` or noise in their place;
+            ``"noise"``; the path of a class or function of your own, or that itself.
         seed: seed of k-means, and of the noise that stands for data.
         skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.
         optimizers: optimizers of the network; moments are averaged over each cluster.
@@ -77,8 +82,7 @@ def fold(
     """
     size = Size(keep, of)
     size.check("fold")
-    options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
-    options.check("fold", ("data-free", "none", "data"))
+    options = Options.of("fold", compensate, repair, batches, calibration, seed, skip, merging=True)
     return reduce_channels("fold", model, example_inputs, size, options, optimizers, lambda s: _Folding(s, seed))
 
 

@@ -1,13 +1,16 @@
 """Which layers stay, and what follows the cut: the arguments that prune and fold share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lightning_fold.arguments import check_choice
 from lightning_fold.errors import ArgumentError
+from lightning_fold.rewrites.calibration import CalibrationSource, calibration_source
+from lightning_fold.rewrites.reduction.recovery.repairs import repair_of
+from lightning_fold.rewrites.reduction.recovery.repairs.repair import Repair
 
 Compensate = Literal["none", "bias", "least-squares"]
-Repair = Literal["none", "data-free", "data"]
 
 
 @dataclass(frozen=True)
@@ -17,21 +20,35 @@ class Options:
     compensate: Compensate
     repair: Repair
     batches: list[Any] | None
+    source: CalibrationSource
     seed: int = 0
     skip: Sequence[str] = ()
 
-    def check(self, method: str, repairs: tuple[str, ...]) -> None:
-        """Raise ``ValueError`` where a value is unknown, batches are missing or ``skip`` is one string."""
-        if isinstance(self.skip, str):
-            raise ArgumentError(f"{method}(skip={self.skip!r}): expected a list of patterns, skip=[{self.skip!r}].")
-        for name, value, known in (
-            ("compensate", self.compensate, get_args(Compensate)),
-            ("repair", self.repair, repairs),
-        ):
-            if value not in known:
-                choices = ", ".join(map(repr, known[:-1]))
-                raise ArgumentError(f"{method}({name}={value!r}): expected {choices} or {known[-1]!r}.")
-        if self.repair == "data" and not self.batches:
-            raise ArgumentError(f"{method}(repair='data'): expected batches=..., a loader or a list of batches.")
-        if self.batches is not None and not self.batches:
-            raise ArgumentError(f"{method}(batches=[]): expected at least one batch of inputs, or of (inputs, ...).")
+    @classmethod
+    def of(
+        cls,
+        call: str,
+        compensate: Compensate,
+        repair: str | Repair,
+        batches: Iterable[Any] | None,
+        calibration: str | CalibrationSource,
+        seed: int,
+        skip: Sequence[str],
+        *,
+        merging: bool,
+    ) -> "Options":
+        """The arguments of ``call``, checked; ``merging`` says whether it merges channels.
+
+        Raises:
+            ArgumentError: a value is unknown, batches are missing or ``skip`` is one string.
+        """
+        if isinstance(skip, str):
+            raise ArgumentError(f"{call}(skip={skip!r}): expected a list of patterns, skip=[{skip!r}].")
+        check_choice(call, "compensate", compensate, get_args(Compensate))
+        found = repair_of(call, repair, merging=merging)
+        listed = None if batches is None else list(batches)
+        if found.needs_batches and not listed:
+            raise ArgumentError(f"{call}(repair={repair!r}): expected batches=..., a loader or a list of batches.")
+        if listed is not None and not listed:
+            raise ArgumentError(f"{call}(batches=[]): expected at least one batch of inputs, or of (inputs, ...).")
+        return cls(compensate, found, listed, calibration_source(call, calibration), seed, skip)

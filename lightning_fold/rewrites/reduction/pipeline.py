@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from lightning_fold.inputs import Inputs
 from lightning_fold.report import Kept, RewriteReport
 from lightning_fold.rewrites.calibration import LazyCalibration
-from lightning_fold.rewrites.channels.merge import fold_ar
 from lightning_fold.rewrites.channels.widths import (
     PrunableGroup,
     check_patterns,
@@ -81,7 +80,7 @@ class _Reduction:
         self.method, self.model, self.example_inputs = method, model, example_inputs
         self.structure, self.options = structure, options
         self.notes: list[str] = []
-        self.calibration = LazyCalibration(model, example_inputs, options.batches, options.seed)
+        self.calibration = LazyCalibration(model, example_inputs, options.batches, options.seed, options.source)
         self._planned = 1.0
         self.selector = choose(SelectionContext(model, structure, self.calibration))
         check_patterns(method, widths, options.skip)
@@ -111,16 +110,15 @@ class _Reduction:
         shrinking = [width for width, size in zip(self.widths, kept, strict=True) if size < width.size]
         self.notes += self.selector.notes(shrinking)
         options = self.options
-        needed = options.compensate != "none" or options.repair == "data-free" or options.batches is not None
+        needed = options.compensate != "none" or options.repair.does_something or options.batches is not None
         recovery = Recovery(cut, self.calibration.get() if needed else None, self.notes)
         cut.rescaling.apply(surgery)
-        factors = fold_ar(surgery, self.structure, cut.cluster_of) if options.repair == "data-free" else {}
+        found = options.repair.before_cut(surgery, cut)
         cut.apply(surgery)
-        recovery.apply_fold_ar(surgery, factors)
+        options.repair.after_cut(surgery, recovery, found)
         if options.compensate != "none":
             recovery.compensate(surgery, weights=options.compensate == "least-squares")
-        if options.repair == "data":
-            recovery.repair(surgery)
+        options.repair.finish(surgery, recovery)
         return [*pinned_groups(self.structure), *(Kept(w.group.name, w.group.size, r) for w, r in self.refused)]
 
     def check_size(self, size: Size, report: RewriteReport) -> None:

@@ -1,6 +1,7 @@
 """prune: whole channels, by importance."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,27 +10,17 @@ from torch.optim import Optimizer
 
 from lightning_fold.errors import ArgumentError
 from lightning_fold.inputs import Inputs
-from lightning_fold.report import RewriteReport, some_of
-from lightning_fold.rewrites.channels.consumers import ONLY_SOLVED
+from lightning_fold.report import RewriteReport
+from lightning_fold.rewrites.calibration import CalibrationSource
 from lightning_fold.rewrites.channels.widths import PrunableGroup
-from lightning_fold.rewrites.reduction.importance import (
-    CALIBRATED,
-    IMPORTANCES,
-    Importance,
-    Loss,
-    Score,
-    by_norm,
-    calibrated_score,
-    norm_score,
-    taylor_score,
-)
-from lightning_fold.rewrites.reduction.options import Compensate, Options, Repair
+from lightning_fold.rewrites.reduction.importances import importance_of
+from lightning_fold.rewrites.reduction.importances.importance import Importance, Loss, Score
+from lightning_fold.rewrites.reduction.options import Compensate, Options
 from lightning_fold.rewrites.reduction.pipeline import reduce_channels
+from lightning_fold.rewrites.reduction.recovery.repairs.repair import Repair
 from lightning_fold.rewrites.reduction.selector import ChannelSelector, SelectionContext
 from lightning_fold.rewrites.size import Keep, Of, Size
 from lightning_fold.rewrites.wrappers import on_network
-
-__all__ = ["Importance", "prune"]
 
 
 @on_network
@@ -39,10 +30,11 @@ def prune(
     *,
     keep: Keep = 0.5,
     of: Of = "parameters",
-    importance: Importance | Score = "l2",
+    importance: str | Importance | Score = "l2",
     compensate: Compensate = "none",
-    repair: Repair = "none",
+    repair: str | Repair = "none",
     batches: Iterable[Any] | None = None,
+    calibration: str | CalibrationSource = "auto",
     loss: Loss | None = None,
     seed: int = 0,
     skip: Sequence[str] = (),
@@ -62,14 +54,18 @@ def prune(
             ``"channels"``: each width keeps that share of its channels; what no pattern matches stays as it is.
         importance: ``"l1"`` or ``"l2"`` norm of the weights that write a channel; ``"taylor"``, |weight times gradient|
             of ``loss`` on ``batches``; ``"activation"``, the energy that a channel brings to its consumers;
-            ``"reconstruction"``, what its consumers lose when the other channels make up for it; or a function of
-            the network and a :class:`ChannelGroup` that returns a score for each channel.
+            ``"reconstruction"``, what its consumers lose when the other channels make up for it; the path of a class of
+            your own, an :class:`Importance`, or a function of the network and a :class:`ChannelGroup` that returns a
+            score for each channel.
         compensate: ``"none"``; ``"bias"`` solves for the biases of the following layers, so that their mean outputs are
             those of the dense network; ``"least-squares"`` for their weights and biases, so that they give the dense
             network's outputs from the channels left.
-        repair: ``"none"``; ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on ``batches``.
+        repair: ``"none"``; ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on ``batches``; or the path
+            of a class of your own, or a :class:`Repair`.
         batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
             can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
+        calibration: where values inside the network come from: ``"auto"``, the ``batches`` or noise in their place;
+            ``"noise"``; the path of a class or function of your own, or that itself.
         loss: a function of network and batch, for ``"taylor"``.
         seed: seed of the noise that stands for data.
         skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.
@@ -81,48 +77,26 @@ def prune(
             the network can be removed.
         RewriteError: the network does not run afterwards; everything is as it was before.
     """
-    if not callable(importance) and importance not in IMPORTANCES:
-        known = ", ".join(map(repr, IMPORTANCES[:-1]))
-        raise ArgumentError(f"prune(importance={importance!r}): expected {known}, {IMPORTANCES[-1]!r} or a function.")
-    if importance == "taylor" and (batches is None or loss is None):
-        raise ArgumentError(
-            "prune(importance='taylor'): expected batches=... and loss=..., for example "
-            "loss=lambda model, batch: cross_entropy(model(batch[0]), batch[1])."
-        )
     size = Size(keep, of)
     size.check("prune")
-    options = Options(compensate, repair, None if batches is None else list(batches), seed, skip)
-    options.check("prune", ("none", "data"))
+    chosen = importance_of("prune", importance)
+    options = Options.of("prune", compensate, repair, batches, calibration, seed, skip, merging=False)
 
     def choose(context: SelectionContext) -> ChannelSelector:
-        return _Selection(context, _score(context, importance, options, loss), importance)
+        return _Selection(replace(context, loss=loss), chosen)
 
     return reduce_channels("prune", model, example_inputs, size, options, optimizers, choose)
-
-
-def _score(context: SelectionContext, importance: Importance | Score, options: Options, loss: Loss | None) -> Score:
-    if not isinstance(importance, str):
-        return importance
-    if importance in CALIBRATED:
-        return calibrated_score(importance, context.structure, context.calibration.get())
-    if importance == "taylor":
-        assert loss is not None and options.batches is not None
-        return taylor_score(context.model, options.batches, loss)
-    return norm_score(int(importance[1]))
 
 
 class _Selection(ChannelSelector):
     """The channels with the highest scores stay."""
 
-    def __init__(self, context: SelectionContext, score: Score, importance: Importance | Score) -> None:
-        self.model, self.score, self.importance = context.model, score, importance
-        self._by_norm = by_norm(context.structure) if importance in CALIBRATED else lambda group: False
+    def __init__(self, context: SelectionContext, importance: Importance) -> None:
+        self.context, self.importance, self.score = context, importance, importance.prepare(context)
         self._scores: dict[int, Tensor] = {}
 
     def notes(self, widths: list[PrunableGroup]) -> list[str]:
-        names = some_of(width.group.name for width in widths if self._by_norm(width.group))
-        found = f"importance={self.importance!r} was the norm of the weights in {names}"
-        return [f"{found}: of what reads channels, {ONLY_SOLVED} are looked at"] if names else []
+        return self.importance.notes(self.context, [width.group for width in widths])
 
     def assign(self, width: PrunableGroup, kept: int) -> Tensor:
         key = int(width.group.ids[0])
@@ -138,7 +112,7 @@ class _Selection(ChannelSelector):
         return assignment
 
     def _checked(self, width: PrunableGroup) -> Tensor:
-        scores = torch.as_tensor(self.score(self.model, width.group)).detach().cpu()
+        scores = torch.as_tensor(self.score(self.context.model, width.group)).detach().cpu()
         if scores.shape != (width.group.size,) or not bool(torch.isfinite(scores).all()):
             raise ArgumentError(
                 f"prune(importance=...): the scores of {width.group.name} have shape {tuple(scores.shape)} or are not "

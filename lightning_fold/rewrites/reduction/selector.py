@@ -1,6 +1,8 @@
 """How a width is made smaller: the part of prune and fold that differs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,24 @@ from lightning_fold.structure.groups import Structure
 
 @dataclass
 class SelectionContext:
-    """All that a choice of channels may look at."""
+    """All that a choice of channels may look at.
+
+    Attributes:
+        model: the network.
+        structure: what was read from it.
+        calibration: the dense network and inputs to run it on, made when they are first asked for.
+        loss: a function of network and batch, where the rewrite was given one.
+    """
 
     model: nn.Module
     structure: Structure
     calibration: LazyCalibration
+    loss: Callable[[nn.Module, Any], Tensor] | None = None
+
+    @property
+    def batches(self) -> list[Any] | None:
+        """The batches as the rewrite was given them."""
+        return self.calibration.batches
 
 
 class ChannelSelector:

@@ -28,7 +28,7 @@ CONFIG = {
         "callbacks": [
             {
                 "class_path": "lightning_fold.callbacks.LowRankFactorization",
-                "init_args": {"keep_parameters": 0.6, "at_epoch": 1},
+                "init_args": {"keep": 0.6, "at_epoch": 1},
             }
         ],
     },
@@ -91,7 +91,7 @@ def test_metrics_of_another_epoch_are_left_out(capsys):
 
 
 def test_module_that_logs_nothing(capsys):
-    fit(LowRankFactorization(keep_parameters=0.6, at_epoch=1), max_epochs=2, validation=False)
+    fit(LowRankFactorization(keep=0.6, at_epoch=1), max_epochs=2, validation=False)
     first, second = lines(capsys)
     assert re.fullmatch(r"epoch 1 of 2  [\d,]+ parameters \(1\.00x\)  [\d.]+ s  [\d.]+ s left", first)
     assert "(1.00x)" not in second

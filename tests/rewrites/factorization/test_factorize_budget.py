@@ -7,7 +7,7 @@ from torch import nn
 
 import lightning_fold as lf
 from lightning_fold.models import MLP, CifarResNet
-from lightning_fold.rewrites.factorization.matrix_views import shapes
+from lightning_fold.rewrites.factorization.matrix_views import matrix_views
 from tests.zoo import ZOO, build, error_of, run
 
 LAYERS = {
@@ -26,7 +26,7 @@ def test_full_rank_is_the_same_function(name):
     layer, size = LAYERS[name]()
     layer = layer.double()
     x = torch.randn(size, dtype=torch.float64)
-    found = shapes("layer", layer)
+    found = matrix_views("layer", layer)
     assert len(found) == (2 if name in ("conv2d", "conv2d_same") else 1)
     for shape in found:
         left, values, right = torch.linalg.svd(shape.matrix, full_matrices=False)

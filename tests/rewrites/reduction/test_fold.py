@@ -226,8 +226,8 @@ def test_seed_makes_it_reproducible() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"fold\(keep=0.0\)"):
         lf.fold(build("mlp"), ZOO["mlp"].inputs(), keep=0.0, of="channels")
-    with pytest.raises(ValueError, match="expected 'data-free', 'none' or 'data'"):
-        lf.fold(build("mlp"), ZOO["mlp"].inputs(), repair="full")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="expected one of 'none', 'data-free', 'data', or the path"):
+        lf.fold(build("mlp"), ZOO["mlp"].inputs(), repair="full")
     with pytest.raises(ValueError, match="at least one hidden width"):
         lf.fold(Head(3), torch.randn(2, 3, 4, 4))
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import lightning_fold as lf
-from lightning_fold.rewrites.reduction.importance import taylor_score
+from lightning_fold.rewrites.reduction.importances.taylor import taylor_score
 from tests.zoo import ZOO, build
 
 

@@ -1,6 +1,6 @@
 """Least squares: the weights of a layer that best give the dense network's outputs from the inputs it now gets."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def refit(
     targets: dict[str, tuple[Tensor, Tensor]] = {}
     corrections: dict[str, Correction] = {}
 
-    def remember(consumer: Consumer):
+    def remember(consumer: Consumer) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             flat = _channels_last(module, output).flatten(0, -2)
             places = _places(len(flat), module.weight[0].numel())  # pyright: ignore[reportIndexIssue, reportCallIssue]
@@ -67,7 +67,7 @@ def refit(
 
         return hook
 
-    def solve(consumer: Consumer):
+    def solve(consumer: Consumer) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             assert isinstance(module, (nn.Linear, nn.Conv2d))
             places, target = targets.pop(consumer.path)

@@ -16,14 +16,12 @@ from lightning_fold.rewrites.channels.consumers import ONLY_SOLVED, find_consume
 from lightning_fold.rewrites.channels.producers import find_producers
 from lightning_fold.rewrites.reduction.cut import Cut
 from lightning_fold.rewrites.reduction.recovery.least_squares import refit
-from lightning_fold.rewrites.repair import estimate_statistics, is_layer_norm, tune_layer_norms
+from lightning_fold.rewrites.repair import is_layer_norm
 from lightning_fold.rewrites.transaction import outputs
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import Contraction
-from lightning_fold.surgery.editor import Editor, NetworkEditor
+from lightning_fold.surgery.editor import NetworkEditor
 from lightning_fold.surgery.transaction import Surgery
-
-_TUNED_ON = 256  # examples, of all places in them: two numbers for each channel ask for no more
 
 
 @dataclass
@@ -40,37 +38,16 @@ class Recovery:
     dense: Calibration | None
     notes: list[str] = field(default_factory=list)
 
-    def apply_fold_ar(self, surgery: Surgery, factors: dict[str, Tensor]) -> None:
-        """Fold-AR: multiply each BatchNorm's scale by its factors; undo it, one after the other, where that helps."""
-        if not factors:
-            return
-        assert self.dense is not None
-        axes = self.cut.structure.labels.axes
-        left = {name: f[self.cut.staying(self.cut.structure.groups(axes[name, 0]))] for name, f in factors.items()}
-        small = NetworkEditor(self._calibrated(surgery)[1])
-        expected = outputs(self.dense.network, self.dense.held_out)
-        helpful, errors = _helpful(small, left, lambda: self._error(small.model, expected))
-        for name in helpful:
-            surgery.scale(name, 0, left[name])
-        if undone := [name.rpartition(".")[0] for name in left if name not in helpful]:
-            where = f"{len(undone)} of {len(left)} BatchNorms ({some_of(undone)})"
-            inputs = "held-out data" if self.dense.real else "noise, for want of data,"
-            nowhere, everywhere, left_over = errors
-            self.notes.append(
-                f"Fold-AR was undone at {where}, where it makes the outputs on {inputs} worse: error {left_over:.3g}, "
-                f"{everywhere:.3g} with all of it, {nowhere:.3g} with none"
-            )
-
     def compensate(self, surgery: Surgery, *, weights: bool) -> None:
         """Solve for the consumers' columns (or only for shifts), on copies that see the calibration's inputs."""
         assert self.dense is not None
         dense = self.dense
-        reference, small = self._calibrated(surgery)
+        reference, small = self.calibrated(surgery)
         expected = outputs(reference, dense.held_out)
-        before = self._error(small, expected)
+        before = self.error(small, expected)
         consumers = [c for c in find_consumers(self.cut.structure) if dense.real or self._loses_columns(c.contraction)]
         found = refit(replace(dense, network=reference), small, consumers, self._rows(), weights=weights)
-        after = self._error(small, expected)
+        after = self.error(small, expected)
         if not after <= before:
             self.notes.append(_undone(f"compensate={'least-squares' if weights else 'bias'!r}", before, after))
             return
@@ -82,17 +59,7 @@ class Recovery:
                 surgery.add(consumer.sink.tensor, consumer.sink.sign * correction.shift)
         self.notes += self._not_compensated(weights)
 
-    def repair(self, surgery: Surgery) -> None:
-        """BatchNorm statistics, batch by batch, then the scales and shifts of LayerNorms, on data."""
-        dense = self.dense
-        assert dense is not None
-        rows = self._norm_rows(surgery.model)
-        self._if_better("BatchNorm re-estimation", surgery, lambda copy: estimate_statistics(copy, dense.batches))
-        few = dense.examples(_TUNED_ON)
-        tune = lambda copy: tune_layer_norms(dense.network, copy, few, rows)  # noqa: E731
-        self._if_better("LayerNorm tuning", surgery, tune)
-
-    def _if_better(self, name: str, surgery: Surgery, step: Callable[[nn.Module], None]) -> None:
+    def if_better(self, name: str, surgery: Surgery, step: Callable[[nn.Module], object]) -> None:
         """Take over what ``step`` does to a copy, unless the error on held-out data is larger then."""
         assert self.dense is not None
         better, notes = improved(name, surgery.model, self.dense, step)
@@ -101,7 +68,7 @@ class Recovery:
             if not torch.equal(value, surgery.tensor(key)):
                 surgery.set(key, value)
 
-    def _calibrated(self, surgery: Surgery) -> tuple[nn.Module, nn.Module]:
+    def calibrated(self, surgery: Surgery) -> tuple[nn.Module, nn.Module]:
         """The calibration's network, rescaled as the network was, and a copy of it that is cut like the network."""
         assert self.dense is not None
         reference = deepcopy(self.dense.network)
@@ -113,7 +80,9 @@ class Recovery:
             small.set(gamma, surgery.tensor(gamma))
         return reference, small.model
 
-    def _error(self, small: nn.Module, expected: list[Tensor]) -> float:
+    def error(self, small: nn.Module, expected: list[Tensor]) -> float:
+        """The error of what ``small`` gives on held-out inputs, relative to how much ``expected`` varies."""
+        """The error of the outputs of ``small`` on held-out inputs, relative to how much ``expected`` vary."""
         assert self.dense is not None
         return relative_squared_error(outputs(small, self.dense.held_out), expected)
 
@@ -151,7 +120,7 @@ class Recovery:
                 found[consumer.path] = self.cut.means(self.cut.structure.group_of[contraction.rows])
         return found
 
-    def _norm_rows(self, model: nn.Module) -> dict[str, Tensor]:
+    def norm_rows(self, model: nn.Module) -> dict[str, Tensor]:
         """For each LayerNorm that is called once (channels left, channels) the mean over the clusters of its channels.
 
         One that is called more often has no one output to be tuned to: it stays.
@@ -165,7 +134,7 @@ class Recovery:
 
 
 def improved(
-    name: str, model: nn.Module, dense: Calibration, step: Callable[[nn.Module], None]
+    name: str, model: nn.Module, dense: Calibration, step: Callable[[nn.Module], object]
 ) -> tuple[nn.Module, list[str]]:
     """A copy of ``model`` after ``step``; ``model`` and a note where that makes the error on held-out data larger.
 
@@ -180,26 +149,6 @@ def improved(
     step(copy)
     after = relative_squared_error(outputs(copy, dense.held_out), expected)
     return (model, [_undone(name, before, after)]) if after > before else (copy, [])
-
-
-def _helpful(
-    small: Editor, factors: dict[str, Tensor], error: Callable[[], float]
-) -> tuple[list[str], tuple[float, float, float]]:
-    """The scales whose factors make the error no larger, and the error with no factor, with all and with these."""
-    plain, nowhere = {name: small.tensor(name).detach().clone() for name in factors}, error()
-    for name, factor in factors.items():
-        small.scale(name, 0, factor)
-    everywhere = least = error()
-    helpful = []
-    for name, factor in factors.items():
-        small.set(name, plain[name])
-        without = error()
-        if without < least:
-            least = without
-        else:
-            small.scale(name, 0, factor)
-            helpful.append(name)
-    return (helpful, (nowhere, everywhere, least)) if least <= nowhere else ([], (nowhere, everywhere, nowhere))
 
 
 def _undone(name: str, before: float, after: float) -> str:

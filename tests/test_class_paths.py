@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import lightning_fold as lf
+from lightning_fold.class_paths import class_path, names_class
 from lightning_fold.layers import CompensatedLayerNorm
 from lightning_fold.models import MLP, CifarResNet
 from lightning_fold.modules import Classifier
-from lightning_fold.storage.class_paths import class_path, names_class
 
 
 class Local(nn.Module):

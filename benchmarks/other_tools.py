@@ -56,10 +56,15 @@ def tried(row: str, tool: str, limit: int) -> dict[str, str]:
     except TimeoutError:
         result = f"not finished in {limit} s"
     except Exception as failure:  # noqa: BLE001  (whatever another tool raises is its result)
-        result = f"fails: {type(failure).__name__}: {' '.join(str(failure).split())[:90]}"
+        result = f"fails: {type(failure).__name__}: {_text(failure)}"
     finally:
         signal.alarm(0)
     return {"row": row, "tool": tool, "result": result}
+
+
+def _text(failure: Exception) -> str:
+    words = " ".join(str(failure).split())
+    return "".join(filter(str.isprintable, words))[:90]
 
 
 def _stop(number: int, frame: object) -> None:
@@ -78,7 +83,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     with arguments.output.open("w", newline="") as file:
-        table = csv.DictWriter(file, ["row", "tool", "result"])
+        table = csv.DictWriter(file, ["row", "tool", "result"], lineterminator="\n")
         table.writeheader()
         for row in arguments.rows:
             for tool in arguments.tools:

@@ -34,7 +34,7 @@ METHODS = {
     "fold": ("folded", "#edae49", "D"),
     "prune": ("pruned by L2", "#7a6c9d", "v"),
 }
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,

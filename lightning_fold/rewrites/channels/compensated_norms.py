@@ -61,7 +61,7 @@ def compensate(editor: NetworkEditor, structure: Structure, norm: Norm, removal:
 def compensate_response_norm(
     editor: NetworkEditor, structure: Structure, norm: GlobalResponseNorm, removal: Removal
 ) -> None:
-    """Compensate for zero channels that leave ``norm``: the mean over the K of C remaining channels grows by C / K.
+    """Compensate for zero channels that leave ``norm``: the mean over K instead of C channels is C / K times as large.
 
     So the number added to it, and the tensor that scales the quotient, are multiplied by C / K as well.
     """
@@ -73,9 +73,9 @@ def compensate_response_norm(
 
 
 def weigh(editor: NetworkEditor, structure: Structure, norm: Norm, cluster_of: Tensor, removal: Removal) -> None:
-    """Make a norm over merged or removed channels count each remaining channel once per channel it stands for.
+    """Make a norm over merged or removed channels count each remaining channel once per channel that it represents.
 
-    If each stands for equally many, a plain norm is already right.
+    If all represent equally many, a plain norm is already right.
     """
     assert norm.channels is not None
     groups = structure.group_of[norm.channels[0]]

@@ -10,7 +10,7 @@ from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
 
-# The layers that find_consumers returns; notes in reports say so when they name other layers.
+# How report notes describe the layers that find_consumers returns.
 ONLY_SOLVED = "only Linear and ungrouped, zero-padded Conv2d layers that evaluation runs once"
 
 

@@ -101,7 +101,7 @@ def _keep_one(structure: Structure, removal: Removal) -> bool:
 
 
 def _even(structure: Structure, blocks: Blocks, removal: Removal, exact: bool) -> bool:
-    """Keep more until all remaining blocks have equal sizes on each side; blocks leave on all sides or on none."""
+    """Keep more groups until remaining blocks have equal sizes per side; blocks are removed on all sides or on none."""
     sides = [structure.group_of[side] for side in blocks.sides]
     before = int(removal.removed.sum())
     for _ in range(max(side.shape[1] for side in sides) + 1):

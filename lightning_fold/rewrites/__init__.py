@@ -1,1 +1,1 @@
-"""DECIDE: what each method removes, merges or replaces. One module for each method, one function in each module."""
+"""DECIDE: methods choose the parts to remove, merge or replace. One module per method, one function per module."""

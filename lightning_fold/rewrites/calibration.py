@@ -1,4 +1,4 @@
-"""What is known of the values inside a network: from batches, or without data from its own BatchNorms."""
+"""Calibration: statistics of the values inside a network, from batches or, without data, from its BatchNorms."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ from lightning_fold.rewrites.repair import estimate_statistics
 from lightning_fold.structure.graph.trace import evaluation_mode
 
 _MOST_EXAMPLES = 256
-_CHUNK = 128  # examples that small batches are joined to
+_CHUNK = 128  # examples; small batches are joined up to this size
 _MOST_ELEMENTS = 2_000_000  # of noise: 256 images of 3 x 32 x 32, 13 of 3 x 224 x 224
 
 
@@ -39,12 +39,13 @@ class Calibration:
     """A copy of the dense network and inputs to run it on.
 
     Attributes:
-        network: the dense network, in evaluation mode. Without data its BatchNorm statistics are those of ``batches``,
-            so that behind every BatchNorm mean and variance are the ones it promises, as they are on real data.
-        batches: what it is called with, one after the other, batch first.
-        held_out: inputs that nothing is estimated from; those of the batch where there is only one.
+        network: the dense network, in evaluation mode. Without data its BatchNorm statistics are estimated on
+            ``batches``, so the output of every BatchNorm has the mean and variance that its parameters promise, as on
+            real data.
+        batches: the inputs to call it with, one after the other, batch first.
+        held_out: inputs that nothing is estimated from; if there is only one batch, that batch.
         real: whether the inputs are data.
-        left_out: how many batches were left out, since their shapes do not go together with the first one's.
+        left_out: number of batches that were left out because their shapes do not match the first batch.
     """
 
     network: nn.Module
@@ -63,10 +64,10 @@ class Calibration:
 
 
 def from_batches(model: nn.Module, example_inputs: Inputs, batches: Iterable[Any]) -> Calibration:
-    """Calibrate on the batches that differ from the first in their size alone: the last held out, small ones joined.
+    """Calibrate on the batches whose shapes match the first, whatever their size; hold out the last, join small ones.
 
     Raises:
-        ValueError: there is no batch, or none with as many inputs as ``example_inputs``.
+        ArgumentError: there is no batch, or a batch lacks an input or has NaN or infinity.
     """
     device = device_of(model)
     parts = [on_device(inputs_of_batch(batch, example_inputs), device) for batch in batches]
@@ -79,7 +80,7 @@ def from_batches(model: nn.Module, example_inputs: Inputs, batches: Iterable[Any
 
 
 def _chunks(batches: list[Inputs]) -> list[list[Inputs]]:
-    """Batches in order, so many together that each has _CHUNK examples at least: too few have no statistics."""
+    """Group batches, in order, into chunks of at least _CHUNK examples: fewer give no reliable statistics."""
     chunks, size = [[]], 0
     for batch in batches:
         if size >= _CHUNK:
@@ -91,16 +92,16 @@ def _chunks(batches: list[Inputs]) -> list[list[Inputs]]:
 
 def _joined(batches: list[Inputs]) -> Inputs:
     joined = join_inputs(batches)
-    assert joined is not None, "what goes together with the first goes together"
+    assert joined is not None, "batches that fit the first fit each other"
     return joined
 
 
 def from_noise(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> Calibration:
     """Calibrate without data: noise in the shape of the inputs, and BatchNorm statistics to match.
 
-    Behind a BatchNorm every channel then has the mean and variance that beta and gamma say; how channels go together
-    follows from the weights. Noise for images has the 1/f spectrum of natural ones. Integer inputs stay as they are,
-    and so does what is not batched, as a mask.
+    The output of every BatchNorm then has the mean and variance given by beta and gamma; correlations between channels
+    follow from the weights. Noise for images has the 1/f spectrum of natural images. Integer inputs and inputs without
+    a batch dimension, such as masks, are used as they are.
     """
     generator = torch.Generator().manual_seed(seed)
     given, size = example_inputs, batch_size(example_inputs)
@@ -110,7 +111,7 @@ def from_noise(model: nn.Module, example_inputs: Inputs, seed: int = 0) -> Calib
         make = lambda value: _noise(value, examples, generator) if is_batched(value, size) else value  # noqa: E731
         given = tree_map(make, example_inputs)
     network = deepcopy(model).eval()
-    if batch_size(given) > 1:  # one example has no variance: the statistics stay those of training
+    if batch_size(given) > 1:  # one example has no variance: keep the statistics from training
         estimate_statistics(network, [given])
     return Calibration(network, [given], given, real=False)
 
@@ -127,25 +128,25 @@ def _noise(like: Tensor, examples: int, generator: torch.Generator) -> Tensor:
 
 @dataclass
 class LazyCalibration:
-    """A calibration that is made when it is first asked for."""
+    """A calibration that is made on first use."""
 
     model: nn.Module
     example_inputs: Inputs
     batches: list[Any] | None
     seed: int = 0
-    source: "CalibrationSource | None" = None  # batches, or noise where there are none
+    source: "CalibrationSource | None" = None  # default: batches, or noise without them
 
     def get(self) -> Calibration:
-        """The same one each time; of the network as it is at the first."""
+        """The calibration, always the same one; made from the network as it is at the first call."""
         return self._made
 
     def notes(self) -> list[str]:
-        """What the report should say of it, once it was made."""
+        """Notes for the report; none before the calibration is made."""
         left_out = self._made.left_out if "_made" in vars(self) else 0
         if not left_out:
             return []
         found = f"{left_out} of {len(self.batches or ())} batches"
-        return [f"{found} were left out: their inputs have other shapes than the first one's"]
+        return [f"{found} were left out: their inputs do not have the shapes of the first batch"]
 
     @cached_property
     def _made(self) -> Calibration:
@@ -154,30 +155,30 @@ class LazyCalibration:
 
 
 class CalibrationSource(Protocol):
-    """Where values inside a network come from: a function, or an object that is called like one."""
+    """A source of calibrations: a function, or a callable object."""
 
     def __call__(
         self, model: nn.Module, example_inputs: Inputs, batches: list[Any] | None, seed: int, /
     ) -> Calibration:
-        """A calibration of ``model``, of which it holds a copy; :func:`from_batches` makes one from any inputs."""
+        """Return a calibration with a copy of ``model``; :func:`from_batches` makes one from any inputs."""
         ...
 
 
 def from_batches_or_noise(
     model: nn.Module, example_inputs: Inputs, batches: list[Any] | None, seed: int
 ) -> Calibration:
-    """Calibrate on the batches, or on noise where there are none."""
+    """Calibrate on the batches, or on noise if there are none."""
     if batches is None:
         return from_noise(model, example_inputs, seed)
     return from_batches(model, example_inputs, batches)
 
 
 def from_noise_always(model: nn.Module, example_inputs: Inputs, batches: list[Any] | None, seed: int) -> Calibration:
-    """Calibrate on noise, whatever the batches are for."""
+    """Calibrate on noise; ignore the batches."""
     return from_noise(model, example_inputs, seed)
 
 
-# The names of the argument ``calibration``; a source is added by its line here.
+# The values of the argument ``calibration``; add a line here to add a source.
 CALIBRATIONS = {
     "auto": "lightning_fold.rewrites.calibration.from_batches_or_noise",
     "noise": "lightning_fold.rewrites.calibration.from_noise_always",
@@ -185,11 +186,11 @@ CALIBRATIONS = {
 
 
 def calibration_source(call: str, calibration: str | CalibrationSource) -> CalibrationSource:
-    """The source that a name or a class path stands for.
+    """The calibration source for a name, a class path or a callable.
 
     Raises:
         ArgumentError: the name is unknown, or there is no such class or function.
-        ArgumentTypeError: it cannot be called.
+        ArgumentTypeError: the source is not callable.
     """
     found = resolve(call, "calibration", calibration, CALIBRATIONS) if isinstance(calibration, str) else calibration
     if not callable(found):
@@ -211,12 +212,12 @@ def second_moments(calibration: Calibration, paths: Iterable[str]) -> dict[str, 
 
 
 def mean_squares(calibration: Calibration, paths: Iterable[str]) -> dict[str, Tensor]:
-    """(channels,) E[x^2] in the same places: the diagonal of :func:`second_moments`."""
+    """(channels,) E[x^2] at the input of each layer: the diagonal of :func:`second_moments`."""
     return _mean(calibration, paths, lambda rows: rows.square().sum(0))
 
 
 def _mean(calibration: Calibration, paths: Iterable[str], total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The mean over all places, where ``total`` is the sum over those of the inputs of a layer, (places, channels)."""
+    """The mean over all input rows of each layer; ``total`` maps rows (positions, channels) to their sum."""
     sums: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
 
@@ -238,9 +239,9 @@ def _mean(calibration: Calibration, paths: Iterable[str], total: Callable[[Tenso
 
 
 def relative_squared_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Squared error of outputs, relative to how much they vary over the examples; infinite where it is NaN.
+    """Squared error of the outputs divided by their variation over the examples; infinite if it is NaN.
 
-    Of one example it is relative to their size.
+    With a single example it is divided by the squared size of the outputs.
     """
     error = sum(
         float((left.double() - right.double()).square().sum()) for left, right in zip(found, expected, strict=True)
@@ -252,7 +253,7 @@ def relative_squared_error(found: list[Tensor], expected: list[Tensor]) -> float
 
 
 def precise(value: Tensor) -> Tensor:
-    """``value`` in at least single precision: sums of products leave the range of half precision."""
+    """``value`` in at least single precision: sums of products overflow in half precision."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 

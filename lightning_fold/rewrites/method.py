@@ -1,4 +1,4 @@
-"""What a whole method is: prune, fold and factorize are some."""
+"""The interface of a method; prune, fold and factorize are methods."""
 
 from typing import Any, Protocol
 
@@ -9,10 +9,10 @@ from lightning_fold.report import RewriteReport
 
 
 class Method(Protocol):
-    """A function, or an object that is called like one, that makes a network smaller.
+    """A function or a callable object that makes a network smaller.
 
-    Commands pass ``keep``, and of ``of``, ``batches``, ``skip`` and ``repair`` what they are asked for, if the method
-    names such arguments.
+    Commands pass ``keep``. They pass ``of``, ``batches``, ``skip`` and ``repair`` if the user sets them and the method
+    has such arguments.
     """
 
     def __call__(self, model: nn.Module, example_inputs: Inputs, /, **options: Any) -> RewriteReport:

@@ -1,4 +1,4 @@
-"""Hooks that see what the layers of a network are called with, and what they give, for one block of code."""
+"""Hooks that see the inputs and outputs of layers, for the length of a ``with`` block."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +11,7 @@ Hooks = Iterable[tuple[nn.Module, Callable[..., Any]]]
 
 @contextmanager
 def forward_hooks(hooks: Hooks) -> Iterator[None]:
-    """Call ``hook(module, inputs, output)`` for each (module, hook) behind the module, inside the block only."""
+    """Call ``hook(module, inputs, output)`` after each module runs, inside the block only."""
     with ExitStack() as stack:
         for module, hook in hooks:
             stack.callback(module.register_forward_hook(hook).remove)
@@ -20,7 +20,7 @@ def forward_hooks(hooks: Hooks) -> Iterator[None]:
 
 @contextmanager
 def forward_pre_hooks(hooks: Hooks) -> Iterator[None]:
-    """Call ``hook(module, args, kwargs)`` for each (module, hook) in front of the module, inside the block only."""
+    """Call ``hook(module, args, kwargs)`` before each module runs, inside the block only."""
     with ExitStack() as stack:
         for module, hook in hooks:
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)

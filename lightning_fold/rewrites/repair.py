@@ -1,4 +1,4 @@
-"""repair: the statistics of a network after a lossy rewrite."""
+"""repair: re-estimate the BatchNorm statistics of a network after a lossy rewrite."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -18,28 +18,29 @@ from lightning_fold.structure.graph.trace import evaluation_mode, unwrapped
 
 
 def repair(model: nn.Module, batches: Iterable[Any]) -> RewriteReport:
-    """Estimate the running mean and variance of every BatchNorm of ``model`` again, in place.
+    """Re-estimate the running mean and variance of every BatchNorm of ``model``, in place.
 
-    Networks inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile`` are found. Shapes, parameters and
-    optimizers are untouched.
+    Also takes networks wrapped in ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``. Shapes,
+    parameters and optimizers are not changed.
 
     Source: data repair of "Model Folding" (arXiv 2502.10216): statistics are reset and averaged over the batches.
 
     Args:
         model: any network; without BatchNorm nothing changes.
-        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; a ``DataLoader``. A batch
-            of a single example is joined with its neighbour. BatchNorms that no batch reaches keep their statistics.
+        batches: a ``DataLoader`` or an iterable of batches. A batch is a tensor of inputs, a tuple that starts with the
+            inputs of the network, or a mapping. A batch with a single example is joined with its neighbour. BatchNorms
+            that no batch reaches keep their statistics.
 
     Returns:
-        A report with the number of parameters, which does not change, and a note on BatchNorms that no batch reached.
+        A report with the (unchanged) number of parameters and a note on BatchNorms that no batch reached.
 
     Raises:
-        ValueError: ``batches`` is empty, or holds NaN or infinity; the statistics are as they were before.
+        ArgumentError: ``batches`` is empty, or has NaN or infinity; the statistics are unchanged.
     """
     network = unwrapped(model)
     check_there("repair", network)
     unreached = estimate_statistics(network, (inputs_for(network, batch) for batch in batches))
-    notes = [f"no batch reached {some_of(unreached)}: the statistics are as they were"] if unreached else []
+    notes = [f"no batch reached {some_of(unreached)}: the statistics are unchanged"] if unreached else []
     if not _norms(network):
         notes = [f"{type(network).__name__} has no BatchNorm with statistics: nothing changed"]
     parameters = count_parameters(network)
@@ -47,7 +48,7 @@ def repair(model: nn.Module, batches: Iterable[Any]) -> RewriteReport:
 
 
 def estimate_statistics(model: nn.Module, batches: Iterable[Inputs]) -> list[str]:
-    """:func:`repair` on the inputs of a plain network, on its device; names of the BatchNorms that no batch reached."""
+    """Run :func:`repair` on an unwrapped network with inputs on its device; return the BatchNorms that none reached."""
     named = _norms(model)
     norms = list(named.values())
     if not norms:
@@ -89,7 +90,7 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def _joined_where_single(batches: Iterable[Inputs]) -> Iterator[Inputs]:
-    """The batches in order; a single example, which may have no variance, together with its neighbours if it can be."""
+    """The batches in order; a single example, which may have no variance, joins a neighbour if the shapes match."""
     held: list[Inputs] = []
     for batch in batches:
         if held and batch_size(held[-1]) == 1:
@@ -107,15 +108,17 @@ def _together(first: Inputs, second: Inputs) -> list[Inputs]:
 
 
 def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: Mapping[str, Tensor]) -> None:
-    """Scale and shift of every LayerNorm and RMSNorm of ``model``, in place, so that it gives what the dense one gives.
+    """Fit scale and shift of every LayerNorm and RMSNorm of ``model`` to the dense network's outputs, in place.
 
-    For each channel by least squares, in closed form and in one pass: a norm meets what the norms before it now give.
+    Least squares for each channel, in closed form and in one pass: each norm sees the outputs of the tuned norms before
+    it.
 
     Args:
         dense: the network before the rewrite.
-        model: the network, changed.
-        inputs: what both are called with.
-        rows: for each norm by its dotted name (channels left, channels) which mix of dense channels is the target.
+        model: the network after it; changed in place.
+        inputs: inputs for both networks.
+        rows: for each norm, by dotted name, the matrix (channels left, channels) that maps the dense network's channels
+            to the target.
     """
     targets: dict[str, Tensor] = {}
 
@@ -152,7 +155,7 @@ def tune_layer_norms(dense: nn.Module, model: nn.Module, inputs: Inputs, rows: M
 
 
 def is_layer_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a LayerNorm, an RMSNorm or one like them, with a scale for each channel."""
+    """Whether ``module`` is a LayerNorm, an RMSNorm or similar, with a scale for each channel."""
     weight = getattr(module, "weight", None)
     known = hasattr(module, "normalized_shape") or isinstance(module, CompensatedNorm)
     return known and isinstance(weight, nn.Parameter) and weight.dim() == 1
@@ -163,6 +166,6 @@ def _by_channel(module: nn.Module, value: Tensor) -> Tensor:
 
 
 def _channel_dim(module: nn.Module, value: Tensor) -> int:
-    """Where the channels are: behind, or in front of an image as in timm's LayerNorm2d."""
+    """The channel dimension: the last, or dimension 1 as in timm's LayerNorm2d."""
     width = module.weight.shape[0]  # pyright: ignore[reportIndexIssue, reportAttributeAccessIssue]
     return value.dim() - 1 if value.shape[-1] == width else 1

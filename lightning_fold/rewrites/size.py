@@ -1,4 +1,4 @@
-"""How small a network becomes: the share that stays, of what, and of which layers."""
+"""The requested size: which share to keep, of what, and in which layers."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +14,16 @@ from lightning_fold.report import RewriteReport, some_of
 Of = Literal["parameters", "flops", "channels"]
 Keep = float | Mapping[str, float]
 
-REST = "*"  # the pattern that stands for everything that no other one matches
+REST = "*"  # the pattern for all layers that no other pattern matches
 
 
 @dataclass(frozen=True)
 class Size:
-    """The size that a rewrite is asked for; every rewrite, callback and command takes these two arguments.
+    """The requested size; every rewrite, callback and command takes these two arguments.
 
     Attributes:
-        keep: the share that stays, in (0, 1], or a mapping from patterns of dotted layer names to such shares. The
-            first pattern that matches counts; ``"*"``, wherever it is written, stands for the rest.
+        keep: the share to keep, in (0, 1], or a mapping from patterns of dotted layer names to such shares. The first
+            pattern that matches counts; ``"*"``, at any position, is for the remaining layers.
         of: what ``keep`` is a share of: "parameters" or "flops" of the network (a budget), or the "channels" of each
             width.
     """
@@ -32,18 +32,18 @@ class Size:
     of: Of = "parameters"
 
     def __str__(self) -> str:
-        """The arguments as written in a call."""
+        """The arguments as in a call."""
         keep = dict(self.keep) if isinstance(self.keep, Mapping) else self.keep
         return f"keep={keep!r}" + ("" if self.of == "parameters" else f", of={self.of!r}")
 
     @property
     def unit(self) -> str:
-        """What is counted, in a sentence."""
+        """The counted unit, as messages name it."""
         return "FLOPs" if self.of == "flops" else self.of
 
     @property
     def is_budget(self) -> bool:
-        """Whether ``keep`` is a share of the whole network, to be spent where it is worth most."""
+        """Whether ``keep`` is a share of the whole network, distributed over its layers."""
         return self.of != "channels"
 
     @property
@@ -56,8 +56,8 @@ class Size:
 
         Raises:
             ArgumentTypeError: ``keep`` is neither a number nor a mapping from strings to numbers.
-            ArgumentError: a share is outside (0, 1], ``of`` is unknown, the mapping is empty, or a budget has no
-                share for the rest.
+            ArgumentError: a share is outside (0, 1], ``of`` is unknown, the mapping is empty, or ``"*"`` is missing
+                under a budget.
         """
         check_choice(call, "of", self.of, get_args(Of))
         if not isinstance(self.keep, Mapping):
@@ -73,29 +73,29 @@ class Size:
             example = {**self.keep, REST: 0.5}
             raise ArgumentError(
                 f"{call}({self}): expected a share of the whole network's {self.unit} under '*', for example "
-                f"keep={example}; or of='channels', which shrinks the named layers alone."
+                f"keep={example}; or of='channels', which shrinks only the named layers."
             )
 
     def share_of(self, layers: Iterable[str]) -> float | None:
-        """The share that a width keeps that ``layers`` write; ``None`` where no pattern matches any of them."""
+        """The share to keep of a width that ``layers`` write; ``None`` if no pattern matches any of them."""
         if not isinstance(self.keep, Mapping):
             return self.keep
         bound = self.bound_of(layers)
         return self.keep.get(REST) if bound is None else bound
 
     def bound_of(self, layers: Iterable[str]) -> float | None:
-        """The share of the first pattern, ``"*"`` aside, that matches one of ``layers``: a bound under a budget."""
+        """The share of the first pattern except ``"*"`` that matches one of ``layers``: a budget's lower bound."""
         layers = list(layers)
         found = (share for pattern, share in self._patterns() if any(fnmatchcase(layer, pattern) for layer in layers))
         return next(found, None)
 
     def check_patterns(self, call: str, layers: Sequence[str]) -> None:
-        """Raise ``ArgumentError`` where a pattern matches none of ``layers``, those that can shrink."""
+        """Raise ``ArgumentError`` if a pattern matches none of ``layers``, the layers that can shrink."""
         for pattern, _ in self._patterns():
             if not any(fnmatchcase(layer, pattern) for layer in layers):
                 raise ArgumentError(
-                    f"{call}({self}): {pattern!r} matches no layer whose size can change; expected a pattern, as in "
-                    f"file names, that matches a dotted name, for example one of {some_of(map(repr, layers))}."
+                    f"{call}({self}): {pattern!r} matches no layer whose size can change; expected a glob pattern that "
+                    f"matches a dotted name, for example one of {some_of(map(repr, layers))}."
                 )
 
     def _patterns(self) -> list[tuple[str, float]]:
@@ -105,17 +105,17 @@ class Size:
 
 
 def at_least(share: float) -> str:
-    """``share`` with three digits, rounded up: a budget that can be met."""
+    """``share`` rounded up to three digits, so that the budget can be met."""
     return f"{math.ceil(1000 * share) / 1000:.3f}"
 
 
 def missed(report: RewriteReport, size: Size, planned: float | None = None) -> str | None:
-    """The note on a result that is not within 2 % of the budget; ``None`` for one that is, or without a budget.
+    """A note if the result misses the budget by more than two percentage points; ``None`` if not, or without a budget.
 
     Args:
         report: the rewrite's report.
-        size: the size asked for.
-        planned: the share that the chosen sizes were to leave; ``None`` where the plan was carried out exactly.
+        size: the requested size.
+        planned: the share that the chosen sizes should leave; ``None`` if the plan was carried out exactly.
     """
     if not size.is_budget:
         return None
@@ -126,9 +126,9 @@ def missed(report: RewriteReport, size: Size, planned: float | None = None) -> s
     if abs(left - size.whole) <= 0.02:
         return None
     if planned is None or abs(left - planned) < 0.005:
-        return f"{left:.1%} of the {size.unit} are left, the nearest to the {size.whole:.1%} asked for"
-    why = "channels that do the same became one" if left < planned else "fewer channels could go than was planned"
-    return f"{left:.1%} of the {size.unit} are left, not the {size.whole:.1%} asked for: {why}"
+        return f"{left:.1%} of the {size.unit} are left, the closest size found for the requested {size.whole:.1%}"
+    why = "identical channels were merged" if left < planned else "fewer channels could be removed than planned"
+    return f"{left:.1%} of the {size.unit} are left, not the requested {size.whole:.1%}: {why}"
 
 
 def _check_share(call: str, keep: object, share: object) -> None:

@@ -1,4 +1,4 @@
-"""The frame of every rewrite: measure, change, run and compare, report; put everything back if something fails."""
+"""The frame of every rewrite: measure, change, run, compare and report; undo everything if something fails."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,8 +17,8 @@ from lightning_fold.structure.graph.trace import evaluation_mode
 from lightning_fold.structure.groups import read_structure
 from lightning_fold.surgery.transaction import Surgery
 
-# Largest relative change of an output that an exact rewrite may show before it is taken back: some thousand roundings
-# in single precision, about ten in half precision, where every layer's rounding is already seen in the output.
+# Largest relative change of an output that an exact rewrite may cause; a larger one undoes it. Some thousand rounding
+# errors in single precision, and about ten in half precision, where the output already shows every layer's rounding.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -31,18 +31,19 @@ def rewrite(
     *,
     exact: bool = False,
 ) -> RewriteReport:
-    """Run ``change`` as one transaction and report it.
+    """Run ``change`` as one transaction and return its report.
 
     Args:
-        method: name of the rewrite, for the report and for errors.
+        method: name of the rewrite, for the report and error messages.
         model: the network, changed in place.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        optimizers: every optimizer that trains the network.
-        change: makes the changes and returns what could have gone but stayed.
-        exact: whether the outputs must stay the same.
+        optimizers: all optimizers that train the network.
+        change: makes the changes and returns what could not be removed.
+        exact: whether the outputs must not change.
 
     Raises:
-        RewriteError: the rewritten network does not run, or is not exact; the network is as it was before.
+        RewriteError: the rewritten network does not run, or is not exact; the network is unchanged.
+        ArgumentError: the network has NaN or infinite weights, or returns NaN or no floating-point tensor.
     """
     shapes, parameters = _shapes(model), count_parameters(model)
     expected, flops = counted_outputs(model, example_inputs)
@@ -66,10 +67,10 @@ def rewrite(
 
 
 def check_exact(method: str, model: nn.Module, example_inputs: Inputs, expected: list[Tensor]) -> tuple[float, int]:
-    """The relative error of the outputs, and the FLOPs of the run that gave them.
+    """The relative error of the outputs, and the FLOPs of the run.
 
     Raises:
-        RewriteError: the network does not run, or its outputs are not ``expected`` up to rounding.
+        RewriteError: the network does not run, or its outputs differ from ``expected`` by more than rounding.
     """
     found, flops = _run(method, model, example_inputs)
     computed_in = {tensor.dtype for tensor in [*expected, *model.parameters()]}
@@ -79,24 +80,25 @@ def check_exact(method: str, model: nn.Module, example_inputs: Inputs, expected:
     if not error <= tolerance:
         raise RewriteError(
             f"{method} would change the outputs of {type(model).__name__} by {error:.2g} of their size; expected "
-            f"at most {tolerance:.0e}. The network is as it was before. Try it in "
-            "float64: model.double(), with example inputs of the same type."
+            f"at most {tolerance:.0e}. The network is as it was before. Try float64: model.double(), with example "
+            "inputs of the same type."
         )
     return error, flops
 
 
 def asking_attributes(run: Callable[[bool], RewriteReport], model: nn.Module, example_inputs: Inputs) -> RewriteReport:
-    """``run(True)``; ``run(False)`` where the code does not ask the attributes that seem to go with its channels.
+    """Try ``run(True)``, which relies on Python attributes that depend on channels; if it fails, ``run(False)``.
 
-    These repeat the size of its heads, or hold what is added to a mean over channels.
+    Such attributes repeat the size of attention heads, or hold the number that is added to a mean over channels. The
+    network's code may not read them.
 
     Args:
-        run: a rewrite of ``model``, told whether to trust that the code reads such attributes.
+        run: a rewrite of ``model``; its argument says whether to rely on such attributes.
         model: the network.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
 
     Raises:
-        RewriteError: there are no such attributes, or it fails both ways; the network is as it was before.
+        RewriteError: there are no such attributes, or both attempts fail; the network is unchanged.
     """
     try:
         return run(True)
@@ -114,30 +116,30 @@ def outputs(model: nn.Module, example_inputs: Inputs) -> list[Tensor]:
 
 
 def counted_outputs(model: nn.Module, example_inputs: Inputs) -> tuple[list[Tensor], int]:
-    """What :func:`outputs` returns, and the FLOPs of that run."""
+    """The result of :func:`outputs`, and the FLOPs of that run."""
     found, flops = counted_run(model, example_inputs)
     return float_tensors(found), flops
 
 
 def float_tensors(found: Any) -> list[Tensor]:
-    """The floating-point tensors in what a network returned."""
+    """The floating-point tensors among the values that a network returned."""
     return [value for value in tree_leaves(found) if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def relative_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Largest absolute difference of two lists of outputs divided by the largest absolute expected element."""
+    """Largest absolute difference between two lists of outputs, divided by the largest absolute expected element."""
     errors = []
     for left, right in zip(found, expected, strict=True):
         if left.shape != right.shape:
             return float("inf")
         scale = right[right.isfinite()].abs().amax() if bool(right.isfinite().any()) else right.new_ones(())
-        difference = torch.where(left == right, 0.0, left - right).abs().max()  # infinities that stay are no difference
+        difference = torch.where(left == right, 0.0, left - right).abs().max()  # equal infinities do not differ
         errors.append(float(difference / scale.clamp_min(torch.finfo(right.dtype).tiny)))
     return float(torch.tensor(errors).amax()) if errors else 0.0  # NaN if any is
 
 
 def compare_shapes(before: dict[str, tuple], after: dict[str, tuple]) -> tuple[Change, ...]:
-    """The tensors whose shape is not the same in both."""
+    """The tensors whose shapes differ."""
     names = dict.fromkeys((*before, *after))
     return tuple(
         Change(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
@@ -156,7 +158,7 @@ def _run(method: str, model: nn.Module, example_inputs: Inputs) -> tuple[list[Te
 
 
 def check_finite(method: str, model: nn.Module) -> None:
-    """Raise ``ValueError`` where a parameter is NaN or infinite, or a buffer NaN: masks hold infinities."""
+    """Raise ``ArgumentError`` if a parameter has NaN or infinity, or a buffer NaN: masks may have infinities."""
     wrong = [(name, "NaN or infinity") for name, value in model.named_parameters() if not bool(value.isfinite().all())]
     wrong += [(name, "NaN") for name, value in model.named_buffers() if bool(value.isnan().any())]
     for name, found in wrong[:1]:

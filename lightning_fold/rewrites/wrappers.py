@@ -1,4 +1,4 @@
-"""Networks as they come: inside wrappers, with masks and computed weights, or not yet there at all."""
+"""Networks that need preparation: wrapped, with masks or parametrized weights, or not yet materialized."""
 
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -19,15 +19,15 @@ R = TypeVar("R", bound=Callable[..., Any])
 
 
 def on_network(rewrite: R) -> R:
-    """Let ``rewrite(model, ..., optimizers=...)`` meet a plain network.
+    """Call ``rewrite(model, ..., optimizers=...)`` with an unwrapped network.
 
-    It gets the network inside ``DataParallel``, ``DistributedDataParallel`` or ``torch.compile``; names in its report
-    are those of the network inside. Masks of ``torch.nn.utils.prune`` and parametrizations are written out as plain
-    weights before. If it fails, all is as it was. ``DistributedDataParallel`` gets the new parameters afterwards; call
-    the rewrite on all processes.
+    ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` are unwrapped; names in the report are those of
+    the inner network. Masks of ``torch.nn.utils.prune`` and parametrizations become plain weights first. If the rewrite
+    fails, everything is restored. ``DistributedDataParallel`` gets the new parameters afterwards; call the rewrite in
+    all processes.
 
     Raises:
-        ValueError: weights are on the meta device, or lazy: there is nothing to read.
+        ArgumentError: a weight is on the meta device or lazy, so it has no values.
     """
 
     @wraps(rewrite)
@@ -46,20 +46,20 @@ def on_network(rewrite: R) -> R:
 
 
 def check_there(method: str, model: nn.Module) -> None:
-    """Raise ``ArgumentError`` where a parameter or buffer is on the meta device, or has no shape yet."""
+    """Raise ``ArgumentError`` if a parameter or buffer is on the meta device, or has no shape yet."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         call = f"{method}({type(model).__name__})"
         if is_lazy(tensor):
             raise ArgumentError(f"{call}: {name} has no shape yet; run the network once first: model(*example_inputs).")
         if tensor.is_meta:
             raise ArgumentError(
-                f"{call}: {name} is on the meta device; expected weights that can be read. Load them first: "
+                f"{call}: {name} is on the meta device; expected weights with values. Load them first: "
                 "model.to_empty(device='cpu'), then model.load_state_dict(...)."
             )
 
 
 def _refresh_ddp(model: nn.Module) -> None:
-    """Build every DistributedDataParallel around the network again: it holds the parameters that it was built with."""
+    """Rebuild every DistributedDataParallel around the network: it keeps the parameters that it was built with."""
     while (inner := unwrapped_once(model)) is not model:
         if isinstance(model, DistributedDataParallel):
             _rebuild(model)

@@ -169,7 +169,10 @@ def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
             "takes no skip=['head']; expected it with prune and fold alone",
         ),
         (["--method", "factorize", "--repair", "data-free"], "takes no repair='data-free'; expected 'default', 'none'"),
-        (["--method", "prune", "--repair", "data-free"], "prune(repair='data-free'): this one is for merged channels"),
+        (
+            ["--method", "prune", "--repair", "data-free"],
+            "prune(repair='data-free'): this repair needs merged channels",
+        ),
         (["--keep", "1.5"], "fold(keep=1.5): expected a share in (0, 1]"),
         (["--keep", '{"layers.0": 0.5}'], "fold(keep={'layers.0': 0.5}): expected a share of the whole network's"),
         (["--keep", '{"nothing": 1, "*": 0.5}'], "'nothing' matches no layer whose size can change"),

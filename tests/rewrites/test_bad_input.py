@@ -102,7 +102,7 @@ def test_fewer_different_channels_than_clusters(options: dict[str, Any]) -> None
     report = lf.fold(model, x, **options)
     assert model[0].out_features == 1 and error_of(run(model, (x,)), expected) < 1e-12
     share = report.parameters_after / report.parameters_before
-    missed = "not the 90.0% asked for: channels that do the same became one"
+    missed = "not the requested 90.0%: identical channels were merged"
     notes = [f"{share:.1%} of the parameters are left, {missed}"]
     assert list(report.notes) == (notes if "of" not in options else [])
 

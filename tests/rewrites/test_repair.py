@@ -148,7 +148,7 @@ def test_inside_a_wrapper(wrapper: Any) -> None:
 
 def test_report_says_what_was_not_reached() -> None:
     report = lf.repair(_Forked(), [torch.randn(8, 4)])
-    assert report.notes == ("no batch reached other: the statistics are as they were",)
+    assert report.notes == ("no batch reached other: the statistics are unchanged",)
     (note,) = lf.repair(nn.Sequential(nn.ReLU()), [torch.randn(2, 3)]).notes
     assert note == "Sequential has no BatchNorm with statistics: nothing changed"
 

@@ -1,1 +1,1 @@
-"""What every method that removes or merges channels shares."""
+"""Shared by all methods that remove or merge channels."""

@@ -1,4 +1,4 @@
-"""Which tensor takes a constant in place of a layer's output."""
+"""The tensor to which a constant is added instead of a layer's output."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from lightning_fold.structure.operators import batch_norm_behind
 class BiasSink:
     """Adding ``sign * constant`` to ``tensor`` adds the constant to a layer's output.
 
-    ``created_beside`` names the weight beside which ``tensor`` has to be created first.
+    ``created_beside`` names the weight next to which ``tensor`` has to be created first.
     """
 
     tensor: str
@@ -22,7 +22,7 @@ class BiasSink:
 
 
 def find_bias_sink(structure: Structure, contraction: Contraction) -> BiasSink | None:
-    """The bias, or without one the running mean of the BatchNorm right behind; ``None`` if others read it."""
+    """The bias or, without one, the running mean of the BatchNorm right after; ``None`` if the tensor is shared."""
     norm = batch_norm_behind(contraction.node)
     node, sign = contraction.bias, 1
     if node is None and norm is not None:

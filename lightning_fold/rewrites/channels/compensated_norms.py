@@ -1,4 +1,4 @@
-"""Norms over channels of which constant ones leave, or which are merged: a compensated norm takes their place."""
+"""Norms over channels that lose constant channels or whose channels are merged: a compensated norm replaces them."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ from lightning_fold.surgery.editor import NetworkEditor
 
 
 def compensable(structure: Structure, norm: Norm) -> bool:
-    """Whether a compensated norm can stand for ``norm``: a module of its own, called once."""
+    """Whether a compensated norm can replace ``norm``, that is, whether it is a module of its own and called once."""
     path, (weight, bias) = layer_of(norm.node), norm_affine(norm.node)
     if (
         family(norm.node) != "layer_norm"
@@ -45,7 +45,7 @@ def compensable(structure: Structure, norm: Norm) -> bool:
 
 
 def compensate(editor: NetworkEditor, structure: Structure, norm: Norm, removal: Removal) -> None:
-    """Put a compensated norm in the place of ``norm`` where channels have left it."""
+    """Replace ``norm`` by a compensated norm if it loses channels."""
     assert norm.channels is not None
     leaving = removal.removed[structure.group_of[norm.channels[0]]]
     if not bool(leaving.any()):
@@ -54,16 +54,16 @@ def compensate(editor: NetworkEditor, structure: Structure, norm: Norm, removal:
     new = _compensated(editor, structure, norm)
     constants = norm_constants(structure, norm).to(new.constant)
     index = torch.nonzero(leaving).flatten().repeat_interleave(_counts(structure, norm)[leaving])
-    new.absorb(constants[index.to(constants.device)].nan_to_num())  # varying only where nobody reads the norm
+    new.absorb(constants[index.to(constants.device)].nan_to_num())  # NaN (not constant) only if nothing reads the norm
     editor.replace_module(path, new)
 
 
 def compensate_response_norm(
     editor: NetworkEditor, structure: Structure, norm: GlobalResponseNorm, removal: Removal
 ) -> None:
-    """Make up for the zeros that leave ``norm``: the mean over the K of C channels left is C / K times what it was.
+    """Compensate for zero channels that leave ``norm``: the mean over K instead of C channels is C / K times as large.
 
-    So the number added to it becomes C / K times what it was, and so does the tensor that scales the quotient.
+    So the number added to it, and the tensor that scales the quotient, are multiplied by C / K as well.
     """
     leaving = removal.removed[structure.group_of[norm.channels]]
     grown = len(leaving) / max(int((~leaving).sum()), 1)
@@ -73,9 +73,9 @@ def compensate_response_norm(
 
 
 def weigh(editor: NetworkEditor, structure: Structure, norm: Norm, cluster_of: Tensor, removal: Removal) -> None:
-    """Let a norm over channels that were merged and removed count each one left as often as there were.
+    """Make a norm over merged or removed channels count each remaining channel once per channel that it represents.
 
-    Where each stands for equally many a plain norm is right as it is.
+    If all represent equally many, a plain norm is already right.
     """
     assert norm.channels is not None
     groups = structure.group_of[norm.channels[0]]
@@ -89,7 +89,7 @@ def weigh(editor: NetworkEditor, structure: Structure, norm: Norm, cluster_of: T
 
 
 def _counts(structure: Structure, norm: Norm) -> Tensor:
-    """(channels,) how many channels each one stood for when the network was read."""
+    """(channels,) the number of channels that each one represented when the network was read."""
     assert norm.channels is not None
     counts = norm_counts(norm.node)
     if counts is not None:
@@ -98,7 +98,7 @@ def _counts(structure: Structure, norm: Norm) -> Tensor:
 
 
 def _compensated(editor: NetworkEditor, structure: Structure, norm: Norm) -> CompensatedNorm:
-    """What computes the same as the module of ``norm``, with the same parameters."""
+    """A compensated norm equivalent to the module of ``norm``, with the same parameters."""
     node, path = norm.node, layer_of(norm.node)
     if offset := norm_offset(node):
         name = structure.trace.names[norm_affine(node)[0]]
@@ -115,19 +115,19 @@ def _compensated(editor: NetworkEditor, structure: Structure, norm: Norm) -> Com
         eps, dim = norm_eps(node), _module_dim(structure, norm)
         assert dim is not None
         options = {"dim": dim, "bias": bias is not None, "precision": norm_precision(node)}
-        smallest = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).eps  # that torch computes in
+        smallest = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).eps  # torch computes in this type
         new = kind(len(weight), eps=smallest if eps is None else eps, **options).to(weight)
     new.weight, new.bias = weight, bias
     return new.train(old.training)
 
 
 def _leaf(structure: Structure, norm: Norm, which: int) -> str:
-    """The name that the module of ``norm`` has for its weight (0) or bias (1)."""
+    """The attribute name of the weight (0) or bias (1) in the module of ``norm``."""
     return structure.trace.names[norm_affine(norm.node)[which]].rpartition(".")[2]
 
 
 def _module_dim(structure: Structure, norm: Norm) -> int | None:
-    """The dimension that holds the channels where they enter the module that runs ``norm``."""
+    """The channel dimension of the input of the module that runs ``norm``; ``None`` if it is not unique."""
     assert norm.channels is not None
     source: Node = norm.node.all_input_nodes[0]
     while source.op == "call_function" and layer_of(source) == layer_of(norm.node):

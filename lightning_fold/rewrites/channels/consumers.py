@@ -1,4 +1,4 @@
-"""The layers whose columns can be solved for: linear layers and convolutions that run once, each with its weight."""
+"""Layers whose columns can be solved for: linear layers and convolutions that run once and own their weight."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
 
-# What find_consumers finds, for the notes of a report that name the layers it does not.
+# How report notes describe the layers that find_consumers returns.
 ONLY_SOLVED = "only Linear and ungrouped, zero-padded Conv2d layers that evaluation runs once"
 
 
@@ -20,8 +20,8 @@ class Consumer:
 
     Attributes:
         path: dotted name of the module.
-        contraction: what it computes.
-        shift: what takes a constant in place of the output; ``None`` where nothing does.
+        contraction: its computation.
+        sink: the tensor to which a constant is added instead of the output; ``None`` if there is none.
     """
 
     path: str
@@ -34,13 +34,13 @@ class Consumer:
         return f"{self.path}.weight".removeprefix(".")
 
     def reads_each_once(self, structure: Structure) -> bool:
-        """Whether every column is a channel of its own, as it is not after a flatten."""
+        """Whether every column is a different channel; this is not so after a flatten."""
         columns = self.contraction.columns
         return columns is not None and len(structure.group_of[columns].unique()) == len(columns)
 
 
 def find_consumers(structure: Structure) -> list[Consumer]:
-    """Every layer that evaluation runs and least squares can solve for, in the order in which they run."""
+    """All layers that run in evaluation and that least squares can solve for, in execution order."""
     names, modules = structure.trace.names, structure.trace.modules
     calls = Counter(layer_of(contraction.node) for contraction in structure.labels.contractions)
     found = []

@@ -1,4 +1,4 @@
-"""Which channels a positive factor passes through, from where they are written to where they are read."""
+"""Positive homogeneity: for which channels a positive factor passes unchanged from writers to readers."""
 
 from collections.abc import Iterable
 
@@ -21,8 +21,8 @@ _LINEAR_FAMILIES = ("pooling", "movement", "positions", "identity", "cat")
 def homogeneous(structure: Structure) -> Tensor:
     """(groups,) whether scaling a channel by a positive factor where it is written scales it where it is read.
 
-    True where nothing but layers, the BatchNorms right behind them, ReLU, sums of such channels, pooling and movement
-    meets the channel.
+    True if the channel only passes through layers, the BatchNorms right after them, ReLU, sums of such channels,
+    pooling and operators that move elements.
     """
     result = torch.ones(structure.count, dtype=torch.bool)
     producers = {producer.contraction.node: producer for producer in find_producers(structure)}
@@ -40,9 +40,9 @@ def homogeneous(structure: Structure) -> Tensor:
 
 
 def _rescaled_axes(structure: Structure, producers: Iterable[Producer]) -> set[tuple[str, int]]:
-    """The dimensions that a rescaling scales: producers' rows, and columns.
+    """The tensor dimensions that a rescaling changes: rows of producers, and columns.
 
-    A weight that is called twice has columns to multiply, but no rows to divide: it is of one kind in one dimension.
+    A weight that is called twice has columns that can be multiplied, but no rows that can be divided.
     """
     rows = {(producer.weight, 1 - producer.contraction.column_dim) for producer in producers}
     rows |= {(name, 0) for producer in producers for name in producer.tensors if name != producer.weight}
@@ -50,15 +50,15 @@ def _rescaled_axes(structure: Structure, producers: Iterable[Producer]) -> set[t
 
 
 def _not_scaled(structure: Structure, node: Node, producers: dict[Node, Producer]) -> list[Tensor]:
-    """The labels of the channels that ``node`` reads and does not hand on scaled as they come."""
+    """The labels of the channels whose scale ``node`` does not pass on."""
     carried = [_carried(value) for source in node.all_input_nodes for value in _parts(structure, source)]
     kept: set[tuple[int, ...]] = set()
     if _scales(node, producers):
-        if operator_name(node) in _SUMS:  # what is added to all channels alike is not scaled with any
+        if operator_name(node) in _SUMS:  # a term that all channels share is not scaled with them
             kept = set.intersection(*map(set, carried))
         elif family(node) == "contraction" and operands(node, node.args, node.kwargs)[2] is not None:
             carried = [_carried(value) for value in _parts(structure, operands(node, node.args, node.kwargs)[0])]
-            kept = {(contraction_channel(node) - node.meta["val"].dim(),)}  # nor is a bias, along other dimensions
+            kept = {(contraction_channel(node) - node.meta["val"].dim(),)}  # nor is a bias along other dimensions
         else:
             return []
     return [labels for each in carried for dims, labels in each.items() if dims not in kept]
@@ -69,7 +69,7 @@ def _parts(structure: Structure, node: Node) -> list[Value]:
 
 
 def _carried(value: Value) -> dict[tuple[int, ...], Tensor]:
-    """The labels of ``value`` by the dimensions along which they vary, counted from the last as broadcasting does."""
+    """The labels of ``value`` by the dimensions along which they vary, counted from the last as in broadcasting."""
     rank = len(value.shape)
     over_heads = {tuple(dim - rank for dim in range(rank) if each.shape[dim] > 1): each for each in value.head_labels}
     return {**{(dim - rank,): labels for dim, labels in value.labels.items()}, **over_heads}

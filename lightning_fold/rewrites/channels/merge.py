@@ -1,4 +1,4 @@
-"""Merging channels: producers take the mean of their cluster, consumers the sum; queries make up for their keys."""
+"""Merging channels: producers get the mean of their cluster, consumers the sum; queries are scaled for merged keys."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lightning_fold.surgery.optimizers import Transform
 
 
 def combine(editor: Editor, structure: Structure, cluster_of: Tensor) -> None:
-    """Give the channel that stands for each cluster the mean of rows and the sum of columns; sizes stay."""
+    """Write the mean of rows and the sum of columns of each cluster to its representative; sizes do not change."""
     reading = reading_axes(structure)
     contractions = structure.labels.contractions
     names = structure.trace.names
@@ -31,9 +31,13 @@ def combine(editor: Editor, structure: Structure, cluster_of: Tensor) -> None:
 
 
 def targets(groups: Tensor, cluster_of: Tensor) -> Tensor:
-    """(size,) for each index of a dimension, whose groups are given, the index that stands for its cluster.
+    """(size,) for each index of a dimension, the index that represents its cluster.
 
-    A group that owns several indices (after a flatten) merges with the same positions of the other groups.
+    A group with several indices (after a flatten) merges position by position with the other groups.
+
+    Args:
+        groups: (size,) the group of each index.
+        cluster_of: (groups,) the group that represents each group's cluster.
     """
     seen: dict[int, int] = {}
     place: dict[tuple[int, int], int] = {}
@@ -65,12 +69,12 @@ def _combine_grouped(editor: Editor, name: str, target: Tensor, groups: int) -> 
 
 
 def is_whole(groups: Tensor) -> bool:
-    """Whether the channels of each head, last dimension of ``groups``, are one: heads merge, channels inside do not."""
+    """Whether each head (last dimension of ``groups``) is a single group: heads merge only as a whole."""
     return groups.shape[-1] > 1 and bool((groups == groups[..., :1]).all())
 
 
 def _make_up_for_keys(editor: Editor, structure: Structure, cluster_of: Tensor) -> None:
-    """A product of N queries and N keys summed is N times that of their means."""
+    """Scale merged queries: the sum over N products of queries and keys is N times the product of their means."""
     count = torch.bincount(cluster_of, minlength=structure.count).double()
     for product in structure.labels.products:
         writer = product.writer
@@ -86,7 +90,7 @@ def _make_up_for_keys(editor: Editor, structure: Structure, cluster_of: Tensor) 
 
 
 def fold_ar(editor: Editor, structure: Structure, cluster_of: Tensor) -> dict[str, Tensor]:
-    """Fold-AR: for each BatchNorm right behind a merged layer the factor of every channel that stands for a cluster."""
+    """Fold-AR: for each BatchNorm right after a merged layer, the factor of every channel that represents a cluster."""
     scales = {}
     for producer in find_producers(structure):
         if producer.norm is None or (producer.norm[0], 0) not in structure.labels.axes:
@@ -104,7 +108,7 @@ def fold_ar_scale(rows: Tensor, membership: Tensor) -> Tensor:
 
     Args:
         rows: (channels, elements) rows of the layer, scaled by its BatchNorm.
-        membership: (clusters, channels) 0/1.
+        membership: (clusters, channels) zeros and ones.
 
     Source: Fold-AR of "Model Folding" (arXiv 2502.10216).
     """

@@ -1,4 +1,4 @@
-"""Layers that write channels, with the BatchNorm right behind: the affine rows that both make."""
+"""Layers that write channels, together with the BatchNorm right after, as one affine map."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from lightning_fold.surgery.editor import Editor
 
 @dataclass(frozen=True)
 class Producer:
-    """A layer that writes channels, with the BatchNorm right behind it where there is one.
+    """A layer that writes channels, with the BatchNorm right after it if there is one.
 
     ``norm`` holds the names of gamma, beta, running mean and running variance.
     """
@@ -28,12 +28,12 @@ class Producer:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """All that writes the channels."""
+        """The names of all tensors that write the channels."""
         return (self.weight, *((self.bias,) if self.bias else ()), *(self.norm or ()))
 
 
 def find_producers(structure: Structure) -> list[Producer]:
-    """The layers whose rows and BatchNorm can be rescaled: each tensor is used once."""
+    """The layers whose rows and BatchNorm can be rescaled because each tensor is used only once."""
     names = structure.trace.names
     found = []
     for contraction in structure.labels.contractions:
@@ -61,7 +61,7 @@ def _norm_behind(structure: Structure, node: Node) -> tuple[tuple[str, str, str,
 
 
 def effective_rows(editor: Editor, producer: Producer) -> tuple[Tensor, Tensor]:
-    """(channels, elements) rows and (channels,) bias of layer and BatchNorm as one affine map, float64."""
+    """Rows (channels, elements) and bias (channels,) of layer and BatchNorm as one affine map, float64."""
     rows = oriented(producer.contraction.node, double(editor, producer.weight)).flatten(1)
     bias = double(editor, producer.bias) if producer.bias else torch.zeros(len(rows), dtype=torch.float64)
     if producer.norm is None:
@@ -72,5 +72,5 @@ def effective_rows(editor: Editor, producer: Producer) -> tuple[Tensor, Tensor]:
 
 
 def double(editor: Editor, name: str) -> Tensor:
-    """The tensor ``name``, float64 on the CPU."""
+    """The tensor ``name`` as float64 on the CPU."""
     return editor.tensor(name).detach().double().cpu()

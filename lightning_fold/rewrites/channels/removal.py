@@ -1,4 +1,4 @@
-"""Removing channel groups so that every tensor stays rectangular: shared by minimize and prune."""
+"""Removing channel groups so that every tensor remains rectangular; shared by all methods that remove channels."""
 
 from dataclasses import dataclass, field
 
@@ -12,16 +12,16 @@ from lightning_fold.surgery.editor import NetworkEditor
 
 @dataclass
 class Removal:
-    """Which groups go: ``removed`` is (groups,) boolean; ``reasons`` says why a group had to be taken back."""
+    """The groups to remove: ``removed`` is (groups,) boolean; ``reasons`` says why a group had to be kept after all."""
 
     removed: Tensor
     reasons: dict[int, str] = field(default_factory=dict)
 
 
 def complete(structure: Structure, removed: Tensor, *, exact: bool = False) -> Removal:
-    """Take groups back from ``removed`` until every tensor is rectangular and none is empty.
+    """Keep more of the groups in ``removed`` until every tensor is rectangular and none is empty.
 
-    With ``exact``, channels that share statistics leave together or not at all.
+    With ``exact``, channels that share statistics are removed together or not at all.
     """
     removal = Removal(removed.clone())
     changed = True
@@ -33,7 +33,7 @@ def complete(structure: Structure, removed: Tensor, *, exact: bool = False) -> R
 
 
 def remove(editor: NetworkEditor, structure: Structure, removal: Removal) -> None:
-    """Cut the removed groups out of every tensor they live in."""
+    """Cut the removed groups out of every tensor that contains them."""
     for product in structure.labels.products:
         _keep_scale(editor, structure, product, removal)
     names = structure.trace.names
@@ -60,14 +60,14 @@ def remove(editor: NetworkEditor, structure: Structure, removal: Removal) -> Non
 
 
 def _counted(staying: Tensor, what: str) -> int:
-    """The number of channels, of blocks, or of channels of a block that stay: (blocks, channels of a block)."""
+    """The remaining channels, blocks or channels of a block; ``staying`` is (blocks, channels of a block)."""
     if what == "channels":
         return int(staying.sum())
     return int(staying.any(1).sum() if what == "blocks" else staying.sum(1).max())
 
 
 def _keep_scale(editor: NetworkEditor, structure: Structure, product: Product, removal: Removal) -> None:
-    """Scale the queries where attention divides by the root of their number, which gets smaller."""
+    """Scale the queries: attention divides by the square root of their number of channels, which shrinks."""
     labels, writer = product.channels, product.writer
     staying = ~removal.removed[structure.group_of[labels]].reshape(-1, labels.shape[-1])
     left = int(staying.sum(1).max())
@@ -101,7 +101,7 @@ def _keep_one(structure: Structure, removal: Removal) -> bool:
 
 
 def _even(structure: Structure, blocks: Blocks, removal: Removal, exact: bool) -> bool:
-    """Take back until all blocks that stay keep equally many on every side, and leave on all sides or on none."""
+    """Keep more groups until remaining blocks have equal sizes per side; blocks are removed on all sides or on none."""
     sides = [structure.group_of[side] for side in blocks.sides]
     before = int(removal.removed.sum())
     for _ in range(max(side.shape[1] for side in sides) + 1):
@@ -115,7 +115,7 @@ def _even(structure: Structure, blocks: Blocks, removal: Removal, exact: bool) -
         for side, have, want in zip(sides, kept, goal.tolist(), strict=True):
             for block in torch.nonzero(staying & (have < want)).flatten().tolist():
                 lost = [g for g in side[block].tolist() if removal.removed[g]]
-                short = want - (side.shape[1] - len(lost))  # what another block took back counts here too
+                short = want - (side.shape[1] - len(lost))  # groups that another block took back count here too
                 for group in lost[: max(short, 0)]:
                     _take_back(removal, group, blocks.reason)
     return int(removal.removed.sum()) != before

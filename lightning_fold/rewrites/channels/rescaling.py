@@ -1,4 +1,4 @@
-"""Rescaling layers and the BatchNorms right behind them without changing the function."""
+"""Rescaling layers and the BatchNorms right after them without changing the function."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,19 @@ from lightning_fold.surgery.editor import Editor
 
 @dataclass(frozen=True)
 class Rescaling:
-    """Channels scaled where they are written, and back where they are read; the function stays.
+    """Channels scaled where they are written, and scaled back where they are read; the function does not change.
 
     Attributes:
-        producers: for each layer which channels are touched, what its rows are multiplied with, and two rows of numbers
-            for its BatchNorm: what the shift is multiplied with, and the variance divided by. Its scale becomes 1.
-        readers: name and dimension of each tensor that reads -> what its columns are multiplied with.
+        producers: for each layer, which channels are rescaled, the factors of its rows, and (2, channels) numbers for
+            its BatchNorm: the factors of its shift and the divisors of its variance. Its scale becomes 1.
+        readers: name and dimension of each reading tensor -> the factors of its columns.
     """
 
     producers: tuple[tuple[Producer, Tensor, Tensor, Tensor], ...]
     readers: dict[tuple[str, int], Tensor]
 
     def apply(self, editor: Editor) -> None:
-        """Rescale a network: the one it was made for, or a copy with other BatchNorm statistics."""
+        """Rescale the network that was read, or a copy of it with other BatchNorm statistics."""
         for producer, touched, rows, by in self.producers:
             row_dim = 1 - producer.contraction.column_dim
             editor.scale(producer.weight, row_dim, rows)
@@ -41,7 +41,7 @@ class Rescaling:
             editor.scale(name, dim, columns)
 
     def spreads(self) -> list[tuple[Producer, Tensor]]:
-        """Each layer with a BatchNorm, and the standard deviation (channels,) of what it now writes; 1 if untouched."""
+        """Each layer with a BatchNorm, and the (channels,) standard deviation of its new output; 1 if unchanged."""
         found = []
         for producer, touched, rows, by in self.producers:
             if producer.norm is not None:
@@ -52,10 +52,10 @@ class Rescaling:
 
 
 def widen(editor: Editor, producer: Producer, factors: Tensor) -> None:
-    """Multiply the standard deviation that a BatchNorm divides by, and its scale, by ``factors``; the function stays.
+    """Multiply a BatchNorm's running standard deviation and its scale by ``factors``; the function does not change.
 
-    A rescaled BatchNorm divides by 1, whatever its input. With the spread expected of that input in the place of the 1,
-    estimating the statistics again changes no more than what was not expected.
+    A rescaled BatchNorm divides by 1, whatever the spread of its input. With the expected spread instead of 1,
+    re-estimating the statistics only corrects the difference between expected and actual spread.
     """
     assert producer.norm is not None
     gamma, _, _, variance = producer.norm
@@ -65,17 +65,17 @@ def widen(editor: Editor, producer: Producer, factors: Tensor) -> None:
 
 
 def rescaling(editor: Editor, structure: Structure, merged: Tensor, scales: Tensor, reading: set) -> Rescaling:
-    """Bring the ``merged`` channels to the length 1, with the scale of each BatchNorm in its layer's rows.
+    """Scale the ``merged`` channels to length 1, and move the scale of each BatchNorm into the rows of its layer.
 
-    So the mean of rows is the mean of what layer and BatchNorm do together, and channels that differ by a positive
-    factor are alike.
+    The mean of rows is then the mean of layer and BatchNorm together, and channels that differ by a positive factor
+    become identical.
 
     Args:
-        editor: of the network.
-        structure: what was read from it.
-        merged: (groups,) whether a channel is merged with others; the rest stay as they are.
-        scales: (groups,) what each channel is divided by; 1 where it must not be scaled.
-        reading: the dimensions that are a consumer's columns.
+        editor: editor of the network.
+        structure: the structure of the network.
+        merged: (groups,) whether a channel is merged with others; other channels are not rescaled.
+        scales: (groups,) the divisor of each channel; 1 if it must not be scaled.
+        reading: the (name, dimension) pairs that are columns of consumers.
     """
     producers = []
     for producer in find_producers(structure):

@@ -1,4 +1,4 @@
-"""The widths of a network that prune and fold may shrink."""
+"""The widths of a network that prune and fold can shrink."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from lightning_fold.structure.groups import ChannelGroup, Structure, group_chann
 
 @dataclass(frozen=True)
 class PrunableGroup:
-    """A channel group, in blocks that must keep equally many channels each.
+    """A channel group, in blocks that must all keep the same number of channels.
 
     Attributes:
         group: its channels.
-        blocks: positions in the group: one block, or one for each attention head or group of a convolution.
+        blocks: positions in the group: a single block, or one per attention head or convolution group.
     """
 
     group: ChannelGroup
@@ -28,11 +28,11 @@ class PrunableGroup:
 
     @property
     def size(self) -> int:
-        """Channels in a block, of the smallest where they differ."""
+        """The number of channels in the smallest block."""
         return min(len(block) for block in self.blocks)
 
     def kept_in(self, block: Tensor, kept: int) -> int:
-        """The channels that ``block`` keeps where the smallest keeps ``kept``: in proportion, so that sums agree."""
+        """The channels that ``block`` keeps if the smallest keeps ``kept``: in proportion, so that sums agree."""
         return max(round(kept * len(block) / self.size), 1)
 
     @property
@@ -42,14 +42,14 @@ class PrunableGroup:
 
     @property
     def writers(self) -> list[str]:
-        """Dotted names of the layers that write the channels: their share is this width's."""
+        """Dotted names of the layers that write the channels; their share applies to this width."""
         found = [member.tensor.rpartition(".")[0] for member in self.group.members if not member.reads]
         return found or self.layers
 
     def skipped(self, patterns: Sequence[str]) -> str | None:
-        """Which layer, and which of ``patterns``, keeps this width as it is; ``None`` where it may shrink."""
+        """Which of ``patterns`` excludes this width, and for which layer; ``None`` if it may shrink."""
         found = ((layer, pattern) for layer in self.layers for pattern in patterns if fnmatchcase(layer, pattern))
-        return next((f"skip={pattern!r} keeps what {layer} writes and reads" for layer, pattern in found), None)
+        return next((f"skip={pattern!r} excludes the channels of {layer}" for layer, pattern in found), None)
 
 
 def find_prunable_groups(
@@ -58,7 +58,7 @@ def find_prunable_groups(
     """The structure of ``model`` and the widths that can shrink.
 
     Raises:
-        ValueError: no width can shrink, or a weight is NaN or infinite.
+        ArgumentError: no width can shrink, or a weight is NaN or infinite.
     """
     check_finite(method, model)
     structure = read_structure(model, example_inputs, ask_attributes=ask_attributes, whole_heads=True)
@@ -70,27 +70,27 @@ def find_prunable_groups(
     ]
     if not widths:
         raise ArgumentError(
-            f"{method}({type(model).__name__}): expected a network with at least one hidden width of channels between "
-            "two layers; every channel is fixed by the inputs, the outputs or an operator without a rule, or is the "
-            "only one of its width."
+            f"{method}({type(model).__name__}): expected a network with at least one hidden width between two layers; "
+            "every channel is fixed by the inputs, the outputs or an operator without a rule, or is the only one of "
+            "its width."
         )
     return structure, widths
 
 
 def check_patterns(method: str, widths: Sequence[PrunableGroup], patterns: Sequence[str]) -> None:
-    """Raise ``ValueError`` where one of ``patterns`` keeps no width, or all of them keep every width."""
+    """Raise ``ArgumentError`` if one of ``patterns`` matches no width, or together they exclude every width."""
     for pattern in patterns:
         if not any(width.skipped([pattern]) for width in widths):
             raise ArgumentError(
-                f"{method}(skip=[{pattern!r}]): expected a pattern, as in file names, that matches the dotted name of "
-                f"a layer whose width can shrink, for example {widths[0].group.name.rpartition('.')[0]!r}."
+                f"{method}(skip=[{pattern!r}]): expected a glob pattern that matches the dotted name of a layer whose "
+                f"width can shrink, for example {widths[0].group.name.rpartition('.')[0]!r}."
             )
     if all(width.skipped(patterns) for width in widths):
-        raise ArgumentError(f"{method}(skip={list(patterns)}): expected patterns that leave a width that can shrink.")
+        raise ArgumentError(f"{method}(skip={list(patterns)}): expected patterns that exclude some widths, not all.")
 
 
 def find_bundles(structure: Structure, widths: list[PrunableGroup]) -> list[list[int]]:
-    """Widths that must keep equally many channels, as the queries and the values of attention that are cut as one."""
+    """Positions of widths that must keep the same number of channels, as attention queries and values cut as one."""
     width_of = torch.full((structure.count,), -1)
     for i, width in enumerate(widths):
         width_of[width.group.ids] = i
@@ -106,13 +106,13 @@ def find_bundles(structure: Structure, widths: list[PrunableGroup]) -> list[list
 def hold_bundles(
     structure: Structure, widths: list[PrunableGroup], reasons: list[str | None]
 ) -> tuple[list[tuple[PrunableGroup, str]], list[PrunableGroup]]:
-    """The widths that stay, with the reason, and those that may shrink.
+    """The widths that must not shrink, with the reason, and those that may.
 
     Args:
-        structure: what was read from the network.
+        structure: the structure of the network.
         widths: its widths.
-        reasons: for each of them why it stays, or ``None``. One that must keep as many channels as one that stays, or
-            as channels of no width, stays as well.
+        reasons: for each width, why it must not shrink, or ``None``. A width tied in size to one that must not shrink,
+            or to channels of no width, must not shrink either.
     """
     width_of = torch.full((structure.count,), -1)
     for i, width in enumerate(widths):
@@ -120,19 +120,19 @@ def hold_bundles(
     found = list(reasons)
     sides = [width_of[structure.group_of[side]] for b in structure.labels.blocks for side in b.sides]
     while True:
-        staying = torch.tensor([reason is not None for reason in found] + [True])  # the last one: of no width
+        staying = torch.tensor([reason is not None for reason in found] + [True])  # last: channels of no width
         held = [side for side in sides if side.shape[1] > 1 and bool(staying[side].all(1).any())]
         new = {i for side in held for i in side.unique().tolist() if not staying[i]}
         if not new:
             break
         for i in new:
-            found[i] = "must keep as many channels as others that are cut in the same way, and these stay"
+            found[i] = "must keep as many channels as others that are cut in the same way, and these are fixed"
     answers = list(zip(widths, found, strict=True))
     return [(w, r) for w, r in answers if r is not None], [w for w, r in answers if r is None]
 
 
 def kept_groups(structure: Structure) -> list[Kept]:
-    """The groups that an operator without a rule holds fast."""
+    """The groups that an operator without a rule fixes."""
     if not any(pin is not None and "has no rule" in pin.reason for pin in structure.pinned.values()):
         return []
     return [
@@ -143,7 +143,7 @@ def kept_groups(structure: Structure) -> list[Kept]:
 
 
 def pinned_groups(structure: Structure) -> list[Kept]:
-    """Every hidden width that stays as it is, and why; not the network's own inputs and outputs."""
+    """Every hidden width that cannot shrink, and why; without the network's own inputs and outputs."""
     return [
         Kept(group.name, group.size, group.pinned)
         for group in group_channels(structure)
@@ -153,7 +153,7 @@ def pinned_groups(structure: Structure) -> list[Kept]:
 
 
 def _block_of(structure: Structure) -> dict[int, tuple[int, ...]]:
-    """For every channel that stands in blocks: which one, in each of the ways in which it is cut."""
+    """For every channel that is part of blocks: the block, for each way in which the channels are cut."""
     found: dict[int, dict[int, int]] = {}
     sides = [side for c in structure.labels.contractions if c.groups > 1 for side in (c.rows, c.columns)]
     grouped = torch.cat([torch.zeros(0, dtype=torch.int64), *(side.flatten() for side in sides if side is not None)])
@@ -164,11 +164,11 @@ def _block_of(structure: Structure) -> dict[int, tuple[int, ...]]:
             blocks.fixed_count or blocks.shared_statistics or bool(torch.isin(blocks.sides[0], grouped).any())
         )
         if whole and by_itself:
-            continue  # each block is one channel, a whole head, that leaves by itself
+            continue  # each block is one group, a whole head, that can be removed by itself
         for side in blocks.sides:
             groups = structure.group_of[side]
             if all(torch.equal(row, groups[0]) for row in groups):
-                continue  # every block holds the same channels, as a gate and what it gates do
+                continue  # every block has the same channels, as a gate and its input do
             for block, row in enumerate(groups.tolist()):
                 for channel in row:
                     found.setdefault(channel, {}).setdefault(cut, block)

@@ -1,1 +1,1 @@
-"""prune and fold: fewer channels, the function changes as little as possible."""
+"""prune and fold: fewer channels with as little change of the function as possible."""

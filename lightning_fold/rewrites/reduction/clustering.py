@@ -17,29 +17,29 @@ from lightning_fold.rewrites.reduction.importances.importance import channel_row
 from lightning_fold.structure.groups import Member, Structure
 from lightning_fold.surgery.editor import NetworkEditor
 
-_STARTS: Any = 3  # scikit-learn annotates it as a string
-_SAME = 1e-6  # of the largest distance
+_STARTS: Any = 3  # scikit-learn annotates the argument as a string
+_SAME = 1e-6  # distance up to which rows are equal, relative to the largest
 _TINY = torch.finfo(torch.float64).tiny
-_LEAST = 1e-6  # of the mean weight
-_ELEMENTS = 1024  # more, for more points than that, cost minutes
-_PRODUCTS = 2**28  # of points, clusters and elements: k-means++ with more costs minutes
+_LEAST = 1e-6  # smallest weight, relative to the mean
+_ELEMENTS = 1024  # more, with more points than this, take minutes
+_PRODUCTS = 2**28  # points x clusters x elements: above this, k-means++ takes minutes
 
 
 class Clustering:
     """Clusters of any size for the channels of any width of one network.
 
     A channel is described by the rows that write it (with bias and BatchNorm as one affine map) and the direction of
-    the columns that read it; each tensor weighs the same. Where a positive factor passes from writers to readers, as
-    through ReLU, rows are compared at length 1.
+    the columns that read it; all tensors have the same weight. If a positive factor passes from writers to readers, as
+    through ReLU, rows are normalized to length 1.
 
-    With rows a, columns b and their means over the cluster a', b', merging changes what comes behind by no more than
-    the sum of |a - a'| |b - b'|, at most half that of |a| |b| (|a - a'|^2 / |a|^2 + |b - b'|^2 / |b|^2). So a channel
-    weighs |a| |b| in k-means, and weak ones take no clusters from strong ones. Where a = a' for all, merging is exact
-    whatever b: channels that are written alike are one before k-means begins.
+    With rows a, columns b and their cluster means a', b', merging changes the outputs of the readers by at most the
+    sum of |a - a'| |b - b'|, which is at most half the sum of |a| |b| (|a - a'|^2 / |a|^2 + |b - b'|^2 / |b|^2). So a
+    channel has weight |a| |b| in k-means, and weak channels do not take clusters from strong ones. If a = a' for all,
+    merging is exact for any b: channels with identical rows are one point before k-means starts.
 
     Args:
         model: the network.
-        structure: what was read from it.
+        structure: the structure of the network.
         seed: seed of k-means.
     """
 
@@ -51,7 +51,7 @@ class Clustering:
         self._points: dict[int, list[_Points]] = {}
 
     def scales(self, width: PrunableGroup) -> Tensor:
-        """(channels,) the length of everything that writes each channel; 1 where channels cannot be scaled."""
+        """(channels,) the norm of all rows that write each channel; 1 if channels cannot be scaled."""
         key = int(width.group.ids[0])
         if key not in self._lengths:
             self._lengths[key] = self._length(width)
@@ -65,11 +65,11 @@ class Clustering:
         return length if scaled else torch.ones(group.size, dtype=torch.float64)
 
     def assign(self, width: PrunableGroup, clusters: int) -> Tensor:
-        """(channels,) the cluster of each channel, ``clusters`` in each block (fewer where channels are identical).
+        """(channels,) the cluster of each channel, ``clusters`` in each block (fewer if channels are identical).
 
-        The best of a few starts of k-means++; where those cost too much, from the clusters of a Ward tree.
+        The best of a few starts of k-means++; if these would take too long, one start from the clusters of a Ward tree.
         """
-        from sklearn.cluster import KMeans  # takes a second to import, and only fold needs it
+        from sklearn.cluster import KMeans  # slow to import (a second), and only fold needs it
 
         def k_means(points: _Points, wanted: int) -> np.ndarray:
             weights = points.weights.numpy()
@@ -83,7 +83,7 @@ class Clustering:
         return self._in_blocks(width, clusters, k_means)
 
     def approximate(self, width: PrunableGroup, clusters: int) -> Tensor:
-        """Much the same from a Ward tree, which is grown once for all sizes."""
+        """Similar clusters from a Ward tree, which is built once for all sizes."""
         return self._in_blocks(width, clusters, _Points.cut)
 
     def _in_blocks(self, width: PrunableGroup, clusters: int, find: Callable[["_Points", int], np.ndarray]) -> Tensor:
@@ -100,14 +100,14 @@ class Clustering:
         return assignment
 
     def _describe(self, width: PrunableGroup) -> tuple[Tensor, Tensor]:
-        """(channels, elements) what writes each channel, and what reads it."""
+        """Two (channels, elements) descriptions: the rows that write each channel, and the columns that read it."""
         scales = self.scales(width)[:, None]
-        unknown = torch.eye(width.group.size, dtype=torch.float64)  # nothing says that any two are written alike
+        unknown = torch.eye(width.group.size, dtype=torch.float64)  # no evidence that any two channels are equal
         written = _alike([part / scales for part in self._written(width)] or [unknown], width.group.size)
         return written, _alike([self._rows(m) * scales for m in width.group.members if m.reads], width.group.size)
 
     def _written(self, width: PrunableGroup) -> list[Tensor]:
-        """What writes the channels: layers with their BatchNorm as one, everything else as it is."""
+        """The rows that write the channels; a layer and its BatchNorm count as one affine map."""
         members = [member for member in width.group.members if not member.reads]
         producers = [self._producers[m.tensor] for m in members if m.tensor in self._producers]
         joined = {name for producer in producers for name in producer.tensors}
@@ -124,13 +124,13 @@ class Clustering:
 
 @dataclass(frozen=True)
 class _Points:
-    """The channels of a block as points; those that are written alike are one.
+    """The channels of a block as points; channels with identical rows are one point.
 
     Attributes:
-        features: (points, elements) what they are compared by.
-        weights: (points,) how much each counts.
-        place: (channels,) the point that each channel is part of.
-        distinct: how many channels are not the same as another, with all that reads them.
+        features: (points, elements) the coordinates to compare.
+        weights: (points,) the weight of each point.
+        place: (channels,) the point of each channel.
+        distinct: number of channels that differ in rows or columns.
     """
 
     features: Tensor
@@ -140,7 +140,7 @@ class _Points:
 
     @cached_property
     def coordinates(self) -> np.ndarray:
-        """The same points with the same distances in at most as many dimensions as there are points."""
+        """The points with the same distances, in no more dimensions than there are points."""
         if self.features.shape[1] <= self.features.shape[0]:
             return self.features.numpy()
         energies, directions = torch.linalg.eigh(self.features @ self.features.T)
@@ -148,13 +148,14 @@ class _Points:
 
     @cached_property
     def tree(self) -> np.ndarray:
-        """Which join first where a channel's length, not its weight, says how much it counts."""
+        """The Ward tree of the points scaled by the square roots of their weights."""
         return _ward(self.features * self.weights.sqrt()[:, None])
 
     def split(self, clusters: int) -> np.ndarray:
-        """(channels,) the point of each, some channels taken out again for so many ``clusters``; none that is a twin's.
+        """(channels,) the cluster of each channel: its point, with some channels split off to reach ``clusters``.
 
-        Merging within a point is exact, so no more of it is done than is asked for.
+        Merging within a point is exact, but is only done as far as needed. There are never more clusters than distinct
+        channels.
         """
         others = np.setdiff1d(np.arange(len(self.place)), np.unique(self.place, return_index=True)[1])
         alone = others[: max(min(clusters, self.distinct) - len(self.weights), 0)]
@@ -163,13 +164,13 @@ class _Points:
         return labels
 
     def cut(self, clusters: int) -> np.ndarray:
-        """(channels,) the cluster of each, from 0."""
+        """(points,) the cluster of each point, from 0."""
         if len(self.features) == 1:
             return np.zeros(1, dtype=np.int64)
         return np.unique(fcluster(self.tree, clusters, "maxclust"), return_inverse=True)[1]
 
     def centers(self, clusters: int) -> np.ndarray:
-        """(clusters, elements) the weighted means of :meth:`cut` in the coordinates."""
+        """(clusters, elements) the weighted cluster means of :meth:`cut` in the coordinates."""
         labels, weights = self.cut(clusters), self.weights.numpy()
         total = np.zeros((labels.max() + 1, self.coordinates.shape[1]))
         np.add.at(total, labels, self.coordinates * weights[:, None])
@@ -177,7 +178,7 @@ class _Points:
 
 
 def _gather(written: Tensor, read: Tensor, seed: int) -> _Points:
-    """The points of channels, given what writes and what reads each, (channels, elements)."""
+    """The points of channels, given the (channels, elements) rows that write them and columns that read them."""
     place = _twins(_few_elements(written, seed))
     count, first = np.unique(place, return_index=True)
     summed = torch.zeros(len(count), read.shape[1], dtype=read.dtype).index_add(0, torch.from_numpy(place).long(), read)
@@ -189,14 +190,14 @@ def _gather(written: Tensor, read: Tensor, seed: int) -> _Points:
 
 
 def _features(written: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-    """(channels, elements) what each channel is compared by, and (channels,) how much it counts."""
+    """The features (channels, elements) and weights (channels,) of channels."""
     strength = written.norm(dim=1) * read.norm(dim=1)
     features = torch.cat([written, read / read.norm(dim=1, keepdim=True).clamp_min(_TINY)], dim=1)
     return features, (strength / strength.mean().clamp_min(_TINY)).clamp_min(_LEAST)
 
 
 def _twins(rows: Tensor) -> np.ndarray:
-    """(channels,) which of the different rows each is, from 0; the same up to rounding."""
+    """(channels,) a number from 0 for each distinct row; rows equal up to rounding have the same number."""
     if len(rows) == 1:
         return np.zeros(1, dtype=np.int64)
     tree = _ward(rows - rows.mean(0))
@@ -204,7 +205,7 @@ def _twins(rows: Tensor) -> np.ndarray:
 
 
 def _alike(parts: list[Tensor], size: int) -> Tensor:
-    """Parts (size, ...) of equal energy side by side; the root mean square length of a row is 1."""
+    """Parts (size, ...) side by side, scaled to equal energy; the root mean square norm of a row is 1."""
     if not parts:
         return torch.ones(size, 1, dtype=torch.float64)
     joined = torch.cat([part / part.norm().clamp_min(_TINY) for part in parts], dim=1)
@@ -212,7 +213,7 @@ def _alike(parts: list[Tensor], size: int) -> Tensor:
 
 
 def _ward(features: Tensor) -> np.ndarray:
-    """Which points join first by Ward's criterion, the growth of what k-means makes small."""
+    """The tree of Ward's criterion: each step merges where the k-means objective grows least."""
     products = features @ features.T
     squares = products.diagonal()
     distances = (squares[:, None] + squares - 2 * products).clamp_min(0).sqrt().numpy()
@@ -220,10 +221,10 @@ def _ward(features: Tensor) -> np.ndarray:
 
 
 def _few_elements(features: Tensor, seed: int) -> Tensor:
-    """Points of so many elements that distances between so many of them are cheap.
+    """Points with few enough elements for cheap distances.
 
-    Where there are more than _ELEMENTS of both, what lies along as many random directions: squared distances are kept
-    to within some 4 %, and points that are the same stay the same.
+    If there are more than _ELEMENTS points and elements, the points are projected on _ELEMENTS random directions: this
+    changes squared distances by about 4 %, and identical points remain identical.
     """
     if min(features.shape) <= _ELEMENTS:
         return features

@@ -1,4 +1,4 @@
-"""The cut of prune and fold: which channel stands for which, and which go; merging, removal, norms weighed."""
+"""The cut of prune and fold: which channels are merged and which are removed, and how it is carried out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,13 +18,14 @@ from lightning_fold.surgery.editor import Editor, NetworkEditor
 
 @dataclass(frozen=True)
 class Cut:
-    """What happens to the channels of a network.
+    """The merging and removal of channels of a network.
 
     Attributes:
-        structure: what was read from the network.
-        cluster_of: (groups,) the group that stands for each group's cluster, one of its members.
-        removal: which groups go; those that stay have the means and sums of their clusters.
-        rescaling: what comes first, so that channels that differ by a positive factor are alike; no change by itself.
+        structure: the structure of the network.
+        cluster_of: (groups,) the group that represents each group's cluster, one of its members.
+        removal: the groups to remove; the remaining ones hold the means and sums of their clusters.
+        rescaling: applied first, so that channels that differ by a positive factor become identical; it does not change
+            the function.
     """
 
     structure: Structure
@@ -33,7 +34,7 @@ class Cut:
     rescaling: Rescaling
 
     def apply(self, editor: NetworkEditor) -> None:
-        """Merge and remove in a network that was rescaled; norms go on counting every channel that was merged."""
+        """Merge and remove channels in a rescaled network; norms still count every merged channel."""
         narrowing = fold_ar(editor, self.structure, self.cluster_of)
         combine(editor, self.structure, self.cluster_of)
         remove(editor, self.structure, self.removal)
@@ -49,11 +50,11 @@ class Cut:
                 weigh(editor, self.structure, norm, self.cluster_of, self.removal)
 
     def staying(self, groups: Tensor) -> Tensor:
-        """(left,) the positions of a dimension, whose groups are given, that stay."""
+        """(left,) the remaining positions of a dimension with these groups."""
         return torch.nonzero(~self.removal.removed[groups]).flatten()
 
     def means(self, groups: Tensor) -> Tensor:
-        """(left, channels) the mean over the clusters of a dimension, whose groups are given."""
+        """(left, channels) the matrix that averages over the clusters of a dimension with these groups."""
         matrix = (targets(groups, self.cluster_of)[None] == self.staying(groups)[:, None]).double()
         return matrix / matrix.sum(1, keepdim=True)
 
@@ -65,14 +66,14 @@ def plan_cut(
     widths: Iterable[PrunableGroup],
     assignments: Iterable[Tensor],
 ) -> Cut:
-    """The cut that gives each width its assignment, as far as every tensor stays rectangular.
+    """The cut that gives each width its assignment, as far as all tensors remain rectangular.
 
     Args:
-        editor: of the network, for the numbers of its BatchNorms.
-        structure: what was read from it.
-        selector: it says what merged channels are divided by.
+        editor: editor of the network, to read its weights and BatchNorms.
+        structure: the structure of the network.
+        selector: gives the divisors of merged channels.
         widths: the widths that shrink.
-        assignments: for each of them (channels,) the cluster of each channel, or -1 where it goes.
+        assignments: for each width, (channels,) the cluster of each channel, or -1 to remove it.
     """
     each, scales = torch.arange(structure.count), torch.ones(structure.count, dtype=torch.float64)
     cluster_of, removed = each.clone(), torch.zeros(structure.count, dtype=torch.bool)
@@ -86,7 +87,7 @@ def plan_cut(
 
 
 def merge(editor: NetworkEditor, structure: Structure, cluster_of: Tensor) -> None:
-    """Merge channels: ``cluster_of`` (groups,) names, for every group, the group that stands for its cluster."""
+    """Merge channels; ``cluster_of`` (groups,) is the group that represents each group's cluster."""
     nothing, ones = torch.zeros(structure.count, dtype=torch.bool), torch.ones(structure.count, dtype=torch.float64)
     cut = _completed(editor, structure, cluster_of, nothing, ones)
     cut.rescaling.apply(editor)
@@ -94,7 +95,7 @@ def merge(editor: NetworkEditor, structure: Structure, cluster_of: Tensor) -> No
 
 
 def _completed(editor: Editor, structure: Structure, cluster_of: Tensor, removed: Tensor, scales: Tensor) -> Cut:
-    """Channels that have to stay are by themselves."""
+    """The cut; channels that cannot be removed form their own clusters."""
     each = torch.arange(structure.count)
     removal = complete(structure, removed | (cluster_of != each))
     cluster_of = torch.where(removal.removed, cluster_of, each)

@@ -1,4 +1,4 @@
-"""fold: channels that do alike are merged into their cluster's mean; their consumers' columns are summed."""
+"""fold: similar channels are merged into the mean of their cluster; their consumers' columns are summed."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -42,43 +42,44 @@ def fold(
 ) -> RewriteReport:
     """Merge the channels of every width of ``model``, in place, into k-means clusters.
 
-    Each channel is described by all it writes and all that reads it. Producers take the mean of their cluster,
-    consumers the sum, so identical channels merge without any change of the function; where a positive factor passes
-    from producer to consumer (ReLU), so do channels that differ by one. Channels tied by residual connections share
-    one clustering.
+    Each channel is described by the weights that write it and the weights that read it. Producers get the mean of each
+    cluster, consumers the sum, so merging identical channels does not change the function. Where a positive factor
+    passes from producer to consumer (ReLU), this also holds for channels that differ by such a factor. Channels tied by
+    residual connections share one clustering.
 
     Source: "Cut Less, Fold More" (arXiv 2602.18116) and "Model Folding" (arXiv 2502.10216), with Fold-AR as repair.
 
     Args:
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names, as in file names, to such
-            shares: the first pattern that matches a layer counts, ``"*"`` stands for the rest. At least one channel of
-            each width stays.
-        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network: each width gives
-            as many channels as its measured effect on the outputs allows. In a mapping ``"*"`` is then the share of the
-            network, and the layers that another pattern matches keep at least its share of their channels.
-            ``"channels"``: each width keeps that share of its channels; what no pattern matches stays as it is.
-        compensate: ``"none"``; ``"bias"`` solves for the biases of the following layers, so that their mean outputs are
-            those of the dense network; ``"least-squares"`` for their weights and biases, so that they give the dense
-            network's outputs from the merged channels.
-        repair: ``"data-free"`` rescales each BatchNorm that follows a merged layer by N / sqrt(N + (N^2 - N) E), N the
-            size of the cluster and E the mean cosine of its rows, where the outputs' error on ``batches``, or on noise
-            in their place, does not grow by it; ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on
-            ``batches``; ``"none"`` leaves them; or the path of a class of your own, or a :class:`Repair`.
-        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
-            can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
-        calibration: where values inside the network come from: ``"auto"``, the ``batches`` or noise in their place;
-            ``"noise"``; the path of a class or function of your own, or that itself.
-        seed: seed of k-means, and of the noise that stands for data.
-        skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.
-        optimizers: optimizers of the network; moments are averaged over each cluster.
+        keep: the share to keep, in (0, 1], or a mapping from glob patterns of dotted layer names to such shares: the
+            first pattern that matches a layer counts, ``"*"`` is for the remaining layers. Each width keeps at least
+            one channel.
+        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets for the whole network: widths with
+            little measured effect on the outputs lose more channels. In a mapping, ``"*"`` is then the share of the
+            network, and layers that another pattern matches keep at least its share of their channels.
+            ``"channels"``: each width keeps that share of its channels; layers that no pattern matches do not change.
+        compensate: ``"none"``; ``"bias"`` fits the biases of the following layers so that their mean outputs match the
+            dense network; ``"least-squares"`` also fits their weights, so that their outputs match the dense network.
+        repair: ``"data-free"`` rescales each BatchNorm that follows a merged layer by N / sqrt(N + (N^2 - N) E), with
+            cluster size N and mean cosine E of the cluster's rows, unless this increases the error of the outputs on
+            ``batches`` or, without them, on noise; ``"data"`` re-estimates BatchNorm statistics and tunes LayerNorms
+            on ``batches``; ``"none"``; the path of your own class; or a :class:`Repair`.
+        batches: an iterable of batches: tensors of inputs, tuples that start with the inputs of the network, or
+            mappings. Use at least two: the last is held out. Without batches, values inside the network are estimated
+            from noise and the BatchNorms' parameters.
+        calibration: source of the values inside the network: ``"auto"``, the ``batches`` or, without them, noise;
+            ``"noise"``; the path of your own class or function; or such an object.
+        seed: seed of k-means and of the noise that replaces data.
+        skip: glob patterns of dotted layer names; the widths that these layers write or read do not shrink.
+        optimizers: optimizers of the network; optimizer state is averaged over each cluster.
 
     Raises:
-        TypeError: ``keep`` is neither a number nor a mapping.
-        ValueError: a value is out of range, the budget cannot be met, a pattern matches nothing, or the network has
+        ArgumentTypeError: ``keep`` is neither a number nor a mapping, or another argument has the wrong type.
+        ArgumentError: a value is out of range, the budget cannot be met, a pattern matches nothing, or the network has
             no hidden width.
-        RewriteError: the network does not run afterwards; everything is as it was before.
+        TraceError: ``torch.export`` cannot trace the network.
+        RewriteError: the network does not run afterwards; all changes are undone.
     """
     size = Size(keep, of)
     size.check("fold")
@@ -87,7 +88,7 @@ def fold(
 
 
 class _Folding(ChannelSelector):
-    """Channels become their cluster."""
+    """Merges the channels of each cluster."""
 
     def __init__(self, context: SelectionContext, seed: int) -> None:
         self.clustering = Clustering(context.model, context.structure, seed)
@@ -107,7 +108,7 @@ class _Folding(ChannelSelector):
 
 
 def _unmergeable(structure: Structure) -> dict[int, str]:
-    """The channels that share statistics with others, or are multiplied with others, in a way that merging changes."""
+    """Channels that cannot be merged, and why: merging would change statistics or products that they share."""
     reasons = {}
     for blocks in structure.labels.blocks:
         if blocks.shared_statistics:

@@ -1,4 +1,4 @@
-"""Which layers stay, and what follows the cut: the arguments that prune and fold share."""
+"""The arguments that prune and fold share: the layers to skip, and the steps after the cut."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Compensate = Literal["none", "bias", "least-squares"]
 
 @dataclass(frozen=True)
 class Options:
-    """What is left alone, and what comes after the cut."""
+    """The layers to skip, and the steps after the cut."""
 
     compensate: Compensate
     repair: Repair
@@ -37,10 +37,11 @@ class Options:
         *,
         merging: bool,
     ) -> "Options":
-        """The arguments of ``call``, checked; ``merging`` says whether it merges channels.
+        """Check the arguments of ``call``; ``merging`` says whether it merges channels.
 
         Raises:
-            ArgumentError: a value is unknown, batches are missing or ``skip`` is one string.
+            ArgumentError: a value is unknown, batches are missing, or ``skip`` is a string.
+            ArgumentTypeError: ``repair`` or ``calibration`` has the wrong type.
         """
         if isinstance(skip, str):
             raise ArgumentError(f"{call}(skip={skip!r}): expected a list of patterns, skip=[{skip!r}].")

@@ -1,8 +1,8 @@
-"""What prune and fold share, from beginning to end.
+"""The steps that prune and fold share.
 
-Read the widths (``channels/widths``); a ``selector`` (importances or clusters) chooses channels, as a ``projection``;
-sizes under a ``budget``; the ``cut``: merging, removal, norms weighed (``channels``); then what makes the result better
-(``recovery``: Fold-AR, least squares, ``repair``).
+Read the widths (``channels/widths``); distribute the ``budget`` over them; let a ``selector`` (importances or clusters)
+choose channels, as a ``projection``; carry out the ``cut``: merge and remove channels, adapt norms (``channels``); then
+improve the result (``recovery``: Fold-AR, least squares, ``repair``).
 """
 
 from collections.abc import Callable, Iterable
@@ -44,11 +44,12 @@ def reduce_channels(
     optimizers: Iterable[Optimizer],
     choose: Callable[[SelectionContext], ChannelSelector],
 ) -> RewriteReport:
-    """Make the widths of ``model`` smaller, in place, in the way that ``choose`` gives.
+    """Shrink the widths of ``model``, in place, with the selector that ``choose`` returns.
 
     Raises:
-        ValueError: the size is out of range or cannot be met, or no channel can go.
-        RewriteError: the network does not run afterwards; everything is as it was before.
+        ArgumentTypeError: the size has the wrong type.
+        ArgumentError: the size is out of range or cannot be met, or no channel can be removed.
+        RewriteError: the network does not run afterwards; all changes are undone.
     """
     size.check(method)
     optimizers = list(optimizers)
@@ -89,7 +90,7 @@ class _Reduction:
         self.refused, self.widths = hold_bundles(structure, widths, reasons)
 
     def sizes(self, size: Size) -> list[int]:
-        """How many channels each block of each width keeps."""
+        """The number of channels that each block of each width keeps."""
         size.check_patterns(self.method, [layer for width in self._found for layer in width.writers])
         bundles = find_bundles(self.structure, self.widths)
         if not size.is_budget:
@@ -104,7 +105,7 @@ class _Reduction:
         return kept
 
     def change(self, surgery: Surgery, kept: list[int]) -> list[Kept]:
-        """Cut, and do what comes after."""
+        """Cut the network and recover; return what could not shrink."""
         assignments = [self.selector.assign(width, size) for width, size in zip(self.widths, kept, strict=True)]
         cut = plan_cut(surgery, self.structure, self.selector, self.widths, assignments)
         shrinking = [width for width, size in zip(self.widths, kept, strict=True) if size < width.size]
@@ -122,6 +123,6 @@ class _Reduction:
         return [*pinned_groups(self.structure), *(Kept(w.group.name, w.group.size, r) for w, r in self.refused)]
 
     def check_size(self, size: Size, report: RewriteReport) -> None:
-        """Say so where the result is not within 2 % of the budget."""
+        """Add a note if the result misses the budget."""
         note = missed(report, size, self._planned)
         self.notes += [note] if note else []

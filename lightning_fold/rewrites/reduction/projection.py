@@ -1,9 +1,9 @@
-"""Pruning and folding as one thing: orthogonal projections of the channels of a group.
+"""Pruning and folding as orthogonal projections of the channels of a group.
 
-An *assignment* is a (channels,) tensor of integers: the cluster of each channel, or -1 for a channel that goes. A
-pruning has one channel in every cluster, a folding has no -1. With U the (channels, clusters) membership, the rows W of
-the layer that writes the channels become C W, C = U (U^T U)^-1 U^T: axis-aligned for a pruning, cluster averages for a
-folding.
+An *assignment* is a (channels,) tensor of integers: the cluster of each channel, or -1 for a removed channel. Pruning
+has one channel in every cluster; folding has no -1. With the (channels, clusters) membership matrix U, the rows W of
+the layer that writes the channels become C W with C = U (U^T U)^-1 U^T: an axis-aligned projection for pruning, cluster
+averages for folding.
 
 Source: "Cut Less, Fold More" (arXiv 2602.18116).
 """
@@ -18,7 +18,7 @@ def membership(assignment: Tensor) -> Tensor:
     """U, (channels, clusters) of zeros and ones, float64.
 
     Raises:
-        ValueError: a cluster is empty, or there is none.
+        ArgumentError: a cluster is empty, or there is none.
     """
     clusters = int(assignment.max()) + 1 if len(assignment) else 0
     if clusters < 1 or len(assignment[assignment >= 0].unique()) < clusters:
@@ -37,7 +37,7 @@ def projector(matrix: Tensor) -> Tensor:
 
 
 def project(rows: Tensor, assignment: Tensor) -> Tensor:
-    """C ``rows`` for rows (channels, ...), from the assignment alone: means of clusters, zero for what goes."""
+    """C ``rows`` for rows (channels, ...), from the assignment: cluster means, and zeros for removed channels."""
     assignment = assignment.to(rows.device)
     staying = torch.nonzero(assignment >= 0).flatten()
     clusters = assignment[staying]
@@ -47,20 +47,20 @@ def project(rows: Tensor, assignment: Tensor) -> Tensor:
 
 
 def reconstruction_error(rows: Tensor, matrix: Tensor) -> float:
-    """Squared Frobenius norm of what the projection takes from ``rows`` (channels, elements)."""
+    """Squared Frobenius norm of ``rows`` (channels, elements) minus their projection."""
     rows = rows.to(matrix)
     return float((rows - projector(matrix) @ rows).square().sum())
 
 
 def least_squares_projector(moments: Tensor, matrix: Tensor, ridge: float = 1e-6) -> Tensor:
-    """M U (U^T M U)^-1 U^T, (channels, channels): what a consumer's columns are multiplied with from the right.
+    """M U (U^T M U)^-1 U^T, (channels, channels): the right factor for the columns of a consumer.
 
-    Of all consumers that read U^T x alone, W M U (U^T M U)^-1 is the one whose output is nearest to W x.
+    Among all consumers that read only U^T x, W M U (U^T M U)^-1 has the output closest to W x.
 
     Args:
         moments: M, (channels, channels) second moments E[x x^T] of the channels where they are read.
         matrix: U, (channels, clusters).
-        ridge: share of the mean diagonal of U^T M U that is added to it, for channels that are always zero.
+        ridge: share of the mean diagonal of U^T M U that is added to its diagonal, for channels that are always zero.
     """
     inner = matrix.T @ moments @ matrix
     scale = inner.diagonal().mean().clamp_min(torch.finfo(inner.dtype).tiny)

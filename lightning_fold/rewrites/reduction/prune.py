@@ -1,4 +1,4 @@
-"""prune: whole channels, by importance."""
+"""prune: remove whole channels by importance."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -45,37 +45,38 @@ def prune(
     Args:
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names, as in file names, to such
-            shares: the first pattern that matches a layer counts, ``"*"`` stands for the rest. At least one channel of
-            each width stays.
-        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network: each width gives
-            as many channels as its measured effect on the outputs allows. In a mapping ``"*"`` is then the share of the
-            network, and the layers that another pattern matches keep at least its share of their channels.
-            ``"channels"``: each width keeps that share of its channels; what no pattern matches stays as it is.
+        keep: the share to keep, in (0, 1], or a mapping from glob patterns of dotted layer names to such shares: the
+            first pattern that matches a layer counts, ``"*"`` is for the remaining layers. Each width keeps at least
+            one channel.
+        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets for the whole network: widths with
+            little measured effect on the outputs lose more channels. In a mapping, ``"*"`` is then the share of the
+            network, and layers that another pattern matches keep at least its share of their channels.
+            ``"channels"``: each width keeps that share of its channels; layers that no pattern matches do not change.
         importance: ``"l1"`` or ``"l2"`` norm of the weights that write a channel; ``"taylor"``, |weight times gradient|
-            of ``loss`` on ``batches``; ``"activation"``, the energy that a channel brings to its consumers;
-            ``"reconstruction"``, what its consumers lose when the other channels make up for it; the path of a class of
-            your own, an :class:`Importance`, or a function of the network and a :class:`ChannelGroup` that returns a
+            of ``loss`` on ``batches``; ``"activation"``, the energy that a channel contributes to its consumers;
+            ``"reconstruction"``, the error of its consumers after least squares on the other channels; the path of your
+            own class; an :class:`Importance`; or a function of the network and a :class:`ChannelGroup` that returns a
             score for each channel.
-        compensate: ``"none"``; ``"bias"`` solves for the biases of the following layers, so that their mean outputs are
-            those of the dense network; ``"least-squares"`` for their weights and biases, so that they give the dense
-            network's outputs from the channels left.
-        repair: ``"none"``; ``"data"`` estimates BatchNorm statistics and tunes LayerNorms on ``batches``; or the path
-            of a class of your own, or a :class:`Repair`.
-        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; at least two, so that the last
-            can be held out. Without them, what needs values predicts them from the BatchNorms' own statistics.
-        calibration: where values inside the network come from: ``"auto"``, the ``batches`` or noise in their place;
-            ``"noise"``; the path of a class or function of your own, or that itself.
+        compensate: ``"none"``; ``"bias"`` fits the biases of the following layers so that their mean outputs match the
+            dense network; ``"least-squares"`` also fits their weights, so that their outputs match the dense network.
+        repair: ``"none"``; ``"data"`` re-estimates BatchNorm statistics and tunes LayerNorms on ``batches``; the path
+            of your own class; or a :class:`Repair`.
+        batches: an iterable of batches: tensors of inputs, tuples that start with the inputs of the network, or
+            mappings. Use at least two: the last is held out. Without batches, values inside the network are estimated
+            from noise and the BatchNorms' parameters.
+        calibration: source of the values inside the network: ``"auto"``, the ``batches`` or, without them, noise;
+            ``"noise"``; the path of your own class or function; or such an object.
         loss: a function of network and batch, for ``"taylor"``.
-        seed: seed of the noise that stands for data.
-        skip: patterns, as in file names, of the dotted names of layers; what they write and read stays as it is.
-        optimizers: optimizers of the network; they go on with the moments of what stays.
+        seed: seed of the noise that replaces data.
+        skip: glob patterns of dotted layer names; the widths that these layers write or read do not shrink.
+        optimizers: optimizers of the network; optimizer state of the remaining weights is kept.
 
     Raises:
-        TypeError: ``keep`` is neither a number nor a mapping.
-        ValueError: a value is out of range, the budget cannot be met, a pattern matches nothing, or no channel of
+        ArgumentTypeError: ``keep`` is neither a number nor a mapping, or another argument has the wrong type.
+        ArgumentError: a value is out of range, the budget cannot be met, a pattern matches nothing, or no channel of
             the network can be removed.
-        RewriteError: the network does not run afterwards; everything is as it was before.
+        TraceError: ``torch.export`` cannot trace the network.
+        RewriteError: the network does not run afterwards; all changes are undone.
     """
     size = Size(keep, of)
     size.check("prune")
@@ -89,7 +90,7 @@ def prune(
 
 
 class _Selection(ChannelSelector):
-    """The channels with the highest scores stay."""
+    """Keeps the channels with the highest scores."""
 
     def __init__(self, context: SelectionContext, importance: Importance) -> None:
         self.context, self.importance, self.score = context, importance, importance.prepare(context)

@@ -1,4 +1,4 @@
-"""How a width is made smaller: the part of prune and fold that differs."""
+"""How to shrink a width: the part in which prune and fold differ."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from lightning_fold.structure.groups import Structure
 
 @dataclass
 class SelectionContext:
-    """All that a choice of channels may look at.
+    """The information that a channel selector can use.
 
     Attributes:
         model: the network.
-        structure: what was read from it.
-        calibration: the dense network and inputs to run it on, made when they are first asked for.
-        loss: a function of network and batch, where the rewrite was given one.
+        structure: the structure of the network.
+        calibration: the dense network and inputs to run it on, made on first use.
+        loss: a function of network and batch, if the caller passed one.
     """
 
     model: nn.Module
@@ -30,29 +30,29 @@ class SelectionContext:
 
     @property
     def batches(self) -> list[Any] | None:
-        """The batches as the rewrite was given them."""
+        """The batches as the caller passed them."""
         return self.calibration.batches
 
 
 class ChannelSelector:
-    """How a width is made smaller."""
+    """Chooses the channels that a width keeps or merges."""
 
     def assign(self, width: PrunableGroup, kept: int) -> Tensor:
-        """(channels,) the cluster of each channel, or -1, so that each block keeps ``kept``."""
+        """(channels,) the cluster of each channel, or -1 to remove it, so that each block keeps ``kept`` channels."""
         raise NotImplementedError
 
     def approximate(self, width: PrunableGroup, kept: int) -> Tensor:
-        """The same, perhaps less good but fast: what a size costs is measured with it."""
+        """A faster, possibly worse :meth:`assign`, used to measure the error of a size."""
         return self.assign(width, kept)
 
     def scales(self, width: PrunableGroup) -> Tensor:
-        """(channels,) what each channel is divided by before it is merged with others."""
+        """(channels,) the divisor of each channel before it is merged with others."""
         return torch.ones(width.group.size, dtype=torch.float64)
 
     def refused(self, width: PrunableGroup) -> str | None:
-        """Why this width stays as it is, or ``None``."""
+        """Why this width cannot shrink, or ``None``."""
         return None
 
     def notes(self, widths: list[PrunableGroup]) -> list[str]:
-        """What the report should say of how the channels of ``widths`` were chosen."""
+        """Notes for the report on how the channels of ``widths`` were chosen."""
         return []

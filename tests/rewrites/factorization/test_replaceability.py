@@ -55,7 +55,7 @@ def test_missed_budget_is_said():
     model, x = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), torch.randn(2, 6)
     report = lf.factorize(model, x, keep=0.95)
     share = f"{lf.count_parameters(model) / 84:.1%}"
-    assert report.notes == (f"{share} of the parameters are left, the nearest to the 95.0% asked for",)
+    assert report.notes == (f"{share} of the parameters are left, the closest size found for the requested 95.0%",)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     flops = lf.count_flops(model, x)
     report = lf.factorize(model, x, keep=0.9, of="flops")
@@ -154,7 +154,7 @@ def test_full_rank_with_fewer_operations_is_the_last_rank():
     report = lf.factorize(model, x, keep=0.9, of="flops")
     assert model[0][0].out_channels == min(2 * 3, 16 * 3)
     assert report.notes == (
-        f"{lf.count_flops(model, x) / flops:.1%} of the FLOPs are left, the nearest to the 90.0% asked for",
+        f"{lf.count_flops(model, x) / flops:.1%} of the FLOPs are left, the closest size found for the requested 90.0%",
     )
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
 

@@ -1,1 +1,1 @@
-"""Which width keeps how many channels under a budget for the whole network."""
+"""Distributing a budget for the whole network over its widths."""

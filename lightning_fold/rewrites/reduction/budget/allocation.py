@@ -1,4 +1,4 @@
-"""Which width keeps how many channels: the same share everywhere, or under a budget for the whole network."""
+"""How many channels each width keeps: a given share, or as many as a budget for the whole network allows."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -11,18 +11,18 @@ from lightning_fold.rewrites.reduction.budget.cost_model import CostModel
 from lightning_fold.rewrites.size import Size, at_least
 
 SHARES = (0.875, 0.625, 0.375, 0.125)  # sizes at which the error of a width is measured
-_STEPS = 16  # a width shrinks in so many steps, and at the end channel by channel
+_STEPS = 16  # a width shrinks in this many steps, and at the end channel by channel
 
 Curve = Callable[[int], float]
 
 
 def share_out(widths: list[PrunableGroup], shares: Sequence[float | None], bundles: list[list[int]]) -> list[int]:
-    """The channels that each block of each width keeps, at least one.
+    """The number of channels that each block of each width keeps, at least one.
 
     Args:
         widths: the widths.
-        shares: for each of them the share in (0, 1] of its channels that stays; ``None`` keeps them all.
-        bundles: positions of the widths that must keep equally many channels: the largest share counts.
+        shares: for each width, the share of its channels to keep, in [0, 1]; ``None`` keeps all.
+        bundles: positions of the widths that must keep the same number of channels; the largest share counts.
     """
     kept = [w.size if share is None else max(round(share * w.size), 1) for w, share in zip(widths, shares, strict=True)]
     for bundle in bundles:
@@ -32,9 +32,9 @@ def share_out(widths: list[PrunableGroup], shares: Sequence[float | None], bundl
 
 
 def error_curve(width: PrunableGroup, error_at: Callable[[int], float]) -> Curve:
-    """The error of a width as a function of its size, measured at a few sizes and interpolated; never falling.
+    """The error of a width as a function of its size, interpolated from a few measurements; monotone.
 
-    Below the smallest measured size it grows on as the inverse of the size, so that no width is emptied for nothing.
+    Below the smallest measured size the error grows like the inverse of the size, so that emptying a width is not free.
     """
     sizes = sorted({max(1, round(share * width.size)) for share in SHARES} - {width.size}, reverse=True)
     errors = np.maximum.accumulate([0.0, *(error_at(size) for size in sizes)])
@@ -48,27 +48,27 @@ def error_curve(width: PrunableGroup, error_at: Callable[[int], float]) -> Curve
 
 
 def allocate(method: str, costs: CostModel, curves: list[Curve], size: Size, fewest: list[int]) -> list[int]:
-    """The channels that each block of each width keeps, so that the cost meets the budget.
+    """The number of channels that each block of each width keeps, so that the cost meets the budget.
 
-    Greedy: each step takes channels from the width that adds the least error for what it saves. The last width gives
-    them one by one, to the nearest size.
+    Greedy: each step removes channels from the width with the smallest increase of error per saved cost. The last step
+    is cut short so that the cost comes as close to the budget as possible.
 
     Args:
-        method: name of the rewrite, for errors.
+        method: name of the rewrite, for error messages.
         costs: the cost of every size.
-        curves: the error of each width at every size.
+        curves: the error of each width as a function of its size.
         size: the budget.
-        fewest: how many channels each block of each width keeps at least; equal within a bundle.
+        fewest: the minimum number of channels per block of each width; equal within a bundle.
 
     Raises:
-        ValueError: the fewest channels of every width still cost more.
+        ArgumentError: even the smallest sizes exceed the budget.
     """
     kept = [width.size for width in costs.widths]
     least = costs.cost(fewest)
     goal, cost = size.whole * costs.total, float(costs.total)
     if least > goal:
         bounded = any(number > 1 for number in fewest)
-        smallest = "the smallest sizes that it allows" if bounded else "one channel in every width that can shrink"
+        smallest = "the smallest sizes allowed" if bounded else "one channel in every width that can shrink"
         verb = "leave" if bounded else "leaves"
         raise ArgumentError(
             f"{method}({size}): {smallest} still {verb} {at_least(least / costs.total)} of the {size.unit}; expected "
@@ -91,7 +91,7 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], size: Size, few
     while cost > goal and queue:
         _, number = heapq.heappop(queue)
         now, bundle = price(number), costs.bundles[number]
-        if queue and now > queue[0]:  # it saves less than it did when it was put there
+        if queue and now > queue[0]:  # its price rose since it was queued
             heapq.heappush(queue, now)
             continue
         step = step_of(bundle)
@@ -105,5 +105,5 @@ def allocate(method: str, costs: CostModel, curves: list[Curve], size: Size, few
 
 
 def _last_step(costs: CostModel, kept: list[int], bundle: list[int], most: int, missing: float) -> int:
-    """How many channels of a bundle come nearest to what is missing."""
+    """The number of channels of a bundle whose saving is closest to the missing amount."""
     return min(range(most + 1), key=lambda step: abs(costs.saved(bundle, kept, step) - missing))

@@ -1,4 +1,4 @@
-"""What a network costs at every size of its widths: parameters, or FLOPs."""
+"""The cost of a network, parameters or FLOPs, as a function of the sizes of its widths."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ _PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "scaled_dot_product_attention")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a parameter or a product costs at full size, and the groups along each of its dimensions that hold channels.
+    """The cost of a parameter or product at full size, and the groups along each of its channel dimensions.
 
-    It falls in proportion to the channels left along each of them.
+    The cost is proportional to the number of remaining channels along each of them.
     """
 
     full: float
@@ -32,10 +32,10 @@ class CostModel:
     """Parameters or FLOPs of a network as a function of how many channels each width keeps.
 
     Args:
-        structure: what was read from the network.
+        structure: the structure of the network.
         widths: its widths.
-        costs: what shrinks with them.
-        total: the whole cost at full size, counted apart.
+        costs: the costs of its parameters or products.
+        total: the total cost at full size, counted separately.
     """
 
     def __init__(self, structure: Structure, widths: list[PrunableGroup], costs: list[Cost], total: int) -> None:
@@ -44,7 +44,7 @@ class CostModel:
         width_of = torch.full((structure.count,), -1)
         for i, width in enumerate(widths):
             width_of[width.group.ids] = i
-        # for each cost and dimension: how many channels there are, how many are of no width, and how many of each
+        # for each cost and dimension: the number of channels, of channels in no width, and of channels in each width
         self._counts: list[list[tuple[int, int, Counter[int]]]] = []
         for cost in costs:
             counters = [Counter(width_of[groups].tolist()) for groups in cost.dims]
@@ -55,13 +55,13 @@ class CostModel:
         ]
 
     def saved(self, bundle: list[int], kept: list[int], step: int) -> float:
-        """What is saved when the widths of ``bundle`` lose ``step`` more channels in each block."""
+        """The saving when the widths of ``bundle`` lose ``step`` more channels in each block."""
         less = [size - step * (i in bundle) for i, size in enumerate(kept)]
         numbers = {number for i in bundle for number in self._touched[i]}
         return sum(self._cost(number, kept) - self._cost(number, less) for number in numbers)
 
     def cost(self, kept: list[int]) -> float:
-        """The whole cost."""
+        """The total cost."""
         full = [width.size for width in self.widths]
         changed = {number for numbers in self._touched for number in numbers}
         return self.total - sum(self._cost(number, full) - self._cost(number, kept) for number in changed)
@@ -81,7 +81,7 @@ class CostModel:
 def cost_model(
     model: nn.Module, example_inputs: Inputs, structure: Structure, widths: list[PrunableGroup], *, flops: bool
 ) -> CostModel:
-    """The cost of ``model``, of parameters or of FLOPs on as many examples as its graph was traced with."""
+    """The cost model of ``model``: parameters, or FLOPs for as many examples as its graph was traced with."""
     sizes = {name: float(parameter.numel()) for name, parameter in model.named_parameters()}
     dims = _dims(structure, {name: parameter.shape for name, parameter in model.named_parameters()})
     if not flops:
@@ -95,7 +95,7 @@ def cost_model(
 
 
 def _dims(structure: Structure, shapes: dict[str, torch.Size]) -> dict[str, list[Tensor]]:
-    """For each parameter the groups along each dimension that holds channels."""
+    """For each parameter, the groups along each of its channel dimensions."""
     dims: dict[str, list[Tensor]] = {name: [] for name in shapes}
     grouped = {structure.trace.names.get(c.weight, ""): c for c in structure.labels.contractions if c.groups > 1}
     for (name, dim), axis in structure.labels.axes.items():
@@ -108,22 +108,22 @@ def _dims(structure: Structure, shapes: dict[str, torch.Size]) -> dict[str, list
 
 
 def _flops_per_weight(structure: Structure) -> dict[str, int]:
-    """2 FLOPs for each place in which a weight is multiplied: of the output, or of the input where it is transposed.
+    """2 FLOPs per position at which a weight is used: output positions, or input positions if it is transposed.
 
-    As in the total, what runs only in training costs nothing.
+    As in the total, operators that run only in training cost nothing.
     """
     prices: Counter[str] = Counter()
     for contraction in structure.labels.contractions:
         name = structure.trace.names.get(contraction.weight)
         if name is not None and contraction.node in structure.trace.evaluated:
             places = contraction.value if contraction.column_dim == 0 else contraction.node
-            channels = contraction.weight.meta["val"].shape[0]  # those of the places, over all groups
+            channels = contraction.weight.meta["val"].shape[0]  # channels of ``places``, over all groups
             prices[name] += 2 * (places.meta["val"].numel() // channels)
     return dict(prices)
 
 
 def _product_costs(structure: Structure) -> list[Cost]:
-    """Products of two values, as of queries with keys, and of the scores with values."""
+    """Costs of products of two values, such as queries and keys, or attention scores and values."""
     summed = {product.node: product.channels for product in structure.labels.products}
     weights = {contraction.node for contraction in structure.labels.contractions}
     found = []
@@ -148,7 +148,7 @@ def _groups(structure: Structure, labels: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def _channels(structure: Structure, node: Node) -> tuple[Tensor, ...]:
-    """The groups along each dimension, or several as heads, of what ``node`` makes."""
+    """The groups along each channel dimension, or dimensions of heads, of the output of ``node``."""
     value = structure.labels.values[node]
     if not isinstance(value, Value):
         return ()
@@ -156,7 +156,7 @@ def _channels(structure: Structure, node: Node) -> tuple[Tensor, ...]:
 
 
 def _traced(structure: Structure) -> int:
-    """How many examples the graph was traced with."""
+    """The number of examples that the graph was traced with."""
     nodes = structure.trace.graph.nodes
     inputs = [node for node in nodes if node.op == "placeholder" and node not in structure.trace.tensors]
     return max(batch_size(tuple(node.meta["val"] for node in inputs)), 1)

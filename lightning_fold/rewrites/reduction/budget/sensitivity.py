@@ -1,4 +1,4 @@
-"""How much the outputs of a network move when one of its widths alone gets smaller."""
+"""How much the outputs of a network change when a single width shrinks."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lightning_fold.structure.groups import Member, Structure
 from lightning_fold.surgery.optimizers import Transform
 from lightning_fold.surgery.overlay import Overlay
 
-_EXAMPLES = 32  # on which the error of a width is measured
+_EXAMPLES = 32  # used to measure the error of a width
 
 
 def error_curves(
@@ -28,17 +28,17 @@ def error_curves(
     *,
     refitted: bool,
 ) -> list[Curve]:
-    """For each width the error of the outputs at every size, relative to how much they vary.
+    """For each width, the error of the outputs as a function of its size, relative to their variation.
 
-    The width alone is projected: the network keeps its shapes, its rows are multiplied with C, and with ``refitted``
-    the columns behind with what least squares makes of them.
+    Only this width is projected: shapes do not change, its rows are multiplied by C, and with ``refitted`` the columns
+    that read it are refit by least squares.
     """
     sensitivity = _Sensitivity(calibration, structure, selector, refitted)
     return [error_curve(width, lambda size, w=width: sensitivity.error(w, size)) for width in widths]
 
 
 class _Sensitivity:
-    """The dense network, what it gives, and the second moments of its consumers' inputs."""
+    """The dense network, its outputs, and the second moments of its consumers' inputs."""
 
     def __init__(
         self, calibration: Calibration, structure: Structure, selector: ChannelSelector, refitted: bool
@@ -66,7 +66,7 @@ class _Sensitivity:
         return relative_squared_error(self._outputs(overlay.changed), self.expected)
 
     def _refit(self, width: PrunableGroup, member: Member, assignment: Tensor) -> Tensor:
-        """(channels, channels) what the columns are multiplied with, once those that are merged have been rescaled."""
+        """(channels, channels) the factor of the columns, after merged channels were rescaled."""
         matrix = membership(assignment)
         merged = matrix[:, matrix.sum(0) > 1].sum(1) > 0
         scales = torch.where(merged, self.selector.scales(width), 1.0)
@@ -80,7 +80,7 @@ class _Sensitivity:
 
 
 def _on_channels(member: Member, change: Transform) -> Transform:
-    """``change`` for what ``member`` holds for each channel, (channels, elements)."""
+    """Apply ``change`` to the elements of each channel in ``member``, (channels, elements)."""
 
     def apply(tensor: Tensor) -> Tensor:
         moved = tensor.movedim(member.dim, 0).clone()

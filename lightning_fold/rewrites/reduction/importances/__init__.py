@@ -1,4 +1,4 @@
-"""How much a channel matters, each way in a file of its own and by its line here."""
+"""Importances of channels: one file and one line here for each."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ IMPORTANCES = {
 
 
 def importance_of(call: str, importance: str | Importance | Score) -> Importance:
-    """The importance that a name, a class path, an object or a function of network and group stands for.
+    """The importance for a name, a class path, an object or a function of network and group.
 
     Raises:
         ArgumentError: the name is unknown, or there is no such class.
-        ArgumentTypeError: it is none of these.
+        ArgumentTypeError: ``importance`` is none of these.
     """
     found = resolve(call, "importance", importance, IMPORTANCES) if isinstance(importance, str) else importance
     if isinstance(found, Importance):

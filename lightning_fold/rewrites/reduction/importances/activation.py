@@ -1,4 +1,4 @@
-"""The energy that a channel brings to its consumers, on data or as its BatchNorm predicts."""
+"""The energy that a channel contributes to its consumers, on data or as predicted by its BatchNorm."""
 
 from collections.abc import Sequence
 
@@ -17,22 +17,22 @@ Read = list[tuple[Member, Consumer]]  # the members of a group that consumers re
 
 
 class Activation(Importance):
-    """E[x_i^2] |w_i|^2, as a share of each consumer's energy.
+    """The energy of a channel, E[x_i^2] |w_i|^2, as a share of each consumer's total, summed over the consumers.
 
-    For channels without a consumer for which this can be told (:func:`find_consumers`) it is the norm of the weights
-    that write them; the report says so.
+    Channels without a suitable consumer (:func:`find_consumers`) are scored by the norm of the weights that write them;
+    the report notes this.
     """
 
     name = "activation"
 
     def prepare(self, context: SelectionContext) -> Score:
-        """Mean squares of all that consumers read."""
+        """Compute the mean squares of the inputs of all consumers."""
         consumers = _by_weight(context.structure)
         squares = mean_squares(context.calibration.get(), [consumer.path for consumer in consumers.values()])
         return lambda model, group: self.score(model, group, read_by(group, consumers), squares)
 
     def score(self, model: nn.Module, group: ChannelGroup, read: Read, squares: dict[str, Tensor]) -> Tensor:
-        """(channels,) energies, or norms where ``read`` is empty; ``squares`` are those of each consumer's inputs."""
+        """(channels,) energies, or norms if ``read`` is empty; ``squares`` are mean squares of consumers' inputs."""
         if not read:
             return Norm().score(model, group)
         total = torch.zeros(group.size, dtype=torch.float64)
@@ -43,11 +43,11 @@ class Activation(Importance):
         return total
 
     def notes(self, context: SelectionContext, groups: Sequence[ChannelGroup]) -> list[str]:
-        """The groups that the norm decided."""
+        """A note on the groups that were scored by the norm."""
         consumers = _by_weight(context.structure)
         names = some_of(group.name for group in groups if not read_by(group, consumers))
-        found = f"importance={self.name!r} was the norm of the weights in {names}"
-        return [f"{found}: of what reads channels, {ONLY_SOLVED} are looked at"] if names else []
+        found = f"importance={self.name!r} was replaced by the norm of the weights in {names}"
+        return [f"{found}: among the readers of channels, it uses {ONLY_SOLVED}"] if names else []
 
 
 def read_by(group: ChannelGroup, consumers: dict[str, Consumer]) -> Read:

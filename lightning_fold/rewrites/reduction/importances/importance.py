@@ -1,4 +1,4 @@
-"""What an importance is, and what several of them share."""
+"""The base class of importances, and helpers that several importances share."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,27 +15,27 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class Importance:
-    """How much the channels of a network matter. Subclass it for one of your own.
+    """Scores the channels of a network. Subclass it to write your own.
 
-    An object may serve several networks, so it keeps nothing about any: what is computed once for a network belongs to
-    the function that :meth:`prepare` returns.
+    One object may score several networks, so it must not store anything about them. Values computed once per network
+    belong in the function that :meth:`prepare` returns.
     """
 
     def prepare(self, context: SelectionContext) -> Score:
-        """The function that scores the channels of a group.
+        """Return the function that scores the channels of a group.
 
         Args:
             context: the network, its structure, and ``context.calibration.get()``: the dense network and inputs to run
-                it on. ``context.batches`` and ``context.loss`` are what ``prune`` was given, or ``None``.
+                it on. ``context.batches`` and ``context.loss`` are the arguments of ``prune``, or ``None``.
 
         Returns:
-            A function of the network and a :class:`ChannelGroup` that returns (channels,) finite scores; the highest
-            ones stay. Scores are compared within a group only.
+            A function of the network and a :class:`ChannelGroup` that returns (channels,) finite scores; channels with
+            the highest scores are kept. Scores are compared only within a group.
         """
         raise NotImplementedError
 
     def notes(self, context: SelectionContext, groups: Sequence[ChannelGroup]) -> list[str]:
-        """What the report should say of how the channels of ``groups``, those that shrink, were chosen."""
+        """Notes for the report on how the channels of ``groups``, the groups that shrink, were chosen."""
         return []
 
 
@@ -46,18 +46,18 @@ class ScoreFunction(Importance):
         self.score = score
 
     def prepare(self, context: SelectionContext) -> Score:
-        """The function itself."""
+        """Return the function itself."""
         return self.score
 
 
 def channel_rows(model: nn.Module, member: Member, values: Callable[[Tensor], Tensor] = Tensor.detach) -> Tensor:
-    """(channels, elements) everything that one member holds for each channel."""
+    """(channels, elements) all elements of each channel in one member."""
     moved = values(NetworkEditor(model).tensor(member.tensor)).movedim(member.dim, 0)
     return moved[member.indices.to(moved.device)].flatten(1)
 
 
 def written_rows(model: nn.Module, group: ChannelGroup) -> Tensor:
-    """(channels, elements) the weights of two dimensions and more that write ``group``; all its members without any."""
+    """(channels, elements) the weights with at least two dimensions that write ``group``; else all its members."""
     editor = NetworkEditor(model)
     found = [m for m in group.members if not m.reads and editor.tensor(m.tensor).dim() > 1]
     return torch.cat([channel_rows(model, member) for member in found or group.members], dim=1)

@@ -12,14 +12,14 @@ class Norm(Importance):
     """The norm of all weights that write a channel.
 
     Args:
-        order: of the norm, 1 or 2.
+        order: order of the norm, 1 or 2.
     """
 
     def __init__(self, order: int = 2) -> None:
         self.order = order
 
     def prepare(self, context: SelectionContext) -> Score:
-        """The norm needs nothing but the network."""
+        """Return :meth:`score`: the norm only needs the network."""
         return self.score
 
     def score(self, model: nn.Module, group: ChannelGroup) -> Tensor:

@@ -1,4 +1,4 @@
-"""Least-squares reconstruction: channels leave in the order in which the others make up for them best."""
+"""Least-squares reconstruction: first remove the channels that the others compensate for best."""
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from lightning_fold.rewrites.reduction.importances.importance import Score
 from lightning_fold.rewrites.reduction.selector import SelectionContext
 from lightning_fold.structure.groups import ChannelGroup, Member
 
-_STEPS = 64  # the least important channels leave in at most so many steps
+_STEPS = 64  # channels are removed in about this many steps, or one by one
 
 
 class Reconstruction(Activation):
-    """The order in which channels leave if at each step those go that least squares on the others makes up for best.
+    """The rank of a channel if each step removes the channels that least squares on the others compensates for best.
 
     Whole heads and flattened channels are scored by their energy, as in :class:`Activation`.
 
@@ -24,7 +24,7 @@ class Reconstruction(Activation):
     name = "reconstruction"
 
     def prepare(self, context: SelectionContext) -> Score:
-        """Second moments of all that consumers read."""
+        """Compute the second moments of the inputs of all consumers."""
         consumers = {consumer.weight: consumer for consumer in find_consumers(context.structure)}
         calibration = context.calibration.get()
         squares = mean_squares(calibration, [consumer.path for consumer in consumers.values()])
@@ -46,7 +46,7 @@ def _inner(moments: dict[str, Tensor], consumer: Consumer, member: Member) -> Te
 
 
 def _elimination(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The rank of each channel: 0 for the first to leave."""
+    """The rank of each channel: 0 for the first to be removed."""
     count = len(parts[0][0])
     states = []
     for columns, moments in parts:
@@ -68,6 +68,6 @@ def _elimination(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _without(columns: Tensor, inverse: Tensor, gone: Tensor, stays: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns and inverse moments once ``gone`` have left and least squares has made up for them."""
+    """Columns and inverse moments after ``gone`` are removed and compensated for by least squares."""
     gain = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, stays]).T
     return columns[stays] - gain @ columns[gone], inverse[stays][:, stays] - gain @ inverse[gone][:, stays]

@@ -1,4 +1,4 @@
-"""First-order Taylor: what the loss moves without a channel."""
+"""First-order Taylor importance: the estimated change of the loss without a channel."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,22 +15,23 @@ from lightning_fold.structure.groups import ChannelGroup
 
 
 class Taylor(Importance):
-    """|sum of weight times gradient| over all that writes a channel: what the loss moves without it, to first order.
+    """|sum of weight times gradient| over the weights that write a channel: the first-order change of the loss.
 
-    Source: "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771), with the sum inside the modulus.
+    Source: "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771), with the sum inside the absolute
+    value.
 
     Args:
-        loss: a function of network and batch; ``None`` takes the one that ``prune`` was given.
+        loss: a function of network and batch; ``None`` uses the ``loss`` passed to ``prune``.
     """
 
     def __init__(self, loss: Loss | None = None) -> None:
         self.loss = loss
 
     def prepare(self, context: SelectionContext) -> Score:
-        """Gradients of the loss on the batches.
+        """Compute the gradients of the loss on the batches.
 
         Raises:
-            ArgumentError: there are no batches, or there is no loss.
+            ArgumentError: ``batches`` or ``loss`` is missing.
         """
         loss = self.loss or context.loss
         if context.batches is None or loss is None:
@@ -42,9 +43,9 @@ class Taylor(Importance):
 
 
 def taylor_score(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Score:
-    """The scores for the gradients of ``loss`` on ``batches``, those of frozen parameters too.
+    """The score function for the gradients of ``loss`` on ``batches``.
 
-    What frozen parameters write matters as much.
+    Frozen parameters count too: the channels that they write matter just as much.
     """
     gradients = _gradients(model, batches, loss)
 
@@ -62,7 +63,7 @@ def taylor_score(model: nn.Module, batches: Iterable[Any], loss: Loss) -> Score:
 
 
 def _gradients(model: nn.Module, batches: Iterable[Any], loss: Loss) -> dict[str, Tensor | None]:
-    """The summed gradient of every parameter; parameters are left as they were."""
+    """The summed gradient of every parameter; the parameters themselves are not changed."""
     parameters = dict(model.named_parameters())
     kept = {name: (parameter.grad, parameter.requires_grad) for name, parameter in parameters.items()}
     with evaluation_mode(model), torch.enable_grad():

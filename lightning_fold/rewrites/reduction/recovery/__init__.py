@@ -1,1 +1,1 @@
-"""After the cut: rescaling, least squares and statistics, each checked on held-out inputs."""
+"""Steps after the cut: rescaling, least squares and statistics, each checked on held-out inputs."""

@@ -1,4 +1,4 @@
-"""Least squares: the weights of a layer that best give the dense network's outputs from the inputs it now gets."""
+"""Least squares: fit a layer's weights so that, on its new inputs, it best matches the dense network's outputs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _CHUNK = 32
 
 @dataclass(frozen=True)
 class Correction:
-    """What is added to the weight of a layer, and to its output."""
+    """The terms added to the weight of a layer and to its output."""
 
     weight: Tensor | None
     shift: Tensor
@@ -37,22 +37,22 @@ def refit(
     *,
     weights: bool = True,
 ) -> dict[str, Correction]:
-    """Solve for the weights of ``consumers`` one after the other, in one pass over the calibration's inputs.
+    """Fit the weights of ``consumers`` one after the other, in one pass over the calibration inputs.
 
-    Each layer meets the inputs that the layers before it, already solved for, now give; the target is what the dense
-    network gives in the same place. Let X be the inputs (one row for each place, one column for each weight of an
-    output), and R what is missing: the correction is R^T X (X^T X + ridge)^-1, both centred where the layer has a bias
-    or a BatchNorm that can take the mean.
+    Each layer sees the outputs of the already fitted layers before it; its target is the output of the same layer in
+    the dense network. Let X be the inputs (one row per position, one column per weight of an output), and R the missing
+    outputs: the correction is R^T X (X^T X + ridge)^-1, with X and R centred if the layer has a bias or a BatchNorm
+    that can absorb the mean.
 
     Args:
         calibration: the dense network and inputs.
-        compressed: the network without the channels that went; its weights are changed.
-        consumers: the layers.
-        rows: for each path (rows left, rows) which mix of the dense network's outputs is the target.
-        weights: whether to solve for the weights; else only for what is added to the outputs.
+        compressed: the network without the removed channels; its weights are changed.
+        consumers: the layers to fit.
+        rows: for each path, the matrix (rows left, rows) that maps the dense layer's outputs to the target.
+        weights: whether to fit the weights, or only the biases.
 
     Returns:
-        For each path what was added.
+        The correction for each path.
     """
     dense, consumers, small = calibration.network, list(consumers), NetworkEditor(compressed)
     targets: dict[str, tuple[Tensor, Tensor]] = {}
@@ -105,7 +105,7 @@ def _solve(module: nn.Linear | nn.Conv2d, inputs: Tensor, target: Tensor, centre
 
 
 def _ridge_regression(inputs: Tensor, missing: Tensor) -> Tensor:
-    """R^T X (X^T X + ridge)^-1, or the same as R^T (X X^T + ridge)^-1 X where there are fewer places than columns."""
+    """R^T X (X^T X + ridge)^-1, computed as R^T (X X^T + ridge)^-1 X if there are fewer positions than columns."""
     few = len(inputs) < inputs.shape[1]
     moments = (inputs @ inputs.T if few else inputs.T @ inputs).double()
     ridge = (_RIDGE * moments.trace() / inputs.shape[1]).clamp_min(torch.finfo(moments.dtype).tiny)
@@ -116,7 +116,7 @@ def _ridge_regression(inputs: Tensor, missing: Tensor) -> Tensor:
 
 
 def _places(total: int, columns: int) -> Tensor:
-    """Some places in order, enough for a layer of so many columns."""
+    """Random positions in order, enough to fit a layer with this many columns."""
     most = max(_FEWEST_ROWS, _ROWS_PER_COLUMN * columns)
     if total <= most:
         return torch.arange(total)
@@ -128,7 +128,7 @@ def _channels_last(module: nn.Module, value: Tensor) -> Tensor:
 
 
 def _input_rows(module: nn.Linear | nn.Conv2d, value: Tensor, places: Tensor) -> Tensor:
-    """(places, columns) what each output in ``places`` is computed from."""
+    """(places, columns) the inputs of each output position in ``places``."""
     if isinstance(module, nn.Linear):
         return value.flatten(0, -2)[places.to(value.device)]
     found, start = [], 0
@@ -136,13 +136,13 @@ def _input_rows(module: nn.Linear | nn.Conv2d, value: Tensor, places: Tensor) ->
         windows = _windows(module, chunk)
         images, each = windows.shape[:2]
         inside = (places[(places >= start) & (places < start + images * each)] - start).to(windows.device)
-        found.append(windows[inside // each, inside % each])  # only these are copied
+        found.append(windows[inside // each, inside % each])  # copies only these windows
         start += images * each
     return torch.cat(found)
 
 
 def _windows(module: nn.Conv2d, value: Tensor) -> Tensor:
-    """(images, places, columns) what each place of each image is computed from."""
+    """(images, places, columns) the inputs of each output position of each image."""
     if isinstance(module.padding, str):
         value = F.pad(value, module._reversed_padding_repeated_twice)
     padding = (0, 0) if isinstance(module.padding, str) else module.padding

@@ -1,6 +1,6 @@
-"""What comes after the cut: Fold-AR, least squares, repair; each is undone where it makes held-out errors larger.
+"""The steps after the cut: Fold-AR, least squares, repair; each is undone if it increases the held-out error.
 
-Without data the held-out inputs are noise.
+Without data, the held-out inputs are noise.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from lightning_fold.surgery.transaction import Surgery
 
 @dataclass
 class Recovery:
-    """Steps on a network that was cut.
+    """Steps that improve a network after its cut.
 
     Attributes:
-        cut: what happened to it.
-        dense: the dense network and inputs; ``None`` where no step needs any.
-        notes: what was undone, for the report.
+        cut: the cut of the network.
+        dense: the dense network and inputs; ``None`` if no step needs them.
+        notes: notes for the report, for example on undone steps.
     """
 
     cut: Cut
@@ -39,7 +39,7 @@ class Recovery:
     notes: list[str] = field(default_factory=list)
 
     def compensate(self, surgery: Surgery, *, weights: bool) -> None:
-        """Solve for the consumers' columns (or only for shifts), on copies that see the calibration's inputs."""
+        """Fit the columns and biases of consumers (or only biases) on copies that run on the calibration inputs."""
         assert self.dense is not None
         dense = self.dense
         reference, small = self.calibrated(surgery)
@@ -60,7 +60,7 @@ class Recovery:
         self.notes += self._not_compensated(weights)
 
     def if_better(self, name: str, surgery: Surgery, step: Callable[[nn.Module], object]) -> None:
-        """Take over what ``step`` does to a copy, unless the error on held-out data is larger then."""
+        """Run ``step`` on a copy and take over its values, unless it increases the error on held-out inputs."""
         assert self.dense is not None
         better, notes = improved(name, surgery.model, self.dense, step)
         self.notes += notes
@@ -69,7 +69,7 @@ class Recovery:
                 surgery.set(key, value)
 
     def calibrated(self, surgery: Surgery) -> tuple[nn.Module, nn.Module]:
-        """The calibration's network, rescaled as the network was, and a copy of it that is cut like the network."""
+        """The calibration's network, rescaled like the network, and a copy of it that is cut like the network."""
         assert self.dense is not None
         reference = deepcopy(self.dense.network)
         self.cut.rescaling.apply(NetworkEditor(reference))
@@ -81,8 +81,7 @@ class Recovery:
         return reference, small.model
 
     def error(self, small: nn.Module, expected: list[Tensor]) -> float:
-        """The error of what ``small`` gives on held-out inputs, relative to how much ``expected`` varies."""
-        """The error of the outputs of ``small`` on held-out inputs, relative to how much ``expected`` vary."""
+        """The error of the outputs of ``small`` on held-out inputs, relative to the variation of ``expected``."""
         assert self.dense is not None
         return relative_squared_error(outputs(small, self.dense.held_out), expected)
 
@@ -96,7 +95,7 @@ class Recovery:
         )
 
     def _not_compensated(self, weights: bool) -> list[str]:
-        """A note that names the layers that lose columns and that nothing was solved for."""
+        """A note on the layers that lose columns and were not compensated."""
         structure = self.cut.structure
         solved = {c.contraction.node for c in find_consumers(structure) if weights or c.sink is not None}
         losing = [c.node for c in structure.labels.contractions if self._loses_columns(c)]
@@ -105,11 +104,11 @@ class Recovery:
         if not names:
             return []
         if weights:
-            return [f"compensate='least-squares' did not fit {names}: {ONLY_SOLVED} can be solved for"]
-        return [f"compensate='bias' did not shift {names}: {ONLY_SOLVED}, with a bias or BatchNorm, can be solved for"]
+            return [f"compensate='least-squares' did not fit {names}: it fits {ONLY_SOLVED}"]
+        return [f"compensate='bias' did not fit {names}: it fits {ONLY_SOLVED}, with a bias or BatchNorm"]
 
     def _rows(self) -> dict[str, Tensor]:
-        """For each layer (rows left, rows) the mean over the clusters of its rows."""
+        """For each consumer, the matrix (rows left, rows) that averages over the clusters of its rows."""
         found = {}
         for consumer in find_consumers(self.cut.structure):
             contraction = consumer.contraction
@@ -121,9 +120,9 @@ class Recovery:
         return found
 
     def norm_rows(self, model: nn.Module) -> dict[str, Tensor]:
-        """For each LayerNorm that is called once (channels left, channels) the mean over the clusters of its channels.
+        """For each LayerNorm, the matrix (channels left, channels) that averages over the clusters of its channels.
 
-        One that is called more often has no one output to be tuned to: it stays.
+        LayerNorms that are called more than once have no single target and are left out.
         """
         axes, uses = self.cut.structure.labels.axes, self.cut.structure.uses
         return {
@@ -136,12 +135,12 @@ class Recovery:
 def improved(
     name: str, model: nn.Module, dense: Calibration, step: Callable[[nn.Module], object]
 ) -> tuple[nn.Module, list[str]]:
-    """A copy of ``model`` after ``step``; ``model`` and a note where that makes the error on held-out data larger.
+    """A copy of ``model`` after ``step``; or ``model`` and a note if ``step`` increases the error on held-out inputs.
 
     Args:
-        name: what the note calls the step.
-        model: the network after its rewrite, not changed.
-        dense: the network before, and the inputs that are held out.
+        name: name of the step in the note.
+        model: the network after its rewrite; not changed.
+        dense: the network before the rewrite, and held-out inputs.
         step: changes the values of a network, in place.
     """
     expected, copy = outputs(dense.network, dense.held_out), deepcopy(model)
@@ -152,4 +151,4 @@ def improved(
 
 
 def _undone(name: str, before: float, after: float) -> str:
-    return f"{name} was undone: the error on held-out inputs would go from {before:.3g} to {after:.3g}"
+    return f"{name} was undone: it would change the error on held-out inputs from {before:.3g} to {after:.3g}"

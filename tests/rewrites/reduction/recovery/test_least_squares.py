@@ -281,7 +281,7 @@ def test_layers_that_cannot_be_solved_for_are_named(method) -> None:
     model, batches = _with_others()
     options: dict[str, Any] = {"keep": 0.5, "of": "channels", "batches": batches}
     assert method(deepcopy(model), batches[0], **options).notes == ()
-    for compensate, names in (("least-squares", "fit 2, 4, 6:"), ("bias", "shift 2, 4, 6 and 1 more:")):
+    for compensate, names in (("least-squares", "fit 2, 4, 6:"), ("bias", "fit 2, 4, 6 and 1 more:")):
         notes = method(deepcopy(model), batches[0], compensate=compensate, **options).notes
         (note,) = (note for note in notes if note.startswith(f"compensate={compensate!r}"))
         assert f"did not {names}" in note
@@ -294,7 +294,9 @@ def test_widths_of_which_the_norms_decide_are_named(importance) -> None:
     expected = lf.prune(deepcopy(model), batches[0], importance="l2", **options)
     report = lf.prune(deepcopy(model), batches[0], importance=importance, **options)
     (note,) = report.notes
-    assert note.startswith(f"importance={importance!r} was the norm of the weights in 0.weight, 2.weight, 4.weight:")
+    assert note.startswith(
+        f"importance={importance!r} was replaced by the norm of the weights in 0.weight, 2.weight, 4.weight:"
+    )
     assert expected.notes == ()
     skipped = lf.prune(model, batches[0], importance=importance, **options, skip=["0", "2", "4"])
     assert skipped.changes and skipped.notes == ()

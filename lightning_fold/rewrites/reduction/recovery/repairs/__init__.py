@@ -1,4 +1,4 @@
-"""What may be done about a network after the cut, each way in a file of its own and by its line here."""
+"""Repairs of a network after the cut: one file and one line here for each."""
 
 from lightning_fold.class_paths import resolve
 from lightning_fold.errors import ArgumentError, ArgumentTypeError
@@ -14,11 +14,12 @@ REPAIRS = {
 
 
 def repair_of(call: str, repair: str | Repair, *, merging: bool) -> Repair:
-    """The repair that a name, a class path or an object stands for; ``merging``: whether ``call`` merges channels.
+    """The repair for a name, a class path or an object; ``merging`` says whether ``call`` merges channels.
 
     Raises:
-        ArgumentError: the name is unknown, there is no such class, or it is for merged channels and there are none.
-        ArgumentTypeError: it is no repair.
+        ArgumentError: the name is unknown, there is no such class, or the repair needs merged channels and ``call``
+            merges none.
+        ArgumentTypeError: ``repair`` is neither a name nor a repair.
     """
     found = resolve(call, "repair", repair, REPAIRS) if isinstance(repair, str) else repair
     if not isinstance(found, Repair):
@@ -28,7 +29,7 @@ def repair_of(call: str, repair: str | Repair, *, merging: bool) -> Repair:
     if found.for_merged_channels and not merging:
         names = ", ".join(repr(name) for name in REPAIRS if name != repair)
         raise ArgumentError(
-            f"{call}(repair={repair!r}): this one is for merged channels, and {call} merges none; expected one of "
+            f"{call}(repair={repair!r}): this repair needs merged channels, and {call} merges none; expected one of "
             f"{names}, or the path of a class."
         )
     return found

@@ -1,4 +1,4 @@
-"""Fold-AR: the scale that the mean of merged rows needs, from their cosine alone."""
+"""Fold-AR: rescaling the mean of merged rows by a factor that depends only on their cosines."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from lightning_fold.surgery.transaction import Surgery
 
 
 class FoldAR(Repair):
-    """Rescale each BatchNorm that follows a merged layer, where that does not make the error on held-out inputs larger.
+    """Rescale each BatchNorm that follows a merged layer, unless that increases the error on held-out inputs.
 
     Source: "Model Folding" (arXiv 2502.10216).
     """
@@ -23,11 +23,11 @@ class FoldAR(Repair):
     for_merged_channels = True
 
     def before_cut(self, surgery: Surgery, cut: Cut) -> dict[str, Tensor]:
-        """The factors of each BatchNorm's scale."""
+        """Return the factors of each BatchNorm's scale."""
         return fold_ar(surgery, cut.structure, cut.cluster_of)
 
     def after_cut(self, surgery: Surgery, recovery: Recovery, found: dict[str, Tensor]) -> None:
-        """Multiply each BatchNorm's scale by its factors; undo it, one after the other, where that helps."""
+        """Multiply each BatchNorm's scale by its factors; undo single BatchNorms where that lowers the error."""
         if not found:
             return
         assert recovery.dense is not None
@@ -42,18 +42,18 @@ class FoldAR(Repair):
             surgery.scale(name, 0, left[name])
         if undone := [name.rpartition(".")[0] for name in left if name not in helpful]:
             where = f"{len(undone)} of {len(left)} BatchNorms ({some_of(undone)})"
-            inputs = "held-out data" if recovery.dense.real else "noise, for want of data,"
+            inputs = "held-out data" if recovery.dense.real else "noise (there is no data)"
             nowhere, everywhere, left_over = errors
             recovery.notes.append(
-                f"Fold-AR was undone at {where}, where it makes the outputs on {inputs} worse: error {left_over:.3g}, "
-                f"{everywhere:.3g} with all of it, {nowhere:.3g} with none"
+                f"Fold-AR was undone at {where} because it increased the error of the outputs on {inputs}: "
+                f"{left_over:.3g} as applied, {everywhere:.3g} with all of Fold-AR, {nowhere:.3g} without it"
             )
 
 
 def _helpful(
     small: Editor, factors: dict[str, Tensor], error: Callable[[], float]
 ) -> tuple[list[str], tuple[float, float, float]]:
-    """The scales whose factors make the error no larger, and the error with no factor, with all and with these."""
+    """The scales whose factors do not increase the error, and the errors with no factor, with all, and with these."""
     plain, nowhere = {name: small.tensor(name).detach().clone() for name in factors}, error()
     for name, factor in factors.items():
         small.scale(name, 0, factor)

@@ -1,4 +1,4 @@
-"""What a repair is."""
+"""The base class of repairs."""
 
 from typing import Any, ClassVar
 
@@ -8,14 +8,14 @@ from lightning_fold.surgery.transaction import Surgery
 
 
 class Repair:
-    """What is done about a network whose channels were merged or removed. Subclass it for one of your own.
+    """Improves a network whose channels were merged or removed. Subclass it to write your own.
 
-    Each of the three steps may be left out. An object may serve several networks, so it keeps nothing about any.
+    All three steps are optional. One object may repair several networks, so it must not store anything about them.
 
     Attributes:
-        needs_batches: whether it can only work on real data, so that the rewrite must be given ``batches``.
-        for_merged_channels: whether it has nothing to do where channels are only removed.
-        does_something: whether it looks at the dense network at all.
+        needs_batches: whether it needs real data, so that the caller must pass ``batches``.
+        for_merged_channels: whether it only works on merged channels, not on removed ones.
+        does_something: whether it needs the dense network at all.
     """
 
     needs_batches: ClassVar[bool] = False
@@ -23,21 +23,21 @@ class Repair:
     does_something: ClassVar[bool] = True
 
     def before_cut(self, surgery: Surgery, cut: Cut) -> Any:
-        """What is needed of the network while it still has all its channels; :meth:`after_cut` gets it."""
+        """Read the network while it still has all channels; the result is passed to :meth:`after_cut`."""
         return None
 
     def after_cut(self, surgery: Surgery, recovery: Recovery, found: Any) -> None:
-        """Right after channels were merged and removed; ``found`` is what :meth:`before_cut` returned."""
+        """Run right after channels were merged and removed; ``found`` is the result of :meth:`before_cut`."""
 
     def finish(self, surgery: Surgery, recovery: Recovery) -> None:
-        """Last, after least squares.
+        """Run last, after least squares.
 
-        ``recovery.if_better(name, surgery, step)`` does ``step(network)`` to a copy and takes its values over unless
-        they make the error on held-out inputs larger; ``recovery.dense`` is the dense network with inputs.
+        ``recovery.if_better(name, surgery, step)`` runs ``step(network)`` on a copy and takes over its values unless
+        they increase the error on held-out inputs; ``recovery.dense`` is the dense network with inputs.
         """
 
 
 class NoRepair(Repair):
-    """Leave the network as the cut left it."""
+    """Change nothing after the cut."""
 
     does_something = False

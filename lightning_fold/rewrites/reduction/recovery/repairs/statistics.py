@@ -5,16 +5,16 @@ from lightning_fold.rewrites.reduction.recovery.repairs.repair import Repair
 from lightning_fold.rewrites.repair import estimate_statistics, tune_layer_norms
 from lightning_fold.surgery.transaction import Surgery
 
-_TUNED_ON = 256  # examples, of all places in them: two numbers for each channel ask for no more
+_TUNED_ON = 256  # examples: enough for two numbers per channel, since every position counts
 
 
 class Statistics(Repair):
-    """Estimate BatchNorm statistics, batch by batch, then tune the scales and shifts of LayerNorms."""
+    """Re-estimate BatchNorm statistics batch by batch, then tune the scales and shifts of LayerNorms."""
 
     needs_batches = True
 
     def finish(self, surgery: Surgery, recovery: Recovery) -> None:
-        """Both steps, each undone where it makes the error on held-out inputs larger."""
+        """Run both steps; undo each if it increases the error on held-out inputs."""
         dense = recovery.dense
         assert dense is not None
         rows = recovery.norm_rows(surgery.model)

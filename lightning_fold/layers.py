@@ -136,7 +136,7 @@ class CompensatedNorm(nn.Module):
         return total / (counts.sum() + self.removed)
 
     def _affine(self, normalised: Tensor, value: Tensor) -> Tensor:
-        """Scale and shift: in one precision as in torch's norms, or in the dtype of ``value`` as in hand-written ones."""
+        """Scale and shift: in one precision as in torch's norms, or in the dtype of ``value`` as in custom norms."""
         given = normalised if self.precision is None else normalised.to(value.dtype)
         scaled = given * self._along(self.weight, value)
         shifted = scaled if self.bias is None else scaled + self._along(self.bias, value)

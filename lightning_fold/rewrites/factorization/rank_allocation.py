@@ -83,8 +83,8 @@ def _allocate(layers: list[DecomposedLayer], rest: int, before: int, size: Size,
         bounded = any(least != 1 for least in fewest)
         ranks = "the smallest ranks that it allows still leave" if bounded else "rank 1 in every layer still leaves"
         raise ArgumentError(
-            f"factorize({size}): {ranks} {at_least(smallest / before)} of the {size.unit}; expected at least this "
-            "share of the network. Raise the share, or fold or prune the network first."
+            f"factorize({size}): {ranks} {at_least(smallest / before)} of the {size.unit}; expected a share of the "
+            "network of at least that. Raise the share, or fold or prune the network first."
             f"{left_alone({each.tensor: each.reason for each in kept})}"
         )
     low, high = 0.0, 1.0

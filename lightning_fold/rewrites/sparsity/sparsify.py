@@ -1,4 +1,4 @@
-"""sparsify: unstructured sparsity over the whole network at once."""
+"""sparsify: set the least important weights of the whole network to zero (unstructured sparsity)."""
 
 from collections.abc import Iterable
 from typing import Literal

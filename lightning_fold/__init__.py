@@ -1,7 +1,7 @@
-"""Train compressible networks with PyTorch Lightning and hand back small dense ones.
+"""Train compressible networks with PyTorch Lightning and turn them into small dense ones.
 
 Every rewrite works in place on any network that ``torch.export`` can trace and returns a :class:`RewriteReport`.
-The public names are those of ``__init__.pyi``; each is imported on first use, since torch takes seconds.
+``__init__.pyi`` lists the public names; each is imported on first use, because importing torch takes seconds.
 """
 
 from pathlib import Path

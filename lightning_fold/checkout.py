@@ -1,4 +1,4 @@
-"""Whether the files of this package are all in place; a checkout without symbolic links lacks one folder."""
+"""Check that all files of this package are in place; a checkout without symbolic links lacks one folder."""
 
 from pathlib import Path
 
@@ -6,19 +6,19 @@ from lightning_fold.errors import CheckoutError
 
 
 def check_links(package: Path) -> None:
-    """Refuse a text file where a symbolic link should lead to the callbacks.
+    """Raise an error if the symbolic link to the callbacks is a text file.
 
     Args:
-        package: folder of this package; an installed wheel holds a real folder.
+        package: folder of this package; an installed wheel contains a real folder instead of the link.
 
     Raises:
-        ImportError: git wrote the link as a text file, as it does on Windows unless told otherwise.
+        CheckoutError: git wrote the link as a text file, as it does on Windows by default.
     """
     link = package / "callbacks"
     if link.is_file():
         raise CheckoutError(
-            f"{link} is a text file; expected a symbolic link to ../callbacks, which git writes as text where "
-            "core.symlinks is false (the default on Windows; turn Developer Mode on there first). Run 'git config "
-            "core.symlinks true && git checkout -- lightning_fold/callbacks', or install a wheel that was built where "
-            "links work."
+            f"{link} is a text file; expected a symbolic link to ../callbacks. Git writes links as text files if "
+            "core.symlinks is false (the default on Windows; turn on Developer Mode there first). Run 'git config "
+            "core.symlinks true && git checkout -- lightning_fold/callbacks', or install a wheel built on a system "
+            "with symbolic links."
         )

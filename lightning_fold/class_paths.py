@@ -1,8 +1,7 @@
-"""Classes and functions by their dotted paths: objects from text such as ``my.module.Gradient(power=2)``, and back.
+"""Convert text such as ``my.module.Gradient(power=2)`` to objects, and classes to their dotted paths.
 
-Everything that can be extended is found this way, so classes from outside have the same power as built-in ones: a
-built-in name is only short for a path. Files name classes by their public path, so that a private module may move
-without breaking what was written.
+All extension points use these paths, so user classes have the same rights as built-in ones: a built-in name is only
+an abbreviation of a path. Files store the public path of each class, so moving a private module does not break them.
 """
 
 import ast
@@ -18,18 +17,18 @@ from lightning_fold.errors import ArgumentError
 
 
 def resolve(call: str, argument: str, text: str, names: Mapping[str, str]) -> Any:
-    """The object that ``text`` names: an instance of a class, or a function with the arguments bound.
+    """The object that ``text`` names: an instance of a class, or a function with its arguments bound.
 
     Args:
-        call: the function or class that was called, for errors.
-        argument: its argument that holds ``text``, for errors.
-        text: a key of ``names`` or the dotted path of a class or function; either with keyword arguments in
-            parentheses, which are Python literals.
-        names: short names and what each of them is short for, written like ``text``.
+        call: the function or class that was called, for error messages.
+        argument: its argument that contains ``text``, for error messages.
+        text: a key of ``names`` or the dotted path of a class or function. Either may have keyword arguments in
+            parentheses, which must be Python literals.
+        names: short names and the text that each abbreviates, in the same form as ``text``.
 
     Raises:
         ArgumentError: the name is unknown, or there is no such class or function.
-        TypeError: a class is built without an argument that it needs, or with one that it does not have.
+        TypeError: a required argument of the class is missing, or the class has no such argument.
     """
     name, arguments = _parsed(call, argument, text)
     path, preset = _parsed(call, argument, names.get(name, name))
@@ -72,7 +71,7 @@ def _imported(call: str, argument: str, path: str) -> Any:
 
 
 def class_path(kind: type) -> str:
-    """The shortest dotted path that leads to ``kind``: ``torch.nn.Linear``, not ``torch.nn.modules.linear.Linear``."""
+    """The shortest dotted path of ``kind``: ``torch.nn.Linear``, not ``torch.nn.modules.linear.Linear``."""
     packages = kind.__module__.split(".")
     prefixes = (".".join(packages[:count]) for count in range(1, len(packages)))
     paths = (f"{prefix}.{kind.__qualname__}" for prefix in prefixes)
@@ -80,12 +79,12 @@ def class_path(kind: type) -> str:
 
 
 def names_class(path: str, kind: type) -> bool:
-    """Whether ``path`` leads to ``kind``, by whatever name. Nothing is imported for it: files may hold any path."""
+    """Whether ``path`` is one of the names of ``kind``. It imports nothing, because files may contain any path."""
     return path == class_path(kind) or _found(path) is kind
 
 
 def _found(path: str) -> object:
-    """What the dotted ``path`` leads to in the modules that are imported; ``None`` if that is nothing."""
+    """The object at the dotted ``path`` in the modules imported so far; ``None`` if there is none."""
     parts = path.split(".")
     for count in range(len(parts) - 1, 0, -1):
         module = sys.modules.get(".".join(parts[:count]))

@@ -1,4 +1,4 @@
-"""The command ``lightning-fold``: help at once; what takes seconds to import only for the command that needs it."""
+"""The command ``lightning-fold``. It prints help at once; slow imports happen only in the commands that need them."""
 
 import sys
 from difflib import get_close_matches
@@ -13,7 +13,7 @@ def main(args: Any = None) -> None:
     """Run the command.
 
     Args:
-        args: Command-line arguments as a list of strings, or the configuration as LightningCLI takes it; None takes
+        args: Command-line arguments as a list of strings, or a configuration as LightningCLI accepts it; None uses
             the arguments of the process.
 
     Raises:
@@ -51,14 +51,14 @@ def _run(words: list[str], args: Any) -> None:
 
 
 def _listed() -> str:
-    """Every command with a line about it."""
+    """All commands, each with a one-line description."""
     known = TRAINING | {name: about for name, (_, about) in COMMANDS.items()}
     lines = [f"  {name:<9} {about}\n" for name, about in known.items()]
     return f"commands:\n{''.join(lines)}\n'lightning-fold COMMAND --help' lists the options of each.\n"
 
 
 def _check_command(words: list[str]) -> None:
-    """Report a command that is missing or unknown; options before it, as in ``--config FILE fit``, are Lightning's."""
+    """Report a missing or unknown command; Lightning handles options before it, as in ``--config FILE fit``."""
     known = [*TRAINING, *COMMANDS]
     if words and (words[0] in known or words[0].startswith("-")):
         return
@@ -69,16 +69,16 @@ def _check_command(words: list[str]) -> None:
 
 
 def _hint(error: Exception, words: list[str]) -> str:
-    """Where to look after ``error``, which ended the command of these words."""
+    """Advice on where to look after ``error`` ended the command ``words``."""
     if isinstance(error, FileNotFoundError):
         return "check the paths in the configuration and on the command line"
     if isinstance(error, OSError):
-        return "check the paths in the configuration and on the command line, and the space on the disk"
+        return "check the paths in the configuration and on the command line, and the free disk space"
     return hint_for(words[0] if words else "") or "'lightning-fold fit --print_config' shows the whole configuration"
 
 
 def _is_of_other_network(error: Exception) -> bool:
-    """Whether torch refused a state dict, which LightningCLI loads after everything was built."""
+    """Whether torch rejected a state dict, which LightningCLI loads after building everything."""
     return "loading state_dict" in str(error)
 
 
@@ -86,4 +86,4 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     if not _is_of_other_network(error):
         return " ".join(lines)
-    return f"the checkpoint is that of another network: {' '.join(lines[1:2])} ({len(lines) - 1} such differences)"
+    return f"the checkpoint belongs to another network: {' '.join(lines[1:2])} ({len(lines) - 1} such differences)"

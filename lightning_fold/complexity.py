@@ -1,4 +1,4 @@
-"""How large and how slow a network is: parameters, floating-point operations, seconds, bytes."""
+"""Size and speed of a network: parameters, floating-point operations, latency, bytes."""
 
 import io
 import statistics
@@ -17,7 +17,7 @@ from lightning_fold.structure.graph.trace import evaluation_mode, without_fast_p
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters of ``model``; tied parameters count once, buffers do not count."""
+    """Number of parameters of ``model``; tied parameters count once, buffers are not counted."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -29,16 +29,16 @@ def count_flops(model: nn.Module, example_inputs: Inputs) -> int:
     Args:
         model: any module; it runs once in evaluation mode.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first; the
-            whole batch counts.
+            FLOPs are those of the whole batch.
     """
     return counted_run(model, example_inputs)[1]
 
 
 def counted_run(model: nn.Module, example_inputs: Inputs) -> tuple[Any, int]:
-    """What ``model`` returns in evaluation mode, without gradients, and its FLOPs as of :func:`count_flops`."""
-    # Views of parameters that are trained make the counter fail, even without gradients: it gets none.
+    """The output of ``model`` in evaluation mode, without gradients, and its FLOPs as in :func:`count_flops`."""
+    # The counter fails on views of trainable parameters, even without gradients, so the parameters are detached.
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    # Attention runs as matrix products: not every version of torch counts what its fused operators do on every device.
+    # Attention runs as matrix products: some versions of torch do not count fused attention on every device.
     plain = sdpa_kernel(SDPBackend.MATH)
     with (
         evaluation_mode(model),
@@ -52,14 +52,14 @@ def counted_run(model: nn.Module, example_inputs: Inputs) -> tuple[Any, int]:
 
 
 class Latency(float):
-    """Median seconds of one forward pass; it also says how it was measured.
+    """Median seconds of one forward pass, together with the conditions of the measurement.
 
     Attributes:
         device: name of the device, for example "cpu" or "NVIDIA H100".
         dtype: type of the first floating-point parameter, for example "float32".
         batch: examples in one pass.
         threads: threads that torch may use on the CPU.
-        runs: timed passes.
+        runs: number of timed passes.
     """
 
     device: str
@@ -69,7 +69,7 @@ class Latency(float):
     runs: int
 
     def __new__(cls, seconds: float, *, device: str, dtype: str, batch: int, threads: int, runs: int) -> "Latency":
-        """Keep how the time was measured beside it."""
+        """Store the conditions of the measurement with the time."""
         latency = super().__new__(cls, seconds)
         vars(latency).update(device=device, dtype=dtype, batch=batch, threads=threads, runs=runs)
         return latency
@@ -78,7 +78,7 @@ class Latency(float):
         return (float(self),), self.conditions()
 
     def conditions(self) -> dict[str, Any]:
-        """How it was measured, as plain values."""
+        """The conditions of the measurement, as plain values."""
         return dict(vars(self))
 
     def __str__(self) -> str:
@@ -89,16 +89,16 @@ class Latency(float):
 
 
 def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30, warmup: int = 5) -> Latency:
-    """Median seconds of one forward pass in evaluation mode, on the device where ``model`` and inputs are.
+    """Median seconds of one forward pass in evaluation mode, on the device of ``model`` and its inputs.
 
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        runs: timed passes, at least 1.
+        runs: number of timed passes, at least 1.
         warmup: passes before the first timed one, at least 0.
 
     Raises:
-        ValueError: ``runs`` or ``warmup`` is out of range.
+        ArgumentError: ``runs`` or ``warmup`` is out of range.
     """
     if runs < 1 or warmup < 0:
         raise ArgumentError(f"measure_latency(runs={runs}, warmup={warmup}): expected runs >= 1 and warmup >= 0.")
@@ -125,15 +125,15 @@ def measure_latency(model: nn.Module, example_inputs: Inputs, *, runs: int = 30,
 
 
 def arrived_saving(flops: tuple[int, int], seconds: tuple[float, float]) -> float | None:
-    """The share of a saving in operations that arrives as a saving in time.
+    """How much of a saving in operations becomes a saving in time.
 
     Args:
         flops: floating-point operations before and after.
         seconds: latency before and after.
 
     Returns:
-        (1 - t_after / t_before) / (1 - f_after / f_before): 1 where time falls as the operations do, 0 where it stays,
-        negative where it rises; ``None`` where no operation was saved.
+        (1 - t_after / t_before) / (1 - f_after / f_before): 1 if time falls in proportion to the operations, 0 if it
+        does not change, negative if it rises; ``None`` if no operations were saved.
     """
     saved = 1 - flops[1] / max(flops[0], 1)
     return (1 - seconds[1] / seconds[0]) / saved if saved > 0 else None

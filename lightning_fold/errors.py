@@ -1,15 +1,15 @@
-"""The errors that this package raises; each message says what was found, what is expected and what to do.
+"""The errors that this package raises; each message says what was found, what was expected and what to do.
 
-Every one is a :class:`LightningFoldError` and the built-in error that a reader would expect in its place.
+Each is a :class:`LightningFoldError` and also a subclass of the corresponding built-in error.
 """
 
 
 class LightningFoldError(Exception):
-    """Root of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class ArgumentError(LightningFoldError, ValueError):
-    """An argument, or what was passed with it, has a value that cannot be used."""
+    """An argument, or something passed with it, has an invalid value."""
 
 
 class ArgumentTypeError(LightningFoldError, TypeError):
@@ -25,11 +25,11 @@ class RewriteError(LightningFoldError, RuntimeError):
 
 
 class FileError(LightningFoldError, OSError):
-    """A file cannot be written or read."""
+    """A file cannot be read or written."""
 
 
 class MissingFileError(FileError, FileNotFoundError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 class MissingPackageError(LightningFoldError, ModuleNotFoundError):
@@ -37,4 +37,4 @@ class MissingPackageError(LightningFoldError, ModuleNotFoundError):
 
 
 class CheckoutError(LightningFoldError, ImportError):
-    """The files of this package are not complete."""
+    """Files of this package are missing."""

@@ -1,4 +1,4 @@
-"""What methods, importances, repairs and calibrations of one's own build on; docs/extending.md shows each at work."""
+"""Building blocks for custom methods, importances, repairs and calibrations; docs/extending.md has examples of each."""
 
 from lightning_fold.inputs import call
 from lightning_fold.rewrites.calibration import (

@@ -1,4 +1,4 @@
-"""Packages that only some functions need."""
+"""Optional packages that only some functions need."""
 
 from importlib.util import find_spec
 
@@ -6,11 +6,11 @@ from lightning_fold.errors import MissingPackageError
 
 
 def require(what: str, *packages: str, extra: str = "export") -> None:
-    """Raise ``ModuleNotFoundError``, with the command that installs them, unless all ``packages`` can be imported.
+    """Raise ``MissingPackageError``, with the install command, unless all ``packages`` can be imported.
 
     Args:
-        what: what needs them, as the beginning of the message.
-        packages: names to import.
+        what: the function or file that needs them; the message starts with it.
+        packages: import names.
         extra: the extra of this package that installs them.
     """
     missing = [package for package in packages if find_spec(package) is None]

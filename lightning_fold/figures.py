@@ -1,4 +1,4 @@
-"""The pictures of a compression: widths over the epochs, spectra of the weights, accuracy against size."""
+"""Figures of a compression: layer widths over the epochs, spectra of the weights, accuracy against size."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def width_figure(history: History) -> Figure:
     """A heat map of the width of every layer (rows) over the epochs (columns), as a share of its first width.
 
     Args:
-        history: for each validation a dict with ``epoch`` and ``widths`` (layer name -> number of outputs).
+        history: one dict per validation with ``epoch`` and ``widths`` (layer name -> number of outputs).
     """
     layers = list(dict.fromkeys(layer for row in history for layer in row["widths"]))
     widths = np.array([[row["widths"].get(layer, np.nan) for row in history] for layer in layers], dtype=float)
@@ -43,10 +43,10 @@ def width_figure(history: History) -> Figure:
 
 
 def accuracy_figure(history: History) -> Figure:
-    """Accuracy against the number of parameters, one point for each validation, coloured by epoch.
+    """Accuracy against the number of parameters, one point per validation, coloured by epoch.
 
     Args:
-        history: for each validation a dict with ``epoch``, ``parameters`` and ``accuracy``.
+        history: one dict per validation with ``epoch``, ``parameters`` and ``accuracy``.
     """
     rows = [row for row in history if "accuracy" in row]
     parameters = [row["parameters"] for row in rows]
@@ -67,13 +67,15 @@ def accuracy_figure(history: History) -> Figure:
 
 
 def spectrum_figure(networks: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """The singular values of every weight, one panel for each network, one line for each layer.
+    """The singular values of every weight, one panel per network, one line per layer.
 
-    A line that falls fast belongs to a layer that low rank shrinks well. Layers are coloured from first to last.
+    A line that falls fast belongs to a layer that a low-rank factorization compresses well. Layers are coloured from
+    first to last.
 
     Args:
-        networks: title -> state dict; floating-point tensors of two dimensions and more are read as (outputs, all
-            else). Those that are empty or not finite are left out, and the title says of how many the others are.
+        networks: title -> state dict; floating-point tensors of at least two dimensions are read as matrices
+            (outputs, everything else). Empty and non-finite tensors are left out; if there are any, the title also
+            gives the total number of layers.
     """
     figure = Figure(figsize=(1 + 5 * len(networks), 4.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(networks), sharex=True, sharey=True))
@@ -98,11 +100,11 @@ def spectrum_figure(networks: Mapping[str, Mapping[str, Tensor]]) -> Figure:
 
 
 def comparison_figure(networks: Mapping[str, Sequence[tuple[str, int, float]]], metric: str) -> Figure:
-    """A metric against the number of parameters, one panel for each network, one line for each method.
+    """A metric against the number of parameters, one panel per network, one line per method.
 
     Args:
-        networks: name -> points (method, parameters, metric); the method ``"dense"`` is drawn as a level.
-        metric: its name.
+        networks: name -> points (method, parameters, metric); the method ``"dense"`` is drawn as a horizontal line.
+        metric: name of the metric.
     """
     columns = min(len(networks), 3)
     rows = -(-len(networks) // columns)
@@ -131,7 +133,7 @@ def comparison_figure(networks: Mapping[str, Sequence[tuple[str, int, float]]], 
 
 
 def _style(method: str, methods: Sequence[str]) -> dict[str, Any]:
-    """The colour of the rewrite, dashed and hollow where its name has an addition ("fold + data")."""
+    """The line style of a rewrite: one colour each, dashed with hollow markers for additions ("fold + data")."""
     names = list(dict.fromkeys(name.partition(" + ")[0] for name in methods))
     name, _, addition = method.partition(" + ")
     colour = colormaps["tab10"](names.index(name) % 10)

@@ -1,4 +1,4 @@
-"""What a network is called with: a tensor, a tuple of positional inputs, or a dict of inputs by name."""
+"""The inputs of a network: a tensor, a tuple of positional inputs, or a dict of inputs by name."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -16,37 +16,37 @@ Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 def as_arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``example_inputs`` as positional arguments and arguments by name."""
+    """``example_inputs`` as positional and keyword arguments."""
     if isinstance(example_inputs, dict):
         return (), example_inputs
     return (example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)), {}
 
 
 def as_inputs(example_inputs: Inputs) -> tuple[Any, ...]:
-    """``example_inputs`` as the tuple of positional inputs that the network is called with.
+    """``example_inputs`` as a tuple of positional inputs of the network.
 
     Raises:
-        ValueError: they are given by name.
+        ArgumentError: they are given by name.
     """
     args, kwargs = as_arguments(example_inputs)
     if kwargs:
         raise ArgumentError(
-            f"found inputs by name ({', '.join(kwargs)}) where they are needed in order; expected a tensor or a tuple."
+            f"found inputs by name ({', '.join(kwargs)}), but positional inputs are needed; expected a tensor or tuple."
         )
     return args
 
 
 def call(model: nn.Module, example_inputs: Inputs, replaced: dict[str, Tensor] | None = None) -> Any:
-    """What ``model`` returns for ``example_inputs``, with other tensors in the place of those named in ``replaced``."""
+    """The output of ``model`` for ``example_inputs``; ``replaced`` temporarily replaces tensors by dotted name."""
     args, kwargs = as_arguments(example_inputs)
     if replaced is None:
         return model(*args, **kwargs)
-    # Not tied by torch: in a module that is registered under two names it would leave the other tensors behind.
+    # Without torch's own tying: in a module registered under two names, it would leave the replacements in place.
     return functional_call(model, _everywhere(model, replaced), args, kwargs, tie_weights=False)
 
 
 def _everywhere(model: nn.Module, replaced: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``replaced`` under one name for every module that holds such a tensor, tied ones too."""
+    """``replaced`` under one name per module that holds the tensor, including tied tensors."""
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -61,15 +61,15 @@ def _everywhere(model: nn.Module, replaced: dict[str, Tensor]) -> dict[str, Tens
 
 
 def inputs_of_batch(batch: Any, like: Inputs | None = None) -> Inputs:
-    """The network's inputs in a batch of data, where targets come behind them or under names of their own.
+    """The network's inputs in a batch of data; targets may follow them or have names of their own.
 
     Args:
-        batch: of inputs, or (inputs, ...), or a mapping.
-        like: inputs of the network: as many elements of the batch are read, or the same names (of a batch without
-            names one). ``None`` reads one.
+        batch: inputs, (inputs, ...), or a mapping.
+        like: example inputs of the network. The same number of elements, or the same names, are read from the batch
+            (for one named input and a batch without names, its first element). ``None`` reads one element.
 
     Raises:
-        ValueError: the batch holds no such inputs, or NaN or infinity in one of them.
+        ArgumentError: the batch does not contain such inputs, or one of them contains NaN or infinity.
     """
     if isinstance(like, dict) and (len(like) > 1 or isinstance(batch, Mapping)):
         found: Inputs = _by_name(batch, like)
@@ -79,21 +79,21 @@ def inputs_of_batch(batch: Any, like: Inputs | None = None) -> Inputs:
     for value in tree_leaves(found):
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
             shape = tuple(value.shape)
-            raise ArgumentError(f"expected batches of finite inputs, found NaN or infinity in one of shape {shape}.")
+            raise ArgumentError(f"expected finite inputs, found NaN or infinity in an input of shape {shape}.")
     return found
 
 
 def inputs_for(model: nn.Module, batch: Any, like: Inputs | None = None) -> Inputs:
-    """The inputs of ``model`` in a batch of data, read off the arguments of its ``forward`` unless ``like`` is given.
+    """The inputs of ``model`` in a batch of data, on the device of ``model``.
 
     Args:
         model: the network.
-        batch: of inputs, or (inputs, ...) of which as many elements are read as ``forward`` requires, at least one; or
-            a mapping, of which the arguments of ``forward`` are read.
-        like: inputs of the network, which then say how many, or which names.
+        batch: inputs, (inputs, ...), or a mapping. Without ``like``, the signature of ``forward`` decides what is
+            read: the number of required arguments (at least one), or for a mapping the names of the arguments.
+        like: example inputs of the network; their number or names then decide instead.
 
     Raises:
-        ValueError: the batch holds no such inputs, or NaN or infinity in one of them.
+        ArgumentError: the batch does not contain such inputs, or one of them contains NaN or infinity.
     """
     if like is None:
         parameters = signature(model.forward).parameters.values()
@@ -125,7 +125,7 @@ def _in_order(batch: Any, count: int) -> tuple[Any, ...]:
 
 
 def join_inputs(parts: Sequence[Inputs]) -> Inputs | None:
-    """Several batches as one; ``None`` where their shapes differ in more than the batch size."""
+    """Several batches joined into one; ``None`` if their shapes differ in more than the batch size."""
     flat = [tree_flatten(inputs) for inputs in parts]
     if any(spec != flat[0][1] for _, spec in flat):
         return None
@@ -148,12 +148,12 @@ def on_device(inputs: Inputs, device: torch.device | str) -> Inputs:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where ``model`` is: the device of its first parameter or buffer; the CPU where it has none."""
+    """The device of the first parameter or buffer of ``model``; the CPU if it has none."""
     return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def batch_size(inputs: Inputs) -> int:
-    """The number of examples, of the first tensor that has dimensions; -1 where none has."""
+    """The number of examples: the first dimension of the first non-scalar tensor; -1 if there is none."""
     return next((v.shape[0] for v in tree_leaves(inputs) if isinstance(v, Tensor) and v.dim()), -1)
 
 
@@ -163,17 +163,17 @@ def is_batched(value: Any, size: int) -> bool:
 
 
 def only_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a linear layer or convolution is called with, in order or by name."""
+    """The input of a linear layer or convolution, passed by position or by name."""
     return args[0] if args else kwargs["input"]
 
 
 def first_examples(example_inputs: Inputs, count: int) -> Inputs:
-    """``example_inputs`` with at most ``count`` examples; tensors without a batch dimension stay, as masks may."""
+    """At most ``count`` of the examples; tensors without the batch dimension, such as masks, are kept whole."""
     size = batch_size(example_inputs)
     return tree_map(lambda value: value[:count] if is_batched(value, size) else value, example_inputs)
 
 
 def few_examples(example_inputs: Inputs) -> Inputs:
-    """Two examples of ``example_inputs``; all of them where not every tensor has as many."""
+    """Two examples of ``example_inputs``; all of them if the tensors differ in their first dimension."""
     sizes = {value.shape[0] for value in tree_leaves(example_inputs) if isinstance(value, Tensor) and value.dim()}
     return first_examples(example_inputs, 2) if len(sizes) == 1 else example_inputs

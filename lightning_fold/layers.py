@@ -11,7 +11,7 @@ class SelectFeatures(nn.Module):
     """Passes on the listed features of the last dimension.
 
     Args:
-        index: positions of the features to keep, or how many there are (the first ones, until a state dict says which).
+        index: positions of the features to keep, or their number (the first ones, until a state dict is loaded).
 
     Shape:
         ``(..., features)`` -> ``(..., len(index))``.
@@ -25,7 +25,7 @@ class SelectFeatures(nn.Module):
         self.register_buffer("index", positions)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Select."""
+        """Select the features."""
         return features.index_select(-1, self.index)
 
     def extra_repr(self) -> str:
@@ -34,11 +34,11 @@ class SelectFeatures(nn.Module):
 
 
 class Constant(nn.Module):
-    """Gives the same for every input: what is left of a branch that no longer reads it.
+    """Returns the same values for every input: the remainder of a branch that no longer reads its input.
 
     Args:
-        value: (channels,) what each channel is, or how many there are (zeros, until a state dict says more).
-        dim: the dimension that holds the channels.
+        value: (channels,) the value of each channel, or their number (zeros, until a state dict is loaded).
+        dim: the channel dimension.
 
     Shape:
         ``(..., any number of channels, ...)`` -> ``(..., channels, ...)``.
@@ -50,7 +50,7 @@ class Constant(nn.Module):
         self.value = nn.Parameter(torch.zeros(value) if isinstance(value, int) else value.detach().clone())
 
     def forward(self, like: Tensor, *others: object, **options: object) -> Tensor:
-        """The constant, for every position of ``like``; what else the module in this place was given is not read."""
+        """The constant at every position of ``like``; other arguments, passed to the replaced module, are ignored."""
         shape, view = list(like.shape), [1] * like.dim()
         shape[self.dim], view[self.dim] = 1, -1
         return like.new_zeros(shape) + self.value.view(view)
@@ -61,23 +61,24 @@ class Constant(nn.Module):
 
 
 class CompensatedNorm(nn.Module):
-    """A normalisation over channels of which some are gone: what they were still enters the statistics.
+    """A normalisation whose statistics still include channels that were removed.
 
-    Constant channels leave with their values (minimize); channels that were merged leave with their number (fold).
+    Removed constant channels enter with their values (minimize); merged channels enter with their number (fold).
 
     Args:
-        width: number of channels that are left.
-        removed: number of constant channels that are gone.
+        width: number of remaining channels.
+        removed: number of removed constant channels.
         eps: added to the variance.
-        dim: the dimension that holds the channels.
+        dim: the channel dimension.
         bias: whether there is a bias.
-        precision: the type in which the statistics are computed, as ``"float32"``, before the result is that of the
-            input again and scaled; ``None`` for that of the input and at least single precision, as torch's norms do.
+        precision: dtype of the statistics, such as ``"float32"``; the normalised values are cast back to the dtype of
+            the input before they are scaled. ``None``: the dtype of the input, but at least single precision, as in
+            torch's norms.
 
     Attributes:
-        constant: mean of the constants that are gone.
+        constant: mean of the removed constants.
         spread: sum of their squared distances from it.
-        counts: (width,) how many channels each of those left stands for, itself included.
+        counts: (width,) how many channels each remaining one represents, including itself.
 
     Shape:
         ``(..., width, ...)`` -> the same.
@@ -108,7 +109,7 @@ class CompensatedNorm(nn.Module):
         self.register_buffer("counts", torch.ones(width))
 
     def absorb(self, constants: Tensor) -> None:
-        """Count ``constants`` (channels,) among those that are gone."""
+        """Add ``constants`` (channels,) to the removed ones."""
         more, total = len(constants), self.removed + len(constants)
         distance = constants.mean() - self.constant
         spread = (constants - constants.mean()).square().sum() + distance.square() * self.removed * more / total
@@ -116,7 +117,7 @@ class CompensatedNorm(nn.Module):
         self.spread, self.removed = self.spread + spread, total
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Counts and sums of squares exceed 16 bits: a cast of the network to those leaves them in single precision."""
+        """Counts and sums of squares overflow 16-bit types, so casts to these keep them in single precision."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in self.named_buffers(recurse=False):
@@ -129,13 +130,13 @@ class CompensatedNorm(nn.Module):
         return value if value.dtype == wanted else value.to(wanted)
 
     def _mean(self, value: Tensor, gone: Tensor) -> Tensor:
-        """The mean over all channels, of ``value`` over those left and ``gone`` over the sum of the others."""
+        """The mean over all channels: ``value`` at the remaining ones, ``gone`` the sum over the removed ones."""
         counts = self.counts.to(value.dtype)
         total = (value * self._along(counts, value)).sum(self.dim, keepdim=True) + gone
         return total / (counts.sum() + self.removed)
 
     def _affine(self, normalised: Tensor, value: Tensor) -> Tensor:
-        """Scale and shift: all in one precision as torch's norms do, or in the type of ``value`` as written ones do."""
+        """Scale and shift: in one precision as in torch's norms, or in the dtype of ``value`` as in custom norms."""
         given = normalised if self.precision is None else normalised.to(value.dtype)
         scaled = given * self._along(self.weight, value)
         shifted = scaled if self.bias is None else scaled + self._along(self.bias, value)
@@ -147,15 +148,15 @@ class CompensatedNorm(nn.Module):
         return channels.view(view)
 
     def extra_repr(self) -> str:
-        """Channels left and gone, for ``print(network)``."""
+        """Remaining and removed channels, for ``print(network)``."""
         return f"{len(self.weight)}, removed={self.removed}, eps={self.eps}, dim={self.dim}"
 
 
 class CompensatedLayerNorm(CompensatedNorm):
-    """LayerNorm over channels of which some are gone: what they were still enters mean and variance.
+    """LayerNorm whose mean and variance still include removed channels.
 
-    With kept channels x that stand for n channels each, R removed ones of mean m and squared distances Q from it, and
-    D = sum n + R: ``mu = (sum n x + R m) / D``, ``var = (sum n (x - mu)^2 + Q + R (m - mu)^2) / D``.
+    With kept channels x that represent n channels each, R removed ones of mean m, the sum Q of their squared distances
+    from m, and D = sum n + R: ``mu = (sum n x + R m) / D``, ``var = (sum n (x - mu)^2 + Q + R (m - mu)^2) / D``.
     """
 
     def forward(self, value: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ class CompensatedLayerNorm(CompensatedNorm):
 
 
 class CompensatedRMSNorm(CompensatedNorm):
-    """RMSNorm over channels of which some are gone: their squares still enter the mean square."""
+    """RMSNorm whose mean square still includes the squares of removed channels."""
 
     def forward(self, value: Tensor) -> Tensor:
         """Normalise."""

@@ -1,11 +1,11 @@
-"""Remarks of Lightning that a reader of the commands' output can do nothing about."""
+"""Lightning's messages that users of the commands cannot act on."""
 
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Warnings about choices this package made, or about Lightning's own code: a reader can do nothing about them.
+# Warnings about choices of this package or about Lightning's own code; users cannot act on them.
 UNHELPFUL_WARNINGS = (
     "The '.*_dataloader' does not have many workers",  # data in memory is fastest without workers
     "The number of training batches .* is smaller than the logging interval",  # metrics are logged per epoch
@@ -16,7 +16,7 @@ _LIGHTNING = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
 
 def silence() -> None:
-    """Keep these remarks from the terminal, for the rest of the process."""
+    """Hide these messages for the rest of the process."""
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message)
     _LIGHTNING.addFilter(_is_no_advertisement)
@@ -24,7 +24,7 @@ def silence() -> None:
 
 @contextmanager
 def without_hardware() -> Iterator[None]:
-    """Keep Lightning from naming the hardware and the limits again for every trainer."""
+    """Keep Lightning from listing the hardware and the trainer's limits again for every trainer."""
     level = _LIGHTNING.level
     _LIGHTNING.setLevel(logging.WARNING)
     try:

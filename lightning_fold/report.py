@@ -1,4 +1,4 @@
-"""What a rewrite did, as one frozen value that prints as a table."""
+"""The report of a rewrite, as one frozen value that prints as a table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Change:
-    """One tensor that changed its shape: dotted name, shape before, shape after (``None``: created or gone)."""
+    """A tensor whose shape changed: dotted name, shape before, shape after (``None``: created or removed)."""
 
     tensor: str
     before: Shape | None
@@ -22,7 +22,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Kept:
-    """Channels that could have gone but stayed: where, how many, why, and the parameters that costs where known."""
+    """Channels that could not be removed: where, how many, why, and if known the parameters that this costs."""
 
     tensor: str
     channels: int
@@ -32,20 +32,20 @@ class Kept:
 
 @dataclass(frozen=True)
 class RewriteReport:
-    """What a rewrite did.
+    """The results of a rewrite.
 
     Attributes:
         method: name of the rewrite.
         parameters_before, parameters_after: number of parameters.
         flops_before, flops_after: floating-point operations of one forward pass of the example inputs, 2 for each
-            multiply-add; ``None`` where no inputs were given.
+            multiply-add; ``None`` if no inputs were given.
         max_relative_error: largest absolute change of an output element divided by the largest absolute output, for
             exact rewrites; ``None`` otherwise.
         changes: every tensor whose shape changed.
-        kept: what could have gone but stayed, and why.
-        notes: what was undone because it made things worse, what could not be done as asked for and was done otherwise
-            or not at all, and how far a budget was missed.
-        masks: name of each sparsified parameter -> boolean tensor of its shape, True where the weight stays.
+        kept: what could not be removed, and why.
+        notes: changes that were reverted because they made things worse, requests that were met in another way or not
+            at all, and the gap to a budget that was missed.
+        masks: name of each sparsified parameter -> boolean tensor of its shape, True where the weight is kept.
     """
 
     method: str
@@ -66,7 +66,7 @@ class RewriteReport:
 
     @property
     def summary(self) -> str:
-        """One line: the rewrite, and the parameters before and after."""
+        """One line with the rewrite and the parameters before and after."""
         sizes = f"{self.parameters_before:,} -> {self.parameters_after:,} parameters ({self.factor:.2f}x)"
         error = "" if self.max_relative_error is None else f", relative error {self.max_relative_error:.1e}"
         return f"{self.method}: {sizes}{error}"
@@ -93,12 +93,12 @@ class RewriteReport:
 
 
 def counted(number: int, noun: str) -> str:
-    """How many there are: ``1 channel``, ``2 channels``."""
+    """A number with its noun: ``1 channel``, ``2 channels``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def some_of(names: Iterable[str]) -> str:
-    """Names in a sentence, the first three of them: ``a, b, c and 4 more``."""
+    """The first three names, for use in a sentence: ``a, b, c and 4 more``."""
     names = list(dict.fromkeys(names))
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

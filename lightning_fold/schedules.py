@@ -1,4 +1,4 @@
-"""Learning-rate schedules for trainings that run in phases."""
+"""Learning-rate schedules for training in phases."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from lightning_fold.errors import ArgumentError
 
 
 class PhasedCosine(LRScheduler):
-    """In each phase a cosine from one share of the optimizer's learning rate to another.
+    """Follows a cosine in each phase, from one share of the optimizer's learning rate to another.
 
     Args:
         optimizer: the optimizer.
-        epochs: epochs of each phase, each at least 1; the last phase's end holds afterwards.
+        epochs: epochs of each phase, each at least 1; after the last phase its end value is kept.
         starts: share of the learning rate at the start of each phase, in [0, 1].
         ends: share of the learning rate at the end of each phase, in [0, 1].
-        last_epoch: index of the last epoch that was trained, -1 for none.
+        last_epoch: index of the last epoch trained so far, -1 for none.
 
     Raises:
-        ValueError: the lists have different lengths, or a value is out of range.
+        ArgumentError: the lists have different lengths, or a value is out of range.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class PhasedCosine(LRScheduler):
         if not epochs or not len(epochs) == len(starts) == len(ends) or not in_range:
             raise ArgumentError(
                 f"PhasedCosine(epochs={list(epochs)}, starts={list(starts)}, ends={list(ends)}): expected three "
-                "lists of one length, epochs of at least 1, starts and ends in [0, 1]."
+                "lists of the same length, epochs of at least 1, starts and ends in [0, 1]."
             )
         self.epochs, self.starts, self.ends = list(epochs), list(starts), list(ends)
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of each parameter group in the epoch to come."""
+        """The learning rate of each parameter group in the next epoch."""
         share = self._share(self.last_epoch)
         return [share * base for base in self.base_lrs]
 

@@ -114,7 +114,7 @@ def test_classifier_is_the_default_model(run, capsys):
         (with_model(num_classes="ten"), ["'model.num_classes'", "expected int, found ten"]),
         (with_model(num_classes=1), ["Classifier(num_classes=1)", "at least 2"]),
         (with_model(network="resnet1"), ["network='resnet1'", "Did you mean"]),
-        (with_model(network_args={"in_features": 64}), ["network_args takes in_features, hidden"]),
+        (with_model(network_args={"in_features": 64}), ["network_args accepts in_features, hidden"]),
         (with_model(optimizer={"class_path": "torch.optim.SDG"}), ["'model.optimizer'", "'SDG'", "did you mean 'SGD'"]),
         (changed(model={"class_path": "lightning_fold.modules.Classifer"}), ["'model'", "'Classifier'"]),
         (changed(data={"class_path": "MNISTDatamodule"}), ["'data'", "did you mean", "'MNISTDataModule'"]),

@@ -64,5 +64,5 @@ def test_state_is_restored():
     ],
 )
 def test_wrong_lists_are_refused(epochs, starts, ends):
-    with pytest.raises(ValueError, match=r"PhasedCosine\(epochs=.*expected three lists of one length"):
+    with pytest.raises(ValueError, match=r"PhasedCosine\(epochs=.*expected three lists of the same length"):
         rates(1, epochs, starts, ends)

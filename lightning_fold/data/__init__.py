@@ -1,4 +1,4 @@
-"""Data modules: batches of (inputs, targets) whose order and augmentation depend on (seed, epoch, index) alone."""
+"""Data modules: batches of (inputs, targets) whose order and augmentation depend only on (seed, epoch, index)."""
 
 from lightning_fold.data.base import ClassificationDataModule
 from lightning_fold.data.digits import DigitsDataModule

@@ -1,4 +1,4 @@
-"""What all data modules share: loaders over three splits, and an order that survives a restart."""
+"""Common base of all data modules: loaders for three splits, and a sample order that a restart does not change."""
 
 from typing import Any, NamedTuple
 
@@ -18,20 +18,20 @@ class Splits(NamedTuple):
 
 
 class ClassificationDataModule(lightning.LightningDataModule):
-    """Base of the data modules: a subclass says how to load its splits.
+    """Base class of the data modules; subclasses implement the loading of the splits.
 
-    The order of training samples is a function of (seed, epoch) and their augmentation of (seed, epoch, index): both
-    come from :class:`lightning_fold.data.datasets.EpochSampler`, which Lightning tells the epoch. Neither depends on
-    the state of the global generators nor on how often the run was restarted. Training drops an incomplete last batch
-    (each epoch leaves out different samples); evaluation drops nothing.
+    The order of training samples is a function of (seed, epoch), and their augmentation of (seed, epoch, index). Both
+    come from :class:`lightning_fold.data.datasets.EpochSampler`, which gets the epoch from Lightning. Neither depends
+    on the state of the global generators or on restarts of the run. Training drops an incomplete last batch (each
+    epoch leaves out different samples); evaluation drops nothing.
 
     Args:
         batch_size: Samples per batch and process, at least 1.
         num_workers: Processes that load data; 0 loads in the training process.
-        seed: Seed of the split (where there is one to draw), the order and the augmentation.
+        seed: Seed of the split (if it is random), the order and the augmentation.
 
     Raises:
-        ValueError: batch_size below 1 or num_workers below 0.
+        ArgumentError: batch_size is below 1, or num_workers is below 0.
     """
 
     num_classes: int
@@ -46,7 +46,7 @@ class ClassificationDataModule(lightning.LightningDataModule):
         self._splits: Splits | None = None
 
     def load_splits(self) -> Splits:
-        """Load the data; called once per process, before the first loader is made."""
+        """Load the data; called once per process, before the first loader is created."""
         raise NotImplementedError
 
     @property

@@ -1,4 +1,4 @@
-"""Datasets whose samples depend on (seed, epoch, index) alone, and the sampler that tells them the epoch."""
+"""Datasets whose samples depend only on (seed, epoch, index), and the sampler that tells them the epoch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class EpochDataset(Dataset):
-    """A dataset with a length that can be told the epoch, for augmentation that is the same after a restart."""
+    """A dataset with a length and a known epoch, so that augmentation is the same after a restart."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -20,13 +20,13 @@ class EpochDataset(Dataset):
 
 
 class EpochSampler(DistributedSampler):
-    """Shuffled order from (seed, epoch), also on one process; tells the dataset the epoch.
+    """Draws a shuffled order from (seed, epoch), on one or several processes, and tells the dataset the epoch.
 
-    Lightning calls :meth:`set_epoch` before every training epoch with the number of epochs done so far, which it
-    restores on resume. With several processes, each of the ``num_replicas`` gets its own share.
+    Lightning calls :meth:`set_epoch` before every training epoch with the number of completed epochs, which it
+    restores on resume. With several processes, each of the ``num_replicas`` gets its own share of the samples.
 
     Args:
-        dataset: Samples to draw.
+        dataset: Dataset to draw samples from.
         num_replicas: Number of processes, at least 1.
         rank: Index of this process, in [0, num_replicas).
         seed: Seed of the order.
@@ -43,7 +43,7 @@ class EpochSampler(DistributedSampler):
 
 
 class TensorImages(EpochDataset):
-    """Images held in memory as one tensor, normalised and augmented a whole batch at a time.
+    """Images in memory as one tensor, normalised and augmented a whole batch at a time.
 
     Args:
         images: ``(N, C, H, W)``, uint8 or float, raw values.
@@ -51,7 +51,7 @@ class TensorImages(EpochDataset):
         mean: Mean of each channel, in raw units, subtracted from the values.
         std: Divisor of each channel, in raw units, above 0.
         crop_padding: Zero pixels added on each side before a random crop of the original size; 0 for no crop.
-        flip: Whether to mirror left and right with probability 1/2.
+        flip: Whether to mirror images horizontally with probability 1/2.
         seed: Seed of crops and flips.
     """
 
@@ -84,7 +84,7 @@ class TensorImages(EpochDataset):
         self.flips = torch.rand(len(self), generator=generator) < (0.5 if self.flip else 0.0)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return ``(B, C, H, W)`` float32 images and ``(B,)`` targets for B indices; DataLoader fetches with this."""
+        """Return ``(B, C, H, W)`` float32 images and ``(B,)`` targets for B indices; DataLoader calls this method."""
         chosen = torch.as_tensor(indices)
         images = self.images[chosen]
         if self.crop_padding or self.flip:
@@ -98,10 +98,10 @@ class TensorImages(EpochDataset):
 
 
 class SeededSamples(EpochDataset):
-    """Any dataset of (image, target) with a random transform, made a function of (seed, epoch, index).
+    """Any dataset of (image, target) with a random transform that depends only on (seed, epoch, index).
 
     Args:
-        samples: Map-style dataset without transform.
+        samples: Map-style dataset without a transform.
         transform: Image transform that draws from torch's global generator.
         seed: Seed of the transform.
     """
@@ -119,21 +119,21 @@ class SeededSamples(EpochDataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return one transformed image and its target; torch's global generator is left as it was."""
+        """Return one transformed image and its target; the state of torch's global generator does not change."""
         image, target = self.samples[index]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_mix(self.seed, self.epoch, index))  # those of GPUs stay as they are
+            torch.default_generator.manual_seed(_mix(self.seed, self.epoch, index))  # GPU generators are not touched
             return self.transform(image), target
 
 
 class TokenWindows(EpochDataset):
-    """Windows of consecutive tokens, each with the tokens that come next, a whole batch at a time.
+    """Windows of consecutive tokens with the next token as the target at each position, a whole batch at a time.
 
     Args:
         tokens: ``(N,)`` integers of any type, N above ``context``, or above twice that with ``shift``.
-        context: T, tokens in a window, at least 1.
-        shift: Whether the first window begins at a token drawn for each epoch from the first T.
-        seed: Seed of that draw.
+        context: T, the number of tokens in a window, at least 1.
+        shift: Whether to start the first window of each epoch at a random one of the first T tokens.
+        seed: Seed of these starting points.
     """
 
     def __init__(self, tokens: Tensor, context: int, shift: bool = False, seed: int = 0) -> None:
@@ -141,33 +141,33 @@ class TokenWindows(EpochDataset):
         self.set_epoch(0)
 
     def __len__(self) -> int:
-        """Return the number of windows, the same wherever the first one begins."""
+        """Return the number of windows; it does not depend on the start of the first one."""
         return (len(self.tokens) - 1 - (self.context - 1 if self.shift else 0)) // self.context
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw where the first window of this epoch begins."""
+        """Draw the start of the first window of this epoch."""
         generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
         self.first = int(torch.randint(self.context, (), generator=generator)) if self.shift else 0
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return ``(B, T)`` int64 tokens and the tokens behind them for B indices; DataLoader fetches with this."""
+        """Return ``(B, T)`` int64 tokens and their next tokens for B indices; DataLoader calls this method."""
         begins = self.first + self.context * torch.as_tensor(indices)
         windows = self.tokens[begins[:, None] + torch.arange(self.context + 1)].long()
         return windows[:, :-1], windows[:, 1:]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return one window and the tokens behind its tokens."""
+        """Return one window and the next token at each of its positions."""
         tokens, targets = self.__getitems__([index])
         return tokens[0], targets[0]
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Shift every image by its own offset within a zero border and mirror some of them.
+    """Crop every zero-padded image at its own offset, and mirror some of the crops.
 
     Args:
         images: ``(B, C, H, W)``.
-        offsets: ``(B, 2)`` int64, top and left corner of the crop in the padded image, in [0, 2 * padding].
-        flips: ``(B,)`` bool, which crops to mirror left and right.
+        offsets: ``(B, 2)`` int64, top and left edge of each crop in the padded image, in [0, 2 * padding].
+        flips: ``(B,)`` bool, which crops to mirror horizontally.
         padding: Zero pixels on each side.
 
     Returns:
@@ -187,7 +187,7 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) 
 
 
 def _mix(*parts: int) -> int:
-    """Fold integers into one seed: a polynomial modulo the prime 2^61 - 1."""
+    """Combine integers into one seed: a polynomial modulo the prime 2^61 - 1."""
     seed = 0
     for part in parts:
         seed = (seed * 6_364_136_223_846_793_005 + part + 1) % (2**61 - 1)

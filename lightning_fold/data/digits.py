@@ -9,10 +9,10 @@ from lightning_fold.data.datasets import TensorImages
 
 
 class DigitsDataModule(ClassificationDataModule):
-    """1,797 real images of handwritten digits from scikit-learn's wheel; nothing to download.
+    """1,797 real images of handwritten digits, included in scikit-learn; nothing to download.
 
-    Images are ``(1, 8, 8)`` float32 in [0, 1]; ten classes. Split by class and seed into 1,257 for training, 180 for
-    validation and 360 for testing.
+    Images are ``(1, 8, 8)`` float32 in [0, 1]; ten classes. A random split, stratified by class, gives 1,257 images
+    for training, 180 for validation and 360 for testing.
 
     Args:
         batch_size: Samples per batch and process, at least 1.

@@ -15,22 +15,22 @@ from lightning_fold.errors import ArgumentError, MissingFileError
 class ImageFolderDataModule(ClassificationDataModule):
     """Images in ``data_dir/{train,val,test}/<class>/``, scaled to one size.
 
-    Batches are ``(B, 3, image_size, image_size)`` float32, normalised, and class indices in the order of the class
-    folders' names. The three parts must have the same classes.
+    Batches hold normalised images ``(B, 3, image_size, image_size)`` float32 and class indices, in the alphabetical
+    order of the class folders. The three parts must have the same classes.
 
     Args:
         data_dir: Folder that holds the folders train, val and test.
         image_size: Height and width of the images in pixels, at least 1.
         batch_size: Samples per batch and process, at least 1.
-        augment: Whether training crops at random and mirrors; otherwise the centre is cut out, as in evaluation.
-        mean: Mean of each colour in [0, 1]; ImageNet's by default.
-        std: Standard deviation of each colour, above 0; ImageNet's by default.
+        augment: Whether to crop and mirror training images at random; otherwise centre crops, as in evaluation.
+        mean: Mean of each colour channel in [0, 1]; ImageNet's by default.
+        std: Standard deviation of each colour channel, above 0; ImageNet's by default.
         num_workers: Processes that load data; 0 loads in the training process.
         seed: Seed of the order and the augmentation.
 
     Raises:
-        ValueError: image_size below 1, or the parts have different classes.
-        FileNotFoundError: A folder is not there or holds no images; raised by ``setup``.
+        ArgumentError: image_size is below 1, or the parts have different classes (raised by ``setup``).
+        MissingFileError: A folder does not exist or contains no images; raised by ``setup``.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class ImageFolderDataModule(ClassificationDataModule):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def load_splits(self) -> Splits:
-        """List the files of the three folders."""
+        """List the files in the three folders."""
         parts = {name: self._read(name) for name in Splits._fields}
         for name, part in parts.items():
             if part.classes != parts["train"].classes:
                 raise ArgumentError(
                     f"ImageFolderDataModule(data_dir={self.data_dir!r}): classes in {name!r} are {part.classes}, "
-                    f"expected those of 'train', {parts['train'].classes}. Give every part the same class folders."
+                    f"expected those of 'train', {parts['train'].classes}. Use the same class folders in every part."
                 )
         self.num_classes = len(parts["train"].classes)
         return Splits(*(SeededSamples(part, self._transform(name), self.seed) for name, part in parts.items()))
@@ -69,7 +69,7 @@ class ImageFolderDataModule(ClassificationDataModule):
         except FileNotFoundError as error:
             raise MissingFileError(
                 f"ImageFolderDataModule(data_dir={self.data_dir!r}): no images in {str(folder.absolute())!r}: {error}. "
-                "Set data.init_args.data_dir to a folder that holds train, val and test, each with a folder per class."
+                "Set data.init_args.data_dir to a folder with train, val and test, each with one folder per class."
             ) from error
 
     def _transform(self, name: str) -> v2.Compose:

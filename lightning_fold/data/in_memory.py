@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and CIFAR-10, read by torchvision's own loaders and kept in memory."""
+"""MNIST, Fashion-MNIST and CIFAR-10, read with torchvision's loaders and kept in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ from lightning_fold.errors import ArgumentError, MissingFileError
 
 
 class InMemoryDataModule(ClassificationDataModule):
-    """Base for torchvision datasets that fit into memory.
+    """Base class for torchvision datasets that fit into memory.
 
     Args:
-        data_dir: Folder in which torchvision keeps its datasets.
-        download: Whether to download what is not there yet.
+        data_dir: Folder in which torchvision stores its datasets.
+        download: Whether to download missing files.
         batch_size: Samples per batch and process, at least 1.
         val_size: Samples taken from the training set for validation, at least 1.
-        augment: Whether to crop (and, where that keeps the class, mirror) training images at random.
+        augment: Whether to crop training images at random, and to mirror them if that does not change the class.
         num_workers: Processes that load data; 0 loads in the training process, which is fastest here.
         seed: Seed of the split, the order and the augmentation.
 
     Raises:
-        ValueError: val_size below 1 or not below the size of the training set.
-        FileNotFoundError: The files are not there and download is false, or the download failed; raised by
+        ArgumentError: val_size is below 1, or not below the size of the training set (raised by ``setup``).
+        MissingFileError: Files are missing and download is false, or the download failed; raised by
             ``prepare_data`` and ``setup``.
     """
 
@@ -55,13 +55,13 @@ class InMemoryDataModule(ClassificationDataModule):
         self.data_dir, self.download, self.val_size, self.augment = data_dir, download, val_size, augment
 
     def prepare_data(self) -> None:
-        """Download what is missing, if allowed; on one process only."""
+        """Download missing files, if allowed; runs on one process only."""
         if self.download:
             for train in (True, False):
                 self._read(train, download=True)
 
     def load_splits(self) -> Splits:
-        """Read both parts and take the validation set from the training part."""
+        """Read both parts and split the validation set off the training part."""
         images, targets = _tensors(self._read(train=True))
         if self.val_size >= len(images):
             raise ArgumentError(f"{type(self).__name__}(val_size={self.val_size}): expected less than {len(images)}")
@@ -81,7 +81,7 @@ class InMemoryDataModule(ClassificationDataModule):
     def _read(self, train: bool, download: bool = False) -> Any:
         try:
             return self.dataset_class(self.data_dir, train=train, download=download)
-        except (RuntimeError, OSError) as error:  # torchvision says both "not found" and "corrupted" with these
+        except (RuntimeError, OSError) as error:  # torchvision raises these for missing and corrupted files
             raise MissingFileError(self._missing(error)) from error
 
     def _missing(self, error: Exception) -> str:
@@ -89,13 +89,13 @@ class InMemoryDataModule(ClassificationDataModule):
         remedy = "check the network connection" if self.download else "set data.init_args.download to true"
         return (
             f"{type(self).__name__}(data_dir={self.data_dir!r}, download={self.download}): no complete dataset in "
-            f"{str(place)!r} ({error}). Set data.init_args.data_dir to the folder that holds {self.folder!r}, "
+            f"{str(place)!r} ({error}). Set data.init_args.data_dir to the folder that contains {self.folder!r}, "
             f"or {remedy}."
         )
 
 
 class MNISTDataModule(InMemoryDataModule):
-    """MNIST: 70,000 handwritten digits, ``(1, 28, 28)`` float32, over their standard deviation; ten classes.
+    """MNIST: 70,000 handwritten digits, ``(1, 28, 28)`` float32, divided by their standard deviation; ten classes.
 
     55,000 images for training, 5,000 of torchvision's training part for validation, 10,000 for testing.
 
@@ -111,12 +111,12 @@ class MNISTDataModule(InMemoryDataModule):
 
     dataset_class = torchvision.datasets.MNIST
     folder = "MNIST"
-    mean, std = (0.0,), (0.3081,)  # the background stays zero, so that dropping an input pixel erases it
+    mean, std = (0.0,), (0.3081,)  # keeps the background at zero, so that dropping an input pixel erases it
     crop_padding, flip = 2, False
 
 
 class FashionMNISTDataModule(InMemoryDataModule):
-    """Fashion-MNIST: 70,000 pictures of clothes, ``(1, 28, 28)`` float32, normalised; ten classes.
+    """Fashion-MNIST: 70,000 images of clothes, ``(1, 28, 28)`` float32, normalised; ten classes.
 
     55,000 images for training, 5,000 of torchvision's training part for validation, 10,000 for testing.
 

@@ -1,4 +1,4 @@
-"""One text as tokens: bytes, or those of a tokenizer."""
+"""A text as tokens: its bytes, or the output of a tokenizer."""
 
 from itertools import accumulate
 from pathlib import Path
@@ -14,34 +14,34 @@ from lightning_fold.extras import require
 
 BYTES = 256
 
-_PIECE = 1_000_000  # characters handed to a tokenizer at once; lists of its tokens take a hundred times their memory
+_PIECE = 1_000_000  # characters per tokenizer call; its token lists take a hundred times the memory of the text
 
 
 class TextDataModule(ClassificationDataModule):
-    """A text, cut by position into training, validation and test part, in windows of consecutive tokens.
+    """A text in windows of consecutive tokens, split by position into training, validation and test parts.
 
-    Batches are ``(tokens, targets)``, both ``(B, context)`` int64; targets are the tokens that come next. In training
-    the windows begin elsewhere in each epoch; in evaluation they follow each other without overlap, so every token is
-    predicted once, from those before it in its window.
+    Batches are ``(tokens, targets)``, both ``(B, context)`` int64; the targets are the next tokens. In training, the
+    windows start at a different position in each epoch. In evaluation, they do not overlap, so every token is
+    predicted once, from the tokens before it in its window.
 
-    Without a file the text is the language reference that comes with Python (``pydoc_data.topics``, about 0.4 MB of
-    English; nothing to download), each paragraph once, since its topics repeat each other. It differs a little between
-    versions of Python.
+    Without a file, the text is the language reference included in Python (``pydoc_data.topics``, about 0.4 MB of
+    English; nothing to download). Repeated paragraphs are removed. The text differs slightly between Python versions.
 
     Args:
-        path: A UTF-8 text file; empty takes the text that comes with Python.
+        path: A UTF-8 text file; empty uses the text included in Python.
         context: Tokens in a window, at least 1.
-        tokenizer: Folder or name of a tokenizer of ``transformers`` (the extra ``transformers``; a name that is no
-            folder is downloaded by it); empty takes bytes for tokens, 256 of them.
-        val_share: Share of the tokens, behind those for training, for validation, in (0, 1).
-        test_share: Share of the tokens, at the end, for testing, in (0, 1).
+        tokenizer: Folder or name of a ``transformers`` tokenizer (needs the extra ``transformers``, which downloads
+            it if the name is not a folder); empty uses the 256 byte values as tokens.
+        val_share: Share of the tokens for validation, taken after the training part, in (0, 1).
+        test_share: Share of the tokens for testing, taken from the end, in (0, 1).
         batch_size: Windows per batch and process, at least 1.
         num_workers: Processes that load data; 0 loads in the training process, which is fastest here.
-        seed: Seed of the order and of where windows begin.
+        seed: Seed of the order and of the window positions.
 
     Raises:
-        ValueError: A value is out of range, or a part has too few tokens for a window (raised by ``setup``).
-        FileNotFoundError: There is no such file; raised by ``setup``.
+        ArgumentError: A value is out of range, or a part has too few tokens for a window (raised by ``setup``).
+        MissingFileError: There is no such file; raised by ``setup``.
+        MissingPackageError: ``tokenizer`` is set and ``transformers`` is not installed; raised by ``setup``.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TextDataModule(ClassificationDataModule):
         self.num_classes = BYTES
 
     def load_splits(self) -> Splits:
-        """Read the text and turn it into tokens."""
+        """Read the text, convert it to tokens and split it."""
         tokens = self._tokens(_read(self.path) if self.path else python_reference())
         sizes = [round(share * len(tokens)) for share in (1 - self.val_share - self.test_share, self.val_share)]
         parts = torch.tensor_split(tokens, list(accumulate(sizes)))
@@ -76,7 +76,7 @@ class TextDataModule(ClassificationDataModule):
             if len(part) <= self.context * (2 if name == "train" else 1):
                 raise ArgumentError(
                     f"TextDataModule(path={self.path!r}, context={self.context}): {len(part)} tokens for {name!r} are "
-                    "too few for a window. Give a longer text, a larger share or a smaller context."
+                    "too few for a window. Use a longer text, a larger share or a smaller context."
                 )
         train, val, test = parts
         windows = TokenWindows(train, self.context, shift=True, seed=self.seed)
@@ -86,7 +86,7 @@ class TextDataModule(ClassificationDataModule):
         if not self.tokenizer:
             return torch.frombuffer(bytearray(text), dtype=torch.uint8)
         require("TextDataModule(tokenizer=...)", "transformers", extra="transformers")
-        import transformers  # takes seconds, and only tokenizers need it
+        import transformers  # the import takes seconds, and only tokenizers need it
 
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self.tokenizer)
         self.num_classes = len(tokenizer)
@@ -97,7 +97,7 @@ class TextDataModule(ClassificationDataModule):
 
 
 def python_reference() -> bytes:
-    """The language reference that comes with Python, UTF-8, every paragraph once."""
+    """The language reference included in Python, in UTF-8, without repeated paragraphs."""
     from pydoc_data.topics import topics
 
     paragraphs = (paragraph.strip("\n") for topic in topics.values() for paragraph in topic.split("\n\n"))
@@ -108,7 +108,7 @@ def _read(path: str) -> bytes:
     file = Path(path)
     if not file.is_file():
         raise MissingFileError(
-            f"TextDataModule(path={path!r}): there is no such file. Set data.init_args.path to a text file, or leave "
-            "it out for the text that comes with Python."
+            f"TextDataModule(path={path!r}): there is no such file. Set data.init_args.path to a text file, or omit "
+            "it to use the text included in Python."
         )
     return file.read_bytes()

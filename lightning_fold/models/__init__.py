@@ -1,4 +1,4 @@
-"""Networks of this package, and one function that builds any network from a name and arguments."""
+"""Networks of this package, and a function that builds any network from a name and arguments."""
 
 from lightning_fold.models.causal_transformer import CausalTransformer
 from lightning_fold.models.cifar_resnet import CifarResNet

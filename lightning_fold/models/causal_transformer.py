@@ -1,4 +1,4 @@
-"""Language models of Hugging Face transformers, built from a configuration; nothing is downloaded."""
+"""Language models from Hugging Face transformers, built from a configuration; nothing is downloaded."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -10,34 +10,34 @@ from lightning_fold.extras import require
 
 
 class CausalTransformer(nn.Module):
-    """A causal language model of ``transformers`` with random weights: LLaMA, or any other that it has.
+    """A causal language model from ``transformers`` with random weights: LLaMA or any other architecture.
 
-    Tokens ``(B, T)`` int64 give the logits ``(B, T, vocab_size)`` of the tokens that come next. Needs the extra
+    Maps tokens ``(B, T)`` int64 to the logits ``(B, T, vocab_size)`` of the next tokens. Needs the extra
     ``transformers``.
 
     Args:
-        model_type: The name of the architecture in ``transformers``, for example "llama", "mistral" or "gpt2".
-        vocab_size: Number of tokens, at least 1.
-        config: Values of its configuration by the names of ``transformers``: for LLaMA ``hidden_size``,
+        model_type: Name of the architecture in ``transformers``, for example "llama", "mistral" or "gpt2".
+        vocab_size: Number of tokens in the vocabulary, at least 1.
+        config: Configuration values under their names in ``transformers``; for LLaMA ``hidden_size``,
             ``intermediate_size``, ``num_hidden_layers``, ``num_attention_heads``, ``num_key_value_heads``,
             ``max_position_embeddings``, ``tie_word_embeddings`` and others.
 
     Raises:
-        ValueError: There is no such architecture, or not as a causal language model.
-        TypeError: Its configuration has no value of this name.
-        ModuleNotFoundError: ``transformers`` is not installed.
+        ArgumentError: There is no such causal language model.
+        ArgumentTypeError: The configuration has no value of this name.
+        MissingPackageError: ``transformers`` is not installed.
     """
 
     def __init__(self, model_type: str = "llama", vocab_size: int = 256, **config: Any) -> None:
         super().__init__()
         require("CausalTransformer", "transformers", extra="transformers")
-        import transformers  # takes seconds, and nothing else needs it
+        import transformers  # the import takes seconds, and nothing else needs it
 
         kinds = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         if model_type not in kinds:
             raise ArgumentError(
                 f"CausalTransformer(model_type={model_type!r}): transformers has no causal language model of this name."
-                f"{_suggest(model_type, kinds)} For example 'llama', 'mistral' or 'gpt2'"
+                f"{_suggest(model_type, kinds)} Examples: 'llama', 'mistral' and 'gpt2'"
             )
         known = transformers.AutoConfig.for_model(model_type)
         if unknown := [name for name in config if not hasattr(known, name)]:
@@ -49,7 +49,7 @@ class CausalTransformer(nn.Module):
         self.model = transformers.AutoModelForCausalLM.from_config(chosen)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(B, T, vocab_size)`` of the tokens behind each of ``tokens`` ``(B, T)``."""
+        """Logits ``(B, T, vocab_size)`` of the token that follows each of ``tokens`` ``(B, T)``."""
         return self.model(tokens).logits
 
 

@@ -11,11 +11,11 @@ from lightning_fold.errors import ArgumentError
 
 
 class PaddedShortcut(nn.Module):
-    """Shortcut without parameters (option A): every second row and column, and zero channels on both sides.
+    """Shortcut without parameters (option A): subsamples rows and columns and adds zero channels on both sides.
 
     Args:
-        before: Zero channels in front of the input's channels, at least 0.
-        after: Zero channels behind them, at least 0.
+        before: Zero channels before the input's channels, at least 0.
+        after: Zero channels after them, at least 0.
         stride: Step along height and width, at least 1.
 
     Shape:
@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
         in_channels: Channels of the input, at least 1.
         out_channels: Channels of the output, at least 1.
         stride: Step of the first convolution and of the shortcut, at least 1.
-        option: Shortcut where the shape changes: "A" pads with zeros, "B" is a 1 x 1 convolution and BatchNorm.
+        option: Shortcut if the shape changes: "A" pads with zeros, "B" is a 1 x 1 convolution and BatchNorm.
 
     Shape:
         ``(batch, in_channels, H, W)`` -> ``(batch, out_channels, ceil(H / stride), ceil(W / stride))``.
@@ -63,9 +63,9 @@ class BasicBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """BatchNorm and ReLU in front of each of two 3 x 3 convolutions, and a shortcut around them (He et al. 2016).
+    """Two 3 x 3 convolutions, each preceded by BatchNorm and ReLU, and a shortcut around them (He et al. 2016).
 
-    Where the shape changes, the shortcut starts behind the first ReLU; option "B" is a 1 x 1 convolution without
+    If the shape changes, the shortcut starts after the first ReLU; option "B" is a 1 x 1 convolution without
     BatchNorm. Arguments and shapes are those of :class:`BasicBlock`.
     """
 
@@ -85,26 +85,27 @@ class PreActivationBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Residual network for small images: one 3 x 3 convolution, stages of basic blocks, mean, linear layer.
+    """Residual network for small images: a 3 x 3 convolution, stages of basic blocks, global mean, linear layer.
 
-    Parameter names are those of widely shared CIFAR-10 checkpoints (``conv1``, ``bn1``,
-    ``layer{1,2,3}.N.{conv1,bn1,conv2,bn2}``, ``linear``), which load strictly once the prefix ``module.`` is dropped.
-    ResNet-18 for small images is depth 18, widths (64, 128, 256, 512), shortcut "B": 11.2 million parameters; with
-    ``preactivation`` it is PreActResNet-18 (He et al. 2016, arXiv 1603.05027), whose one norm beside the blocks,
-    ``bn1``, stands behind the last of them.
+    Parameter names match widely shared CIFAR-10 checkpoints (``conv1``, ``bn1``,
+    ``layer{1,2,3}.N.{conv1,bn1,conv2,bn2}``, ``linear``), which load strictly once the prefix ``module.`` is removed.
+    ResNet-18 for small images has depth 18, widths (64, 128, 256, 512) and shortcut "B": 11.2 million parameters. With
+    ``preactivation`` it is PreActResNet-18 (He et al. 2016, arXiv 1603.05027), whose only norm outside the blocks,
+    ``bn1``, follows the last block.
 
     Args:
-        depth: Number of layers with weights, 2 s n + 2 for s stages of n blocks; for three stages 8, 14, 20, 32, ...
+        depth: Number of layers with weights: 2 s n + 2 for s stages of n blocks; for three stages 8, 14, 20, 32, ...
         num_classes: Values per example in the output, at least 1.
         in_channels: Channels of the images, at least 1.
-        widths: Channels of each stage, at least 1; with option A they must not shrink.
-        shortcut: Where the shape changes, "A" subsamples and pads with zero channels (no parameters), "B" is a
+        widths: Channels of each stage, at least 1; with shortcut "A" they must not decrease.
+        shortcut: Shortcut if the shape changes: "A" subsamples and pads with zero channels (no parameters), "B" is a
             1 x 1 convolution with BatchNorm.
-        preactivation: Whether BatchNorm and ReLU stand in front of the convolutions instead of behind them.
-        stem_stride: Step of the first convolution, at least 1; 2 takes a quarter of the time on images half as large.
+        preactivation: Whether BatchNorm and ReLU come before the convolutions instead of after them.
+        stem_stride: Step of the first convolution, at least 1; a step of 2 halves the height and width in all stages
+            and takes about a quarter of the time.
 
     Raises:
-        ValueError: depth, widths, shortcut or stem_stride outside what is said above.
+        ArgumentError: depth, widths, shortcut or stem_stride is invalid (see above).
 
     Shape:
         ``(batch, in_channels, H, W)`` -> ``(batch, num_classes)``, any H and W of at least 1.
@@ -177,5 +178,5 @@ def _check(depth: int, widths: Sequence[int], shortcut: str, stem_stride: int) -
         raise ArgumentError(f"{call}: stem_stride must be at least 1")
     if shortcut == "A" and list(widths) != sorted(widths):
         raise ArgumentError(
-            f"{call}: shortcut 'A' can only add channels; give widths that do not shrink, or shortcut 'B'"
+            f"{call}: shortcut 'A' can only add channels; give widths that do not decrease, or shortcut 'B'"
         )

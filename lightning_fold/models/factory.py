@@ -20,21 +20,21 @@ def build_network(network: str, network_args: Mapping[str, Any]) -> nn.Module:
     Args:
         network: Dotted path of an ``nn.Module`` subclass, or of a function whose return annotation is one
             ("lightning_fold.models.MLP", "torchvision.models.resnet18"), or a timm model name ("resnet18" or
-            "timm/resnet18"). Nothing else is called, since files may name it too.
-        network_args: Keyword arguments of that class or function; for timm those of ``timm.create_model``.
+            "timm/resnet18"). Nothing else is called, because the name may come from a file.
+        network_args: Keyword arguments of that class or function; for timm, those of ``timm.create_model``.
 
     Returns:
         The new module, in training mode.
 
     Raises:
-        ValueError: There is no such module, class or model; the message lists the closest names.
-        TypeError: An argument is unknown or missing (the message lists those accepted), or the result is no
-            ``nn.Module``.
+        ArgumentError: There is no such module, class or model; the message lists the closest names.
+        ArgumentTypeError: An argument is unknown or missing (the message lists the accepted ones), or the result is
+            not an ``nn.Module``.
     """
     build = checked_builder(network, network_args)
     try:
         module = build(**network_args)
-    except TypeError as error:  # an argument passed on through **kwargs and refused further inside
+    except TypeError as error:  # an argument passed on through **kwargs and rejected further inside
         raise ArgumentTypeError(f"{_call(network, network_args)}: {error}. Check network_args.") from error
     if not isinstance(module, nn.Module):
         raise ArgumentTypeError(f"{_call(network, network_args)}: expected an nn.Module, found {type(module).__name__}")
@@ -42,33 +42,33 @@ def build_network(network: str, network_args: Mapping[str, Any]) -> nn.Module:
 
 
 def checked_builder(network: str, network_args: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return the callable that a name stands for, once its signature is known to take the arguments; none is built.
+    """Return the callable behind a name after checking its signature against the arguments; it is not called.
 
     Args:
         network: Dotted path or timm model name.
         network_args: Its keyword arguments.
 
     Raises:
-        ValueError: There is no such module, class or model.
-        TypeError: An argument is unknown or missing.
+        ArgumentError: There is no such module, class or model.
+        ArgumentTypeError: An argument is unknown or missing.
     """
     build = find_builder(network)
     try:
         inspect.signature(build).bind(**network_args)
     except TypeError as error:
         accepted = ", ".join(accepted_arguments(build))
-        raise ArgumentTypeError(f"{_call(network, network_args)}: {error}. network_args takes {accepted}") from error
+        raise ArgumentTypeError(f"{_call(network, network_args)}: {error}. network_args accepts {accepted}") from error
     return build
 
 
 def find_builder(network: str) -> Callable[..., Any]:
-    """Return the callable that a name stands for (see :func:`build_network`).
+    """Return the callable behind a name (see :func:`build_network`).
 
     Args:
         network: Dotted path or timm model name.
 
     Raises:
-        ValueError: There is no such module, class or model.
+        ArgumentError: There is no such module, class or model.
     """
     if _is_timm(network):
         return _timm_builder(network)
@@ -77,11 +77,11 @@ def find_builder(network: str) -> Callable[..., Any]:
 
 
 def without_pretraining(network: str, network_args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the same network for values that come from a file: timm then downloads none.
+    """Return the arguments that build the same network without pretrained weights, so that timm downloads nothing.
 
     Args:
-        network: dotted path or timm model name.
-        network_args: its arguments.
+        network: Dotted path or timm model name.
+        network_args: Its arguments.
     """
     arguments = dict(network_args)
     return arguments | {"pretrained": False} if arguments.get("pretrained") and _is_timm(network) else arguments
@@ -120,17 +120,17 @@ def _import_builder(network: str, path: str, name: str) -> Callable[..., Any]:
 def _return_type(function: Any) -> Any:
     try:
         return get_type_hints(function).get("return")
-    except (TypeError, NameError):  # no function, or an annotation that cannot be resolved
+    except (TypeError, NameError):  # not a function, or an annotation that cannot be resolved
         return None
 
 
 def _timm_builder(network: str) -> Callable[..., Any]:
-    import timm  # takes seconds to import, and only networks from timm need it
+    import timm  # the import takes seconds, and only timm networks need it
 
     name = network.removeprefix(_TIMM)
     if not timm.is_model(name):
         raise ArgumentError(
-            f"network={network!r}: no importable class and no timm model has this name."
+            f"network={network!r}: there is no importable class and no timm model of this name."
             f"{_suggest(name, timm.list_models())} Give a dotted class path such as 'lightning_fold.models.MLP', "
             "or a name from timm.list_models()"
         )

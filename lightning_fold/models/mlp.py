@@ -12,14 +12,14 @@ class MLP(nn.Module):
     """Fully-connected network: flatten, then linear layers with an activation between them.
 
     Args:
-        in_features: Values per example after flattening, for instance 784 for 28 x 28 greyscale images; at least 1.
+        in_features: Values per example after flattening, for example 784 for 28 x 28 greyscale images; at least 1.
         hidden: Width of each hidden layer, each at least 1; empty for a linear classifier.
         out_features: Values per example in the output (the number of classes); at least 1.
         activation: Name of a parameter-free class in ``torch.nn``, such as "ReLU", "GELU" or "Tanh".
         input_dropout: Share of the input values set to zero in training, in [0, 1).
 
     Raises:
-        ValueError: A width is not a positive integer, input_dropout is out of range, or ``torch.nn`` has no such
+        ArgumentError: A width is not a positive integer, input_dropout is out of range, or ``torch.nn`` has no such
             activation.
 
     Shape:

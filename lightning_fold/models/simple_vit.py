@@ -8,7 +8,7 @@ from lightning_fold.errors import ArgumentError
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention without biases, whose heads are as wide as one likes.
+    """Multi-head self-attention without biases and with a free choice of head width.
 
     Args:
         dim: Values per token, at least 1.
@@ -26,14 +26,14 @@ class SelfAttention(nn.Module):
         self.projection = nn.Linear(heads * head_width, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What each token reads from all."""
+        """Attention output for each token."""
         layers = (self.query, self.key, self.value)
         q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in layers)
         return self.projection(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class TransformerBlock(nn.Module):
-    """Attention and an MLP, each behind a LayerNorm and beside a shortcut.
+    """Attention and an MLP, each preceded by a LayerNorm and with a shortcut around it.
 
     Args:
         dim: Values per token, at least 1.
@@ -58,10 +58,10 @@ class TransformerBlock(nn.Module):
 
 
 class SimpleViT(nn.Module):
-    """Vision transformer with fixed positions and a mean over tokens: no class token, no dropout.
+    """Vision transformer with fixed position embeddings and a mean over tokens, without class token or dropout.
 
-    The defaults are the network that "Cut Less, Fold More" (arXiv 2602.18116) folds on CIFAR-10: 18.9 million
-    parameters. timm's ``VisionTransformer`` has neither fixed positions nor heads of a width of their own.
+    The defaults give the network that "Cut Less, Fold More" (arXiv 2602.18116) folds on CIFAR-10: 18.9 million
+    parameters. timm's ``VisionTransformer`` lacks fixed position embeddings and a free choice of head width.
 
     Args:
         image_size: Height and width of the images, a multiple of patch_size.
@@ -70,12 +70,12 @@ class SimpleViT(nn.Module):
         in_channels: Channels of the images, at least 1.
         dim: Values per token, a multiple of 4 and at least 8.
         depth: Number of blocks, at least 1.
-        heads: Heads of each block, at least 1.
+        heads: Attention heads of each block, at least 1.
         head_width: Width of the queries, keys and values of a head, at least 1.
         mlp_width: Hidden units of each block's MLP, at least 1.
 
     Raises:
-        ValueError: A size outside what is said above.
+        ArgumentError: A size is invalid (see above).
 
     Shape:
         ``(batch, in_channels, image_size, image_size)`` -> ``(batch, num_classes)``.
@@ -110,11 +110,11 @@ class SimpleViT(nn.Module):
 
 
 def sinusoidal_positions(side: int, dim: int) -> Tensor:
-    """Sines and cosines of the places of a square grid, at ``dim / 4`` frequencies from 1 down to 1 / 10000.
+    """Sines and cosines of the positions on a square grid, at ``dim / 4`` frequencies from 1 down to 1 / 10000.
 
     Args:
-        side: Places along each side of the grid, at least 1.
-        dim: Values per place, a multiple of 4 and at least 8.
+        side: Positions along each side of the grid, at least 1.
+        dim: Values per position, a multiple of 4 and at least 8.
 
     Returns:
         ``(side * side, dim)``, row by row: sine and cosine of the column, then of the row.
@@ -132,4 +132,4 @@ def _check(sizes: dict[str, int]) -> None:
     if sizes["image_size"] % sizes["patch_size"]:
         raise ArgumentError(f"{call}: image_size must be a multiple of patch_size")
     if sizes["dim"] % 4 or sizes["dim"] < 8:
-        raise ArgumentError(f"{call}: dim must be a multiple of 4 and at least 8, for the positions")
+        raise ArgumentError(f"{call}: dim must be a multiple of 4 and at least 8, for the position embeddings")

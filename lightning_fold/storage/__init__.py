@@ -1,1 +1,1 @@
-"""Networks on disk: structure as plain data, files, checkpoints, exported programs."""
+"""Networks on disk: structure as plain data, network files, checkpoints, exported programs."""

@@ -1,8 +1,8 @@
-"""Checkpoints that know the structure of their network, so that a network that shrank in training loads again.
+"""Checkpoints that store the structure of their network, so that a network that shrank in training can be loaded.
 
-Lightning loads a state dict before any callback can look at the checkpoint; only the LightningModule's own
-``on_load_checkpoint`` comes earlier. ``Classifier`` has it by :class:`StructureCheckpoint`; :func:`record_of` gives it
-to any other module.
+Lightning loads the state dict before any callback can read the checkpoint; only the LightningModule's own
+``on_load_checkpoint`` runs earlier. ``Classifier`` inherits it from :class:`StructureCheckpoint`; :func:`record_of`
+adds it to any other module.
 """
 
 from collections.abc import Iterator
@@ -29,10 +29,10 @@ _KEY = "lightning_fold"
 _ATTRIBUTE = "compression_record"
 _USUAL_NAMES = ("network", "model", "net", "backbone")
 
-# Stands among the tensors of a compressed network whose class cannot load it: torch names it, first of all, in its
-# error about keys that nobody expects.
+# This key is added to the state dict of a compressed network whose class cannot load it: torch's error about unexpected
+# keys then shows it first.
 ADVICE = (
-    "lightning_fold: this network was compressed and has other shapes. Load it by "
+    "lightning_fold: this network was compressed and its shapes have changed. Load it with "
     "lightning_fold.load_from_checkpoint(YourModule, path), or give the Trainer the callbacks it was trained with"
 )
 
@@ -50,12 +50,12 @@ class Snapshot:
 
     @classmethod
     def take(cls, network: nn.Module, metrics: dict[str, float]) -> "Snapshot":
-        """Copy ``network`` as it is."""
+        """Copy ``network`` in its current state."""
         state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
         return cls(describe(network), state, dict(metrics), count_parameters(network))
 
     def network_like(self, network: nn.Module) -> nn.Module:
-        """A new network of this structure and these weights; ``network`` is of the same class and is not changed."""
+        """A new network with this structure and these weights; ``network``, of the same class, is not changed."""
         twin = deepcopy(network)
         self.restore(twin)
         return twin
@@ -68,12 +68,12 @@ class Snapshot:
 
 @dataclass
 class CompressionRecord:
-    """What has been done to the network of one LightningModule.
+    """The compression history of one LightningModule's network.
 
     Attributes:
         network: dotted path of the network inside the LightningModule; empty for the module itself.
         dense: the network before the first rewrite, or ``None``.
-        methods: names of the rewrites that were done, with the number of parameters after each.
+        methods: names of the rewrites so far, with the number of parameters after each.
     """
 
     network: str
@@ -82,29 +82,29 @@ class CompressionRecord:
 
 
 class StructureCheckpoint(lightning.LightningModule):
-    """A LightningModule whose checkpoints hold and restore the structure of its network."""
+    """A LightningModule whose checkpoints store and restore the structure of its network."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the structure of the network to the checkpoint."""
         store_structure(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the network the structure that the checkpoint's tensors have."""
+        """Give the network the structure stored in the checkpoint."""
         restore_structure(self, checkpoint)
 
 
 def record_of(module: lightning.LightningModule, network: str = "") -> CompressionRecord:
-    """The record of ``module``, whose checkpoints from now on hold the structure of its network.
+    """The record of ``module``; from now on its checkpoints store the structure of its network.
 
     Args:
         module: any LightningModule.
-        network: dotted path of its network; empty finds it: an attribute ``network``, ``model``, ``net`` or
-            ``backbone``, or the only submodule with parameters, or else the whole module.
+        network: dotted path of its network. If empty, it is the attribute ``network``, ``model``, ``net`` or
+            ``backbone``, or else the only submodule with parameters, or else the whole module.
 
-    A network that ``configure_model`` builds is built by it here, as Lightning will ask for it once more.
+    If ``configure_model`` builds the network, it is called here; Lightning will call it again later.
 
     Raises:
-        ValueError: there is no such submodule, or it has no parameters.
+        ArgumentError: there is no such submodule, it has no parameters, or another network is already compressed.
     """
     record = vars(module).get(_ATTRIBUTE)
     if record is None and module._trainer is not None:
@@ -125,7 +125,7 @@ def record_of(module: lightning.LightningModule, network: str = "") -> Compressi
 
 
 def network_of(module: lightning.LightningModule) -> nn.Module:
-    """The network of ``module`` that is compressed."""
+    """The network of ``module`` to compress."""
     return module.get_submodule(record_of(module).network)
 
 
@@ -143,10 +143,10 @@ def store_structure(module: lightning.LightningModule, checkpoint: dict[str, Any
 
 
 def restore_structure(module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Give ``module``'s network the structure stored in ``checkpoint``; nothing where it holds none.
+    """Give ``module``'s network the structure stored in ``checkpoint``; do nothing if it contains none.
 
     Raises:
-        ValueError: the checkpoint is that of another network; the network is as it was before.
+        ArgumentError: the checkpoint belongs to another network; the network is not changed.
     """
     stored = checkpoint.get(_KEY)
     if stored is None:
@@ -159,17 +159,17 @@ def restore_structure(module: lightning.LightningModule, checkpoint: dict[str, A
 
 
 def load_from_checkpoint(kind: type[ModuleT], path: str | Path, **arguments: Any) -> ModuleT:
-    """``kind.load_from_checkpoint(path)``, with the structure that the network in the checkpoint has.
+    """``kind.load_from_checkpoint(path)``, with the network structure stored in the checkpoint.
 
     Args:
-        kind: any LightningModule class, which need not know of this package.
-        path: a checkpoint of it, of a compressed network or not; read with ``weights_only=True`` unless told otherwise.
-        arguments: what ``LightningModule.load_from_checkpoint`` takes: ``map_location``, ``strict``, and arguments of
-            the class that are not among its saved hyper-parameters.
+        kind: any LightningModule class; it does not have to use this package.
+        path: a checkpoint of this class, compressed or not; read with ``weights_only=True`` by default.
+        arguments: arguments of ``LightningModule.load_from_checkpoint``: ``map_location``, ``strict``,
+            ``weights_only``, and arguments of the class that are not among its saved hyper-parameters.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the checkpoint is that of another network, is not complete, or holds pickled code.
+        MissingFileError: there is no such file.
+        ArgumentError: the checkpoint belongs to another network, is incomplete, or contains pickled code.
     """
     arguments = {"weights_only": True, **arguments}
     if not Path(path).is_file():
@@ -182,7 +182,7 @@ def load_from_checkpoint(kind: type[ModuleT], path: str | Path, **arguments: Any
 
 @contextmanager
 def _restoring(kind: type[lightning.LightningModule]) -> Iterator[None]:
-    """The class ``kind`` with a hook that restores structures; files of LightningCLI refuse to load a subclass."""
+    """Add a hook that restores structures to ``kind`` itself, since LightningCLI checkpoints do not load a subclass."""
     original, own = kind.on_load_checkpoint, "on_load_checkpoint" in vars(kind)
 
     def on_load_checkpoint(self: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ def _restoring(kind: type[lightning.LightningModule]) -> Iterator[None]:
 
 
 class _Extended:
-    """A hook of a LightningModule followed by another; picklable, so that it survives being sent to a process."""
+    """A hook of a LightningModule followed by another one; picklable, so that it can be sent to another process."""
 
     def __init__(self, module: lightning.LightningModule, original: Any, then: Any) -> None:
         self.module, self.original, self.then = module, original, then
@@ -211,18 +211,18 @@ class _Extended:
 
 
 def _build(module: lightning.LightningModule, trainer: lightning.Trainer) -> None:
-    """Callbacks are set up before ``configure_model`` is called, which Lightning says may be called often."""
+    """Call ``configure_model`` now, since callbacks are set up before it; Lightning allows repeated calls."""
     if is_overridden("configure_model", module):
         _call_configure_model(trainer)
     if not any(True for _ in module.parameters()):
         raise ArgumentError(
-            f"{type(module).__name__}: has no parameters when callbacks are set up; expected its network to be built "
-            "in __init__ or configure_model. setup() comes too late."
+            f"{type(module).__name__} has no parameters when callbacks are set up; expected its network to be built "
+            "in __init__ or configure_model. setup() is too late."
         )
 
 
 def _inside_compiled(module: lightning.LightningModule, path: str) -> str:
-    """The path of the network itself where ``torch.compile`` has wrapped it."""
+    """The path of the network itself, inside the wrapper of ``torch.compile`` if there is one."""
     return f"{path}._orig_mod" if isinstance(module.get_submodule(path), OptimizedModule) else path
 
 

@@ -1,4 +1,4 @@
-"""The structure of a network as a plain dict: what a checkpoint needs beside the tensors."""
+"""The structure of a network as a plain dict, which a checkpoint needs in addition to the tensors."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def describe(model: nn.Module) -> StructureDict:
 
     Returns:
         ``{path: {"type": dotted class name, "shapes": {tensor: [sizes]}, "attributes": {name: value}}}``, made of
-        strings, numbers, booleans, lists and ``None`` alone, so that it loads with ``weights_only=True`` and as JSON.
+        only strings, numbers, booleans, lists and ``None``, so that it loads with ``weights_only=True`` and as JSON.
     """
     return {path: _describe(module) for path, module in model.named_modules()}
 
@@ -32,13 +32,13 @@ def plain(value: Any) -> Any:
     """``value`` as strings, numbers and lists; tuples become lists.
 
     Raises:
-        TypeError: ``value`` is of another kind.
+        ArgumentTypeError: ``value`` is of another kind.
     """
     if value is None or type(value) in _PLAIN:
         return value
     if isinstance(value, (list, tuple, torch.Size)):
         return [plain(element) for element in value]
-    raise ArgumentTypeError(f"{value!r} is not plain")
+    raise ArgumentTypeError(f"expected a string, number, boolean, None or a list of these; found {value!r}")
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""export: a network as a file for other programs, checked against the network by running it."""
+"""export: write a network to a file for other programs, and run the file to check it against the network."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,13 +20,13 @@ from lightning_fold.structure.graph.trace import unwrapped, without_fast_paths
 
 Format = Literal["onnx", "pt2", "safetensors"]
 
-_ONNX_BYTES = 3 * 2**29  # from here on torch writes the weights to a second file
-_BATCHES = (2, 3)  # sizes on which a file is compared: the one it was traced with, and another
+_ONNX_BYTES = 3 * 2**29  # above this size torch writes the weights to a second file
+_BATCHES = (2, 3)  # batch sizes for the comparison: the one used for tracing, and another
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """A written file, and how far its outputs are from the network's: the largest difference by the largest output."""
+    """A written file, and the relative error of its outputs: the largest difference over the largest output."""
 
     path: Path
     format: Format
@@ -46,24 +46,25 @@ def export(
     network: str | None = None,
     network_args: dict[str, Any] | None = None,
 ) -> ExportReport:
-    """Write ``model``, in evaluation mode, as a file that takes batches of any size.
+    """Write ``model``, in evaluation mode, to a file that accepts batches of any size.
 
-    The file is read back and run on two batch sizes; it is put in place only if it gives the network's outputs.
+    The file is read back and run on two batch sizes; it is saved at ``path`` only if its outputs match the network's.
 
     Args:
         model: the network; it is not changed.
         example_inputs: a tensor, or a tuple of tensors, batch first.
         path: file to write, with the suffix of its format.
-        format: ``"onnx"`` (run by onnxruntime), ``"pt2"`` (a ``torch.export`` program) or ``"safetensors"`` (tensors,
-            and the structure in the metadata, for :func:`lightning_fold.load`); ``None`` takes the suffix of ``path``.
-        network: for safetensors the class path or timm name that builds the network before compression.
+        format: ``"onnx"`` (for onnxruntime), ``"pt2"`` (a ``torch.export`` program) or ``"safetensors"`` (tensors,
+            with the structure in the metadata, for :func:`lightning_fold.load`); ``None`` uses the suffix of ``path``.
+        network: for safetensors, the class path or timm name that builds the network before compression.
         network_args: its arguments, plain values.
 
     Raises:
-        ValueError: the format is unknown or not that of the suffix; the network cannot be exported with a batch of any
-            size; the file would not give the network's outputs; or safetensors is asked for without ``network``.
-        ModuleNotFoundError: the extra ``export`` is not installed.
-        OSError: the file cannot be written; an older file of that name is as it was.
+        ArgumentError: the format is unknown or does not match the suffix; the network cannot be exported for batches
+            of any size; the outputs of the file differ from the network's; or safetensors lacks ``network``.
+        ArgumentTypeError: ``network`` does not accept ``network_args``.
+        MissingPackageError: the extra ``export`` is not installed.
+        FileError: the file cannot be written; an existing file of that name is kept.
     """
     path, suffix = Path(path), Path(path).suffix.removeprefix(".")
     if format is not None:
@@ -88,8 +89,8 @@ def export(
             errors.append(relative_error(_run(run, batch, kind), expected))
             if not errors[-1] <= TOLERANCES.get(expected[0].dtype, 1e-4):
                 raise ArgumentError(
-                    f"export({type(model).__name__}, format={kind!r}): the file's outputs are {errors[-1]:.2g} of "
-                    f"their size off for a batch of {len(batch[0])}; none was written. Try another format."
+                    f"export({type(model).__name__}, format={kind!r}): the file's outputs have a relative error of "
+                    f"{errors[-1]:.2g} for a batch of {len(batch[0])}; no file was written. Try another format."
                 )
 
     write_atomically(path, write_and_run)
@@ -103,7 +104,7 @@ def _run(run: "_Run", batch: tuple[Tensor, ...], kind: str) -> list[Tensor]:
     except RuntimeError as error:
         raise ArgumentError(
             f"export(format={kind!r}): the file does not run for a batch of {len(batch[0])}: "
-            f"{str(error).splitlines()[0]} None was written. Try another format."
+            f"{str(error).splitlines()[0]} No file was written. Try another format."
         ) from error
 
 
@@ -120,12 +121,14 @@ def _as_onnx(program: ExportedProgram) -> _Write:
     if size > _ONNX_BYTES:
         raise ArgumentError(
             f"export(format='onnx'): found {size:,} bytes of weights, expected at most {_ONNX_BYTES:,}: a file of this "
-            "format holds no more than 2 GB. Export to pt2 or safetensors."
+            "format is limited to 2 GB. Export to pt2 or safetensors."
         )
     try:
         converted = torch.onnx.export(program, dynamo=True, verbose=False)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ArgumentError(f"export(format='onnx'): the network has an operator without ONNX form: {error}") from error
+        raise ArgumentError(
+            f"export(format='onnx'): ONNX does not support an operator of the network: {error}"
+        ) from error
     assert converted is not None
 
     def write(path: Path) -> _Run:
@@ -134,8 +137,8 @@ def _as_onnx(program: ExportedProgram) -> _Write:
             session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except (refused.NotImplemented, refused.InvalidGraph, refused.Fail) as error:
             raise ArgumentError(
-                f"export(format='onnx'): onnxruntime cannot run the file: {error}. Not every operator runs in every "
-                "type: try model.float()."
+                f"export(format='onnx'): onnxruntime cannot run the file: {error}. It does not support every operator "
+                "in every dtype: try model.float()."
             ) from error
         names = [node.name for node in session.get_inputs()]
         return lambda batch: float_tensors(
@@ -162,8 +165,8 @@ def _as_safetensors(
 ) -> _Write:
     if network is None:
         raise ArgumentError(
-            "export(format='safetensors'): the file holds no code, so give network=, the class path or timm name that "
-            "builds the network before compression, or export to pt2."
+            "export(format='safetensors'): the file contains no code; expected network=, the class path or timm name "
+            "that builds the network before compression. Pass it, or export to pt2."
         )
 
     def write(path: Path) -> _Run:
@@ -187,5 +190,5 @@ def _program(model: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
 
 
 def _of_size(inputs: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
-    """The first ``size`` examples, repeated where there are fewer."""
+    """The first ``size`` examples, repeated if there are fewer."""
     return tuple(v[torch.arange(size) % len(v)] if v.dim() else v for v in inputs)

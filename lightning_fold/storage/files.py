@@ -1,4 +1,4 @@
-"""One file for a compressed network: its class and arguments, its structure, its tensors. No pickled code."""
+"""A single file for a compressed network: class and arguments, structure, and tensors, without pickled code."""
 
 import pickle
 import zipfile
@@ -30,29 +30,30 @@ def save(
     network_args: dict[str, Any] | None = None,
     example_inputs: Inputs | None = None,
 ) -> None:
-    """Write ``model`` to ``path`` so that :func:`load` brings it back.
+    """Write ``model`` to ``path``, for :func:`load`.
 
     Args:
-        model: the network; ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` around it stay out.
-        path: file to write; it is replaced only once the new one is complete. ``.safetensors`` makes it one of that
-            format, with everything but the tensors in its metadata.
-        network: dotted class path, function annotated to return an ``nn.Module`` or timm name that builds the network
-            before compression.
-        network_args: its arguments, plain values; timm's ``pretrained`` is not kept, since the file holds the values.
-        example_inputs: inputs whose shapes and types are kept, so that the file can be measured and exported later.
+        model: the network; ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` wrappers are left out.
+        path: file to write; an existing file is replaced only once the new one is complete. The suffix
+            ``.safetensors`` selects that format, with everything except the tensors in its metadata.
+        network: dotted path of a class or of a function annotated to return an ``nn.Module``, or timm name, that builds
+            the network before compression.
+        network_args: its arguments, plain values; timm's ``pretrained`` is not stored, since the file has the weights.
+        example_inputs: inputs whose shapes and dtypes are stored, so that the file can be measured and exported later.
 
     Raises:
-        OSError: the file cannot be written; an older file of that name is as it was.
-        ValueError: nothing called ``network`` builds networks, or ``torch.nn.utils.prune`` holds masks on ``model``.
-        TypeError: ``network`` takes no such arguments, or needs others.
-        ModuleNotFoundError: ``.safetensors`` without the extra ``export``.
+        FileError: the file cannot be written; an existing file of that name is kept.
+        ArgumentError: ``network`` names nothing that builds networks, or ``model`` has masks of
+            ``torch.nn.utils.prune``.
+        ArgumentTypeError: ``network`` does not accept these arguments, or needs others.
+        MissingPackageError: ``.safetensors`` without the extra ``export``.
     """
     path, model = Path(path), unwrapped(model)
     checked_builder(network, network_args or {})
     if is_pruned(model):
         raise ArgumentError(
-            f"save({type(model).__name__}): torch.nn.utils.prune holds masks on it, which no network that is built "
-            "anew has. Call torch.nn.utils.prune.remove(module, name) for each, or lightning_fold.minimize, first."
+            f"save({type(model).__name__}): the network has masks of torch.nn.utils.prune, which a newly built network "
+            "lacks. First call torch.nn.utils.prune.remove(module, name) for each mask, or lightning_fold.minimize."
         )
     state = model.state_dict()
     content = {
@@ -69,16 +70,17 @@ def save(
 
 
 def load(path: str | Path, *, trusted: bool = False) -> nn.Module:
-    """Bring a compressed network back from one file, in evaluation mode, on the CPU.
+    """Load a compressed network from a file, in evaluation mode, on the CPU.
 
     Args:
-        path: a file that :func:`save`, the commands ``fit`` and ``compress``, or :func:`lightning_fold.export` wrote.
-        trusted: whether code that the file holds may run. ``.pt2`` programs need it: torch evaluates expressions and
-            unpickles objects in them. No other kind of file does.
+        path: a file written by :func:`save`, the commands ``fit`` and ``compress``, or :func:`lightning_fold.export`.
+        trusted: whether code in the file may run. Only ``.pt2`` programs need this: torch evaluates expressions and
+            unpickles objects in them.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, was written by another program, or is a program that is not trusted.
+        MissingFileError: there is no such file.
+        ArgumentError: the file is truncated, was written by another program, or is a ``.pt2`` program that is not
+            trusted.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,16 +91,16 @@ def load(path: str | Path, *, trusted: bool = False) -> nn.Module:
 
 
 def load_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network in a file that :func:`save` wrote, and what else the file holds.
+    """The network in a file that :func:`save` wrote, and the complete content of the file.
 
     Raises:
-        ValueError: as :func:`load`.
+        ArgumentError: as for :func:`load`.
     """
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     if content.get("lightning_fold") != _FORMAT or "network" not in content:
         raise ArgumentError(
             f"lightning_fold.load({str(path)!r}): expected a compressed network written by lightning-fold, found a "
-            f"file with the keys {sorted(map(str, content))[:8]}. A Lightning checkpoint is loaded by "
+            f"file with the keys {sorted(map(str, content))[:8]}. Load Lightning checkpoints with "
             "load_from_checkpoint."
         )
     model = build_network(content["network"], content["network_args"])
@@ -108,13 +110,13 @@ def load_file(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         model.load_state_dict(content["state_dict"])
     except (KeyError, AttributeError, RuntimeError) as error:
         raise ArgumentError(
-            f"lightning_fold.load({str(path)!r}): its parts do not belong together: {error}."
+            f"lightning_fold.load({str(path)!r}): the parts of the file do not match: {error}."
         ) from error
     return model.eval(), content
 
 
 def example_of(content: dict[str, Any]) -> tuple[Tensor, ...] | None:
-    """Random inputs of the shapes and types that a file keeps, the same ones each time; ``None`` if it keeps none."""
+    """Random inputs with the shapes and dtypes stored in a file, identical each time; ``None`` if it stores none."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for entry in content.get("inputs", []):
@@ -135,8 +137,8 @@ def _type(value: Tensor) -> str:
 def _load_program(path: Path, trusted: bool) -> nn.Module:
     if not trusted:
         raise ArgumentError(
-            f"lightning_fold.load({str(path)!r}): a .pt2 program can run code while torch reads it. If you made it "
-            "yourself, or trust who did: lightning_fold.load(path, trusted=True)."
+            f"lightning_fold.load({str(path)!r}): a .pt2 program can run code while torch reads it. If you trust its "
+            "author, call lightning_fold.load(path, trusted=True)."
         )
     try:
         return torch.export.load(path).module()
@@ -145,7 +147,7 @@ def _load_program(path: Path, trusted: bool) -> nn.Module:
 
 
 def _match_types(model: nn.Module, state: dict[str, Tensor], unsaved: dict[str, str]) -> None:
-    """Give tensors the types of ``state``, and buffers that no state dict holds those named in ``unsaved``."""
+    """Give tensors the dtypes in ``state``, and non-persistent buffers those in ``unsaved``."""
     with Surgery(model) as surgery:
         for name, stored in state.items():
             if surgery.tensor(name).dtype != stored.dtype:
@@ -157,29 +159,29 @@ def _match_types(model: nn.Module, state: dict[str, Tensor], unsaved: dict[str, 
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A dict of tensors and plain values from ``path``; no code of the file is run.
+    """A dict of tensors and plain values from ``path``; no code in the file is run.
 
     Raises:
-        ValueError: the file is not complete, or holds something else.
+        ArgumentError: the file is incomplete, or contains something else.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, KeyError) as error:
         raise ArgumentError(
             f"{str(path)!r} cannot be read: expected a complete file of tensors and plain values. It is truncated, "
-            f"another program wrote it, or it holds objects that run code ({type(error).__name__}). If you trust such "
-            "a Lightning checkpoint: lightning_fold.load_from_checkpoint(YourModule, path, weights_only=False)."
+            f"another program wrote it, or it contains objects that run code ({type(error).__name__}). For a Lightning "
+            "checkpoint that you trust: lightning_fold.load_from_checkpoint(YourModule, path, weights_only=False)."
         ) from error
     if not isinstance(content, dict):
-        raise ArgumentError(f"{str(path)!r} holds a {type(content).__name__}; expected a dict.")
+        raise ArgumentError(f"{str(path)!r} contains a {type(content).__name__}; expected a dict.")
     return content
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` write a file beside ``path`` and put it in place once it is complete.
+    """Let ``write`` write a temporary file next to ``path``, and rename it to ``path`` once it is complete.
 
     Raises:
-        OSError: it could not be written; an older file of that name is as it was.
+        FileError: the file could not be written; an existing file of that name is kept.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:

@@ -1,4 +1,4 @@
-"""rebuild: a freshly built network takes the structure of a compressed one, ready for its state dict."""
+"""rebuild: give a newly built network the structure of a compressed one, so that its state dict can be loaded."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -15,7 +15,7 @@ from lightning_fold.storage.describe import StructureDict, describe, type_name
 from lightning_fold.surgery.origins import created_in, replaced_by
 from lightning_fold.surgery.transaction import Surgery
 
-# Modules that a rewrite can put in the place of others, and how each is built from its described attributes.
+# Modules that a rewrite can put into a network; :func:`_build` builds each from its described attributes.
 _BUILT: tuple[type[nn.Module], ...] = (
     *(nn.Sequential, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(SelectFeatures, Constant, CompensatedLayerNorm, CompensatedRMSNorm),
@@ -30,11 +30,11 @@ def rebuild(model: nn.Module, structure: StructureDict, *, optimizers: Iterable[
 
     Args:
         model: the network as its class builds it.
-        structure: what :func:`describe` returned for the compressed network, or for ``model`` before it was rewritten.
-        optimizers: optimizers of the network; moments of tensors whose shape changes are zero afterwards.
+        structure: the result of :func:`describe` for the compressed network, or for ``model`` before it was rewritten.
+        optimizers: optimizers of the network; optimizer state of tensors whose shape changes is zero afterwards.
 
     Raises:
-        ValueError: ``structure`` is that of another network; ``model`` is as it was before.
+        ArgumentError: ``structure`` belongs to another network; ``model`` is not changed.
     """
     with Surgery(model, optimizers) as surgery:
         for path in structure:
@@ -64,7 +64,7 @@ def _rebuild_module(surgery: Surgery, path: str, structure: StructureDict) -> No
 
 
 def _is_kind(module: nn.Module, kind: str) -> bool:
-    """Whether ``module`` is of the type ``kind``, or both are BatchNorms, which sync_batchnorm=True exchanges."""
+    """Whether ``module`` has the type ``kind``, or both are BatchNorms, which sync_batchnorm=True swaps."""
     both = type(module) in _BATCH_NORMS and any(names_class(kind, norm) for norm in _BATCH_NORMS)
     return both or names_class(kind, type(module))
 
@@ -81,11 +81,11 @@ def _create(surgery: Surgery, module: nn.Module, path: str, name: str, shape: li
 
 
 def _put_back(surgery: Surgery, path: str, before: nn.Module) -> nn.Module:
-    """Put the module that was at ``path`` before a rewrite there again, all zero but for what no state dict holds."""
+    """Put the original module back at ``path``, with all tensors zero except non-persistent buffers."""
     like = next(p for p in surgery.model.parameters() if p.is_floating_point())
     module = deepcopy(before).to_empty(device=like.device)
     tensors = (*before.parameters(), *before.buffers())
-    if like.dtype not in {tensor.dtype for tensor in tensors}:  # the network was cast since
+    if like.dtype not in {tensor.dtype for tensor in tensors}:  # the network has been cast since
         module = module.to(like.dtype)
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.detach().zero_()
@@ -97,16 +97,16 @@ def _put_back(surgery: Surgery, path: str, before: nn.Module) -> nn.Module:
 
 
 def _replace(surgery: Surgery, path: str, structure: StructureDict) -> None:
-    """Build the module at ``path`` with all that it contains, and put it in the place of what is there."""
+    """Build the module at ``path`` with all its submodules, and put it in place of the current one."""
     kind = _built(structure[path])
     if kind is None or not path:
         raise ArgumentError(
             f"rebuild: the structure has a {structure[path]['type']} at {path or 'its top'!r}, which "
-            f"{type_name(surgery.model)} has not; expected the structure of the same network. "
+            f"{type_name(surgery.model)} does not have; expected the structure of the same network. "
             "Build the network with the class and arguments it was trained with."
         )
     parent, _, leaf = path.rpartition(".")
-    with torch.random.fork_rng(devices=[]):  # new layers draw random weights that nobody uses
+    with torch.random.fork_rng(devices=[]):  # new layers draw random weights that are not used
         new = _build(kind, structure[path])
         for inner, entry in structure.items():
             if inner.startswith(f"{path}.") and (part := _built(entry)) is not None:
@@ -121,7 +121,7 @@ def _replace(surgery: Surgery, path: str, structure: StructureDict) -> None:
 
 
 def _built(entry: dict[str, Any]) -> type[nn.Module] | None:
-    """The class of a module that a rewrite can have put there; ``None`` for any other."""
+    """The class of a module that a rewrite may have put into the network; ``None`` for other modules."""
     return next((kind for kind in _BUILT if names_class(entry["type"], kind)), None)
 
 

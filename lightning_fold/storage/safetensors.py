@@ -1,4 +1,4 @@
-"""Files of the safetensors format: tensors, and everything else as JSON in the metadata. No code can be in them."""
+"""Files in safetensors format: tensors, and everything else as JSON in the metadata. They cannot contain code."""
 
 import json
 from pathlib import Path
@@ -11,27 +11,27 @@ _KEY = "lightning_fold"
 
 
 def write_safetensors(content: dict[str, Any], path: Path) -> None:
-    """Write ``content``, whose entry ``state_dict`` holds tensors and whose others are plain values.
+    """Write ``content``: tensors in its entry ``state_dict``, plain values in all others.
 
-    Tensors that share memory are written once each, since the format knows no sharing.
+    Tensors that share memory are each written in full, since the format does not support sharing.
 
     Raises:
-        ModuleNotFoundError: safetensors is not installed.
+        MissingPackageError: safetensors is not installed.
     """
     require("a .safetensors file", "safetensors")
     from safetensors.torch import save
 
     tensors = {name: tensor.contiguous().clone() for name, tensor in content["state_dict"].items()}
     rest = {name: value for name, value in content.items() if name != "state_dict"}
-    path.write_bytes(save(tensors, {_KEY: json.dumps(rest)}))  # its own save_file makes files that others cannot read
+    path.write_bytes(save(tensors, {_KEY: json.dumps(rest)}))  # its save_file makes files that other users cannot read
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """What :func:`write_safetensors` wrote.
+    """Read the content that :func:`write_safetensors` wrote.
 
     Raises:
-        ModuleNotFoundError: safetensors is not installed.
-        ValueError: the file is truncated, or another program wrote it.
+        MissingPackageError: safetensors is not installed.
+        ArgumentError: the file is truncated, or another program wrote it.
     """
     require("a .safetensors file", "safetensors")
     from safetensors import SafetensorError, safe_open

@@ -1,1 +1,1 @@
-"""WRITE: the only code that replaces a parameter, a buffer or a module of a network."""
+"""WRITE: the only code that replaces parameters, buffers or modules of a network."""

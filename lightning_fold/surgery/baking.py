@@ -1,4 +1,4 @@
-"""Masks, parametrizations and weight hooks written out as plain weights."""
+"""Convert masks, parametrizations and weight hooks to plain weights."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,11 +19,11 @@ from lightning_fold.surgery.optimizers import rebind
 
 
 def bake(editor: NetworkEditor) -> None:
-    """Write out, as plain weights for good, what masks, parametrizations and weight hooks compute.
+    """Replace masks, parametrizations and weight hooks permanently by the plain weights that they compute.
 
     These are ``torch.nn.utils.prune``, ``torch.nn.utils.parametrize`` (weight_norm, spectral_norm, ...) and the
-    older hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm``. Behind a mask the optimizers go on with
-    their moments; what was computed otherwise starts without, in the group of what it was computed from.
+    older hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm``. The optimizer state of masked weights is
+    kept; other computed weights start without state, in the parameter group of the tensors they were computed from.
     """
     computed = [module for module in editor.model.modules() if is_parametrized(module) or hooks_of(module, COMPUTED)]
     for module in computed:
@@ -44,7 +44,7 @@ def _write_out_hooks(module: nn.Module) -> None:
         (remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm)(module, hook.name)
         sources = [tensor for leaf, tensor in before.items() if leaf not in module._parameters]
         module.get_parameter(hook.name).requires_grad_(_trained(sources))
-        loading = module._load_state_dict_pre_hooks  # where torch leaves one of spectral_norm's
+        loading = module._load_state_dict_pre_hooks  # torch leaves a hook of spectral_norm here
         for key, other in list(loading.items()):
             if isinstance(getattr(other, "hook", other), SpectralNormLoadStateDictPreHook):
                 del loading[key]
@@ -52,7 +52,7 @@ def _write_out_hooks(module: nn.Module) -> None:
 
 def _write_out_parametrizations(module: nn.Module) -> None:
     lists: Any = module.parametrizations
-    with torch.no_grad(), evaluation_mode(module):  # in training mode spectral_norm changes its vectors
+    with torch.no_grad(), evaluation_mode(module):  # in training mode spectral_norm updates its vectors
         values = {leaf: getattr(module, leaf).detach().clone() for leaf in lists}
     module.__class__ = type_before_parametrizations(module)
     del module._modules["parametrizations"]

@@ -1,4 +1,4 @@
-"""Editors: the tensors of a network by dotted name, read and replaced."""
+"""Editors read and replace the tensors of a network by dotted name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ class Editor(ABC):
         Args:
             name: dotted name of a parameter or buffer.
             change: the new value of the tensor, as a function of the old one.
-            moments: the same for optimizer state of the parameter's shape; ``change`` where not given.
+            moments: the same for optimizer state tensors of the parameter's shape; ``change`` if not given.
         """
 
     def set(self, name: str, value: Tensor) -> None:
@@ -48,12 +48,12 @@ class Editor(ABC):
         self.set(name, old + value.to(old))
 
     def scale(self, name: str, dim: int, factors: Tensor) -> None:
-        """Multiply the tensor ``name`` with ``factors`` (size of ``dim``,); optimizer state does not change."""
+        """Multiply the tensor ``name`` by ``factors`` (size of ``dim``,); optimizer state does not change."""
         old = self.tensor(name).detach()
         self.set(name, old * factors.to(old).reshape([-1 if d == dim else 1 for d in range(old.dim())]))
 
     def _owner(self, name: str) -> tuple[nn.Module, str]:
-        """The module that holds the tensor ``name``, and the name that it has there."""
+        """The module that holds the tensor ``name``, and the tensor's name in that module."""
         path, _, leaf = name.rpartition(".")
         return self.model.get_submodule(path), leaf
 
@@ -61,9 +61,9 @@ class Editor(ABC):
 class NetworkEditor(Editor):
     """Changes a network in place: values, shapes and modules, and the optimizers that train it.
 
-    No tensor is changed in place: new ones take the place of old ones, in the network and in the optimizers. Alone it
-    is for copies that nobody keeps if something fails; for a network that somebody keeps there is
-    :class:`~lightning_fold.surgery.transaction.Surgery`.
+    Tensors themselves are never changed in place: new ones replace old ones, in the network and in the optimizers.
+    Use it alone only on copies that can be discarded after an error; use
+    :class:`~lightning_fold.surgery.transaction.Surgery` for a network that must survive errors.
 
     Args:
         model: the network.
@@ -75,13 +75,13 @@ class NetworkEditor(Editor):
         self.optimizers = list(optimizers)
 
     def transform(self, name: str, change: Transform, moments: Transform | None = None) -> None:
-        """Replace the tensor ``name``, wherever it is tied; attributes that repeat its sizes follow."""
+        """Replace the tensor ``name``, wherever it is tied, and update attributes that repeat its sizes."""
         old = self.tensor(name)
         with torch.no_grad():
             new = copied(change(old.detach()), like=old)
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
-            vars(new).update(vars(old))  # marks that the user's code has put on it
+            vars(new).update(vars(old))  # attributes that user code has set on it
             rebind(self.optimizers, old, new, moments or change)
         for module, leaf in self._owners(old):
             if leaf in module._non_persistent_buffers_set:
@@ -91,7 +91,7 @@ class NetworkEditor(Editor):
             refresh_sizes(module)
 
     def resize(self, name: str, shape: Sequence[int]) -> None:
-        """Give the tensor ``name`` another shape, all zero; a buffer that no state dict holds is as it was built."""
+        """Give the tensor ``name`` another shape, all zeros; restore a buffer if its class builds it in that shape."""
         module, leaf = self._owner(name)
         built = as_built(module, leaf)
         if built is not None and list(built.shape) == list(shape):
@@ -106,7 +106,7 @@ class NetworkEditor(Editor):
     def select_grouped(self, name: str, rows: Tensor, columns: Tensor, groups: int) -> None:
         """Keep output channels ``rows`` and input channels ``columns`` of a grouped convolution's weight.
 
-        Every group left must keep equally many rows and equally many columns.
+        Every remaining group must keep the same number of rows and the same number of columns.
         """
         old = self.tensor(name)
         inner, outer = old.shape[1], old.shape[0] // groups
@@ -118,13 +118,13 @@ class NetworkEditor(Editor):
             set_groups(module, groups, len(blocks))
 
     def set_attribute(self, path: str, name: str, value: float) -> None:
-        """Set a Python attribute of the module ``path`` that counts channels or goes with their number."""
+        """Set a Python attribute of the module ``path`` that counts channels or depends on their number."""
         setattr(self.model.get_submodule(path), name, value)
 
     def create(self, name: str, value: Tensor, beside: str) -> None:
-        """Give a module the parameter ``name`` it does not have, trained beside the parameter ``beside``.
+        """Create the missing parameter ``name`` of a module, and train it with the parameter ``beside``.
 
-        As :func:`~lightning_fold.surgery.optimizers.train_beside` has it: with those of its kind, where there are some.
+        :func:`~lightning_fold.surgery.optimizers.train_beside` chooses the parameter group.
         """
         module, leaf = self._owner(name)
         neighbour = self.model.get_parameter(beside)
@@ -135,7 +135,7 @@ class NetworkEditor(Editor):
         train_beside(self.optimizers, created, [neighbour, *siblings], self._places())
 
     def uncreate(self, name: str) -> None:
-        """Take a parameter away again that :meth:`create` has given a module, from the optimizers too."""
+        """Remove a parameter that :meth:`create` gave a module, from the module and the optimizers."""
         module, leaf = self._owner(name)
         old = self.model.get_parameter(name)
         module.register_parameter(leaf, None)
@@ -143,11 +143,11 @@ class NetworkEditor(Editor):
         self.exchange_parameters([old], [])
 
     def replace_module(self, path: str, new: nn.Module) -> None:
-        """Put ``new`` in the place of the submodule ``path``, under every name that it has in the network.
+        """Replace the submodule ``path`` by ``new``, under every name that it has in the network.
 
-        Parameters that both hold go on with their state; the new ones are trained in the groups of those that go.
-        Hooks on what it is called with and gives, and on their gradients, move to ``new``: it stands for the same.
-        What stood there first is remembered without what a state dict holds (:func:`replaced_by`), for a way back.
+        Parameters that both hold keep their optimizer state; new ones join the parameter groups of the removed ones.
+        Forward and backward hooks move to ``new``, because it represents the same layer. The original module is
+        remembered without the tensors of its state dict (:func:`replaced_by`), so that the change can be undone.
         """
         old = self.model.get_submodule(path)
         move_hooks(old, new)
@@ -157,7 +157,7 @@ class NetworkEditor(Editor):
         self.exchange_parameters(list(old.parameters()), list(new.parameters()))
 
     def exchange_parameters(self, old: list[nn.Parameter], new: list[nn.Parameter]) -> None:
-        """Let the optimizers train ``new`` in the place of ``old``, once the network holds them."""
+        """Let the optimizers train ``new`` instead of ``old``; the network must already hold the new parameters."""
         exchange(self.optimizers, old, new, self._places())
 
     def _places(self) -> Places:

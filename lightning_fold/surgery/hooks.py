@@ -1,4 +1,4 @@
-"""Hooks of modules: those that compute a weight, and all others when one module takes the place of another."""
+"""Module hooks: find those that compute a weight, and move the others when a module is replaced."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ _HOOKS = (
 
 
 def hooks_of(module: nn.Module, kinds: Any) -> list[tuple[int, Any]]:
-    """The forward pre-hooks of ``module`` that are of one of ``kinds``, with their keys."""
+    """The forward pre-hooks of ``module`` that are instances of ``kinds``, with their keys."""
     return [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, kinds)]
 
 
 def move_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Move the tables of hooks themselves, so that handles go on removing theirs; hooks that compute a weight end."""
+    """Move the hook tables themselves, so that removal handles keep working; delete hooks that compute a weight."""
     for key, _ in hooks_of(old, (*COMPUTED, BasePruningMethod)):
         del old._forward_pre_hooks[key]
     for name in _HOOKS:

@@ -1,4 +1,4 @@
-"""Optimizers that go on when parameters are replaced: the same groups, moments that follow, step counts."""
+"""Replace parameters in optimizers: parameter groups and step counts are kept, and state tensors are transformed."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,24 +13,24 @@ from lightning_fold.errors import ArgumentError
 Transform = Callable[[Tensor], Tensor]
 State = tuple[list[dict[str, Any]], dict[Any, Any]]
 Group = dict[str, Any]
-Places = dict[nn.Parameter, int]  # the parameters of a network in its order, and which of its modules holds each
+Places = dict[nn.Parameter, int]  # parameters in network order -> index of the module that holds each
 
 
 def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
-    """Refuse an optimizer whose state belongs to no single parameter.
+    """Reject optimizers whose state is not stored per parameter.
 
     Raises:
-        ValueError: one of them is ``torch.optim.LBFGS``.
+        ArgumentError: one of them is ``torch.optim.LBFGS``.
     """
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise ArgumentError(
-            "LBFGS keeps the history of all parameters in one row, which cannot follow their change of shape; expected "
-            "an optimizer with state for each parameter, for example torch.optim.AdamW."
+            "LBFGS keeps the history of all parameters in one vector, which cannot be adapted to new shapes; expected "
+            "an optimizer with separate state for each parameter, for example torch.optim.AdamW."
         )
 
 
 def rebind(optimizers: Iterable[Optimizer], old: nn.Parameter, new: nn.Parameter, change: Transform) -> None:
-    """Put ``new`` in the place of ``old``, with the state of ``old`` after ``change``."""
+    """Replace ``old`` by ``new``, with the optimizer state of ``old`` transformed by ``change``."""
     for optimizer in optimizers:
         for group, position in _positions(optimizer, old):
             group["params"][position] = new
@@ -41,15 +41,17 @@ def rebind(optimizers: Iterable[Optimizer], old: nn.Parameter, new: nn.Parameter
 def train_beside(optimizers: Iterable[Optimizer], new: nn.Parameter, near: list[nn.Parameter], places: Places) -> None:
     """Add the parameter ``new``, without state, where a user would: in the group of its kind, in the network's order.
 
-    Its group is that of a parameter with as many dimensions: one of ``near``, one that is trained with the first of
-    them, or the next in the network. Biases are often trained apart from weights, without weight decay or by another
-    optimizer. Where there is none, or only in a group of other layers, it is the group of the first of ``near``.
+    It joins the group of a parameter with the same number of dimensions: one of ``near``, one trained together with the
+    first of them, or the next in the network. Biases are often trained separately from weights, without weight decay or
+    by another optimizer. If there is no such parameter, or only in groups of other layers, ``new`` joins the group of
+    the first of ``near``.
 
     Args:
-        optimizers: where that of ``near`` is looked for; ``new`` is not trained where none of them trains the first.
+        optimizers: optimizers to search for ``near``; if none of them trains the first of ``near``, ``new`` is not
+            trained either.
         new: a parameter of the network.
-        near: those of the same module, or of the one in whose place it stands, the nearest first.
-        places: the network's parameters with ``new``.
+        near: parameters of the same module, or of the module that it replaced, the nearest first.
+        places: the network's parameters, including ``new``.
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for group in _groups_for(groups, new, near, places):
@@ -57,7 +59,7 @@ def train_beside(optimizers: Iterable[Optimizer], new: nn.Parameter, near: list[
 
 
 def exchange(optimizers: Iterable[Optimizer], old: list[nn.Parameter], new: list[nn.Parameter], places: Places) -> None:
-    """Put the parameters ``new`` in the place of ``old``, each once; what the network still has of ``old`` stays."""
+    """Replace the parameters ``old`` by ``new``, each added once; those of ``old`` still in the network are kept."""
     optimizers = list(optimizers)
     trained = [p for p in old if any(_positions(optimizer, p) for optimizer in optimizers)]
     gone, staying = [p for p in trained if p not in places], [p for p in trained if p in places]
@@ -78,7 +80,7 @@ def saved_state(optimizer: Optimizer) -> State:
 
 
 def restore_state(optimizer: Optimizer, saved: State) -> None:
-    """Put ``optimizer`` back as it was when it was saved."""
+    """Restore the groups and state of ``optimizer`` from :func:`saved_state`."""
     groups, state = saved
     for group, before in zip(optimizer.param_groups, groups, strict=True):
         group.clear()
@@ -96,7 +98,7 @@ def copied(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _groups_for(groups: list[Group], new: nn.Parameter, near: list[nn.Parameter], places: Places) -> list[Group]:
-    """The groups that ``new`` is to be trained in; several where what it goes with is trained in several."""
+    """The groups to train ``new`` in; several if its neighbours are trained in several."""
     beside = _of(groups, near[0]) if near else []
     if not beside:
         return []
@@ -114,14 +116,14 @@ def _groups_for(groups: list[Group], new: nn.Parameter, near: list[nn.Parameter]
 
 
 def _apart(beside: list[Group], others: list[Group], new: nn.Parameter, places: Places) -> bool:
-    """Whether the network is split by layers here: all those of one side come before all those of the other."""
+    """Whether groups split the network by layers: all parameters of one side come before all those of the other."""
     ours = [places[new], *(places[p] for group in beside for p in group["params"] if p in places)]
     theirs = [places[p] for group in others for p in group["params"] if p in places]
     return max(ours) < min(theirs) or max(theirs) < min(ours)
 
 
 def _position(group: Group, new: nn.Parameter, near: list[nn.Parameter], places: Places) -> int:
-    """Where in ``group`` the parameter ``new`` belongs: at those that go, or else as in the network."""
+    """The position of ``new`` in ``group``: that of the removed parameters, or else by the network's order."""
     held = {parameter: position for position, parameter in enumerate(group["params"])}
     gone = [held[parameter] for parameter in near if parameter in held and parameter not in places]
     if gone:
@@ -154,16 +156,16 @@ def _positions(optimizer: Optimizer, parameter: Tensor) -> list[tuple[dict[str, 
 
 
 def _moved_state(optimizer: Optimizer, state: dict[str, Any], shape: torch.Size, change: Transform) -> dict[str, Any]:
-    """The state of one parameter after ``change``: step counts stay, moments are transformed like the parameter.
+    """The state of one parameter after ``change``: step counts are kept, tensors are transformed like the parameter.
 
-    A moment may be repeated along some dimensions (Adafactor keeps one for each row and one for each column). State of
-    another shape cannot be read: that parameter starts without state, and a warning says so.
+    A state tensor may have size 1 in some dimensions (Adafactor keeps one value per row and one per column). State of
+    any other shape cannot be transformed: the parameter then starts without state, and a warning says so.
     """
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor) and value.dim() > 0}
     foreign = [key for key, value in tensors.items() if not _repeats(value.shape, shape)]
     if foreign:
         warnings.warn(
-            f"{type(optimizer).__name__} keeps {foreign} for a parameter of shape {tuple(shape)} in another shape; the "
+            f"{type(optimizer).__name__} stores {foreign} of a parameter of shape {tuple(shape)} in another shape; the "
             "rewritten parameter starts without optimizer state.",
             stacklevel=2,
         )

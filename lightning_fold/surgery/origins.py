@@ -1,6 +1,6 @@
-"""What the modules of a network were before they were rewritten, remembered on them for the way back.
+"""Remember on each module what it was before it was rewritten, so that the rewrite can be undone.
 
-It is no part of a state dict; copies of a network have it too.
+These records are not part of the state dict; copies of a network include them.
 """
 
 from copy import copy
@@ -14,15 +14,15 @@ _CREATED = "_created_by_rewrite"
 
 
 def replaced_by(module: nn.Module) -> nn.Module | None:
-    """The module that ``module`` first stands in the place of; ``None`` for none.
+    """The original module that ``module`` replaced; ``None`` if there is none.
 
-    Its tensors are on the meta device, except for the buffers that no state dict brings back.
+    Its tensors are on the meta device, except for non-persistent buffers, which no state dict can restore.
     """
     return vars(module).get(_REPLACED)
 
 
 def remember_replaced(old: nn.Module, new: nn.Module) -> None:
-    """Remember on ``new`` what stood first where it takes the place of ``old``."""
+    """Remember on ``new`` the original module at the place of ``old``."""
     before = replaced_by(old)
     first = _emptied(old) if before is None else before
     if type(first) is not type(new):
@@ -30,7 +30,7 @@ def remember_replaced(old: nn.Module, new: nn.Module) -> None:
 
 
 def created_in(module: nn.Module) -> frozenset[str]:
-    """The names of the parameters that rewrites have given ``module``, which its class has built without."""
+    """The names of the parameters of ``module`` that were created by rewrites, not by its class."""
     return vars(module).get(_CREATED, frozenset())
 
 
@@ -40,12 +40,12 @@ def remember_created(module: nn.Module, names: frozenset[str]) -> None:
 
 
 def as_built(module: nn.Module, leaf: str) -> Tensor | None:
-    """The buffer ``leaf`` as the class of ``module`` builds it, where :func:`keep_in_state_dict` was called for it."""
+    """The buffer ``leaf`` as the class of ``module`` builds it; ``None`` without :func:`keep_in_state_dict`."""
     return vars(module).get(_BUILT, {}).get(leaf)
 
 
 def keep_in_state_dict(module: nn.Module, leaf: str) -> None:
-    """A buffer that is no longer what its class builds must be saved; what was built is remembered for a way back."""
+    """Save a buffer from now on, because its class no longer builds the same one; remember the original."""
     module._non_persistent_buffers_set = module._non_persistent_buffers_set - {leaf}
     vars(module)[_BUILT] = vars(module).get(_BUILT, {}) | {leaf: module._buffers[leaf]}
 
@@ -61,7 +61,7 @@ def _emptied(module: nn.Module) -> nn.Module:
 
 
 def _remembered(module: nn.Module, name: str) -> Tensor | None:
-    """A buffer without its values, and with them where no state dict brings them back."""
+    """A buffer on the meta device, or a copy with its values if it is not part of the state dict."""
     buffer = module._buffers[name]
     if buffer is None or name not in module._non_persistent_buffers_set:
         return _on_meta(buffer)

@@ -1,4 +1,4 @@
-"""Changed tensors kept beside a network that is not touched."""
+"""Keep changed tensors beside a network without changing the network."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ class Overlay(Editor):
     """Keeps changed tensors beside the network.
 
     Attributes:
-        changed: by dotted name, for :func:`lightning_fold.inputs.call` to run the network with.
+        changed: the changed tensors by dotted name; :func:`lightning_fold.inputs.call` runs the network with them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -18,9 +18,9 @@ class Overlay(Editor):
         self.changed: dict[str, Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor ``name`` as it is by now."""
+        """The current value of the tensor ``name``."""
         return self.changed[name] if name in self.changed else super().tensor(name)
 
     def transform(self, name: str, change: Transform, moments: Transform | None = None) -> None:
-        """Keep ``change(tensor)``; a network beside which tensors are kept has no optimizer state to follow."""
+        """Store ``change(tensor)``; there is no optimizer state to transform."""
         self.changed[name] = change(self.tensor(name).detach())

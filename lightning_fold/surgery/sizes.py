@@ -1,4 +1,4 @@
-"""Which Python attributes of a module repeat the sizes of its tensors."""
+"""Python attributes of modules that repeat the sizes of their tensors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +27,12 @@ def refresh_sizes(module: nn.Module) -> None:
                 setattr(module, attribute, value)
             return
     weight: Any = getattr(module, "weight", None)
-    if hasattr(module, "normalized_shape") and weight is not None:  # LayerNorm, RMSNorm and others like them
+    if hasattr(module, "normalized_shape") and weight is not None:  # LayerNorm, RMSNorm and similar
         vars(module)["normalized_shape"] = tuple(weight.shape)
 
 
 def set_groups(module: nn.Module, old: int, new: int) -> None:
-    """Set the number of groups of a convolution; what else owns such a weight may call that number as it likes."""
+    """Set the number of groups of a convolution; in other modules, set every integer attribute equal to ``old``."""
     if isinstance(module, _ConvNd):
         module.groups = new
         refresh_sizes(module)

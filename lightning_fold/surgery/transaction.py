@@ -1,9 +1,9 @@
 """A transaction on a network and its optimizers.
 
-Inside the ``with`` block of a :class:`Surgery` tensors are replaced by selected, merged or new ones and every optimizer
-is rebound in the same call: new parameters stand at the old position of the same parameter group, their moments are
-transformed like the parameter, step counts stay. No tensor is changed in place, so an exception inside the block puts
-the network and the optimizers back exactly as they were.
+Inside the ``with`` block of a :class:`Surgery`, each call replaces tensors by selected, merged or new ones and updates
+every optimizer: new parameters take the old position in the same parameter group, optimizer state is transformed like
+the parameter, and step counts are kept. No tensor is changed in place, so an exception inside the block restores the
+network and the optimizers exactly.
 """
 
 from copy import copy
@@ -18,14 +18,14 @@ _HELD = ("_parameters", "_buffers", "_modules")
 
 
 class Surgery(NetworkEditor):
-    """Changes to one network and its optimizers that happen together or not at all.
+    """Changes one network and its optimizers, either completely or not at all.
 
     Args:
         model: the network, changed in place.
         optimizers: every optimizer that trains it.
 
     Raises:
-        ValueError: the state of an optimizer cannot follow, see :func:`check_optimizers`.
+        ArgumentError: the state of an optimizer cannot be transformed, see :func:`check_optimizers`.
     """
 
     def __enter__(self) -> "Surgery":
@@ -43,7 +43,7 @@ class Surgery(NetworkEditor):
             module.__class__ = kind
             module.__dict__.clear()
             module.__dict__.update(saved)
-            for key, entries in tables.items():  # the same tables: handles of hooks know them
+            for key, entries in tables.items():  # keep the same tables, because hook handles refer to them
                 saved[key].clear()
                 saved[key].update(entries)
         for optimizer, state in zip(self.optimizers, self._states, strict=True):
@@ -51,6 +51,6 @@ class Surgery(NetworkEditor):
 
 
 def _tables(module: nn.Module) -> dict[str, Any]:
-    """Copies of what a module holds its tensors, its modules and its hooks in."""
+    """Copies of the tables in which a module holds its tensors, submodules and hooks."""
     found = {key: value for key, value in vars(module).items() if key in _HELD or "_hooks" in key}
     return {key: copy(value) for key, value in found.items() if isinstance(value, dict)}

@@ -136,7 +136,7 @@ def test_file_that_differs_is_not_put_in_place(network, tmp_path, monkeypatch):
     (tmp_path / "x.pt2").write_text("old")
     other = CifarResNet(**ARGUMENTS).eval()
     monkeypatch.setattr("lightning_fold.storage.export.load", lambda path, trusted: other)
-    with pytest.raises(ValueError, match=r"the file's outputs are .* of their size off for a batch of 2"):
+    with pytest.raises(ValueError, match=r"the file's outputs have a relative error of .* for a batch of 2"):
         lf.export(network, torch.randn(2, 3, 8, 8), tmp_path / "x.pt2")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.pt2", "old")]
 

@@ -110,7 +110,7 @@ def test_takes_any_image_size_and_channels(size):
         ({"widths": (8, 0, 8)}, "one integer of at least 1 for each stage"),
         ({"shortcut": "C"}, "'A' or 'B'"),
         ({"stem_stride": 0}, "stem_stride must be at least 1"),
-        ({"widths": (8, 4, 2)}, "do not shrink"),
+        ({"widths": (8, 4, 2)}, "do not decrease"),
     ],
 )
 def test_refuses_what_it_cannot_build(arguments, message):

@@ -47,7 +47,7 @@ def test_unknown_name_is_refused_with_advice(network, message):
 
 @pytest.mark.parametrize("arguments", [{"in_features": 4}, {"in_features": 4, "hidden": [], "out_features": 2, "b": 1}])
 def test_wrong_arguments_are_refused_with_those_accepted(arguments):
-    with pytest.raises(TypeError, match="takes in_features, hidden, out_features, activation"):
+    with pytest.raises(TypeError, match="accepts in_features, hidden, out_features, activation"):
         build_network("lightning_fold.models.MLP", arguments)
 
 

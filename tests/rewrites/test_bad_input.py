@@ -53,9 +53,9 @@ def test_data_that_is_not_finite(method: str) -> None:
     bad[0, 0, 0, 0] = NAN
     more: dict[str, Any] = {} if method == "factorize" else {"compensate": "least-squares"}
     for batches in ([x, bad], [bad, x]):
-        with refused(model, "expected batches of finite inputs, found NaN or infinity in one of shape"):
+        with refused(model, "expected finite inputs, found NaN or infinity in an input of shape"):
             METHODS[method](model, x, keep=0.7, batches=batches, **more)
-    with refused(model, "expected batches of finite inputs"):
+    with refused(model, "expected finite inputs"):
         lf.repair(model, [x, bad])
     with refused(model, rf"{method}\(Sequential\): the network returns NaN for the example inputs"):
         METHODS[method](model, bad, keep=0.7)

@@ -81,7 +81,7 @@ def test_missing_truncated_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found a file with the keys \['epoch', 'state_dict'\]"):
         lf.load(path)
     torch.save([1, 2], path)
-    with pytest.raises(ValueError, match="holds a list"):
+    with pytest.raises(ValueError, match="contains a list"):
         lf.load(path)
 
 
@@ -149,7 +149,7 @@ def test_wrappers_stay_out_of_the_file(tmp_path: Path) -> None:
 def test_masks_are_refused_before_a_file_is_written(tmp_path: Path) -> None:
     model = CifarResNet(**ARGUMENTS)
     prune.random_unstructured(model.conv1, "weight", 0.5)
-    with pytest.raises(ValueError, match=r"save\(CifarResNet\): torch.nn.utils.prune holds masks"):
+    with pytest.raises(ValueError, match=r"save\(CifarResNet\): the network has masks of torch.nn.utils.prune"):
         lf.save(model, tmp_path / "x.pt", network=NETWORK, network_args=ARGUMENTS)
     assert not list(tmp_path.iterdir())
 

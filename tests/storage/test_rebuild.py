@@ -80,7 +80,7 @@ def test_way_back_from_a_bias_that_a_rewrite_created(saved: bool) -> None:
         lf.rebuild(model, structure, optimizers=[optimizer])
         model.load_state_dict(values)
     compressed = deepcopy(model)
-    with pytest.raises(ValueError, match="has not; expected the structure of the same network"):
+    with pytest.raises(ValueError, match="does not have; expected the structure of the same network"):
         lf.rebuild(model, before | {"1": before["1"] | {"type": "another.Network"}}, optimizers=[optimizer])
     assert torch.equal(model(x), compressed(x)) and len(optimizer.param_groups[0]["params"]) == 4
     lf.rebuild(model, before, optimizers=[optimizer])

@@ -149,7 +149,7 @@ def test_lbfgs_is_refused_and_goes_on(rewrite):
 
     optimizer.step(closure)
     before = [p.detach().clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match=r"LBFGS keeps the history of all parameters in one row.*AdamW"):
+    with pytest.raises(ValueError, match=r"LBFGS keeps the history of all parameters in one vector.*AdamW"):
         rewrite(model, [optimizer])
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert float(optimizer.step(closure)) > float(loss_of(model))

@@ -1,1 +1,1 @@
-"""Exact rewrites: a network with zeros becomes a smaller dense one of the same function."""
+"""Exact rewrites: a network with zeros becomes a smaller dense one that computes the same function."""

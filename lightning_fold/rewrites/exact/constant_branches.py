@@ -1,4 +1,4 @@
-"""Branches with nothing left: what gives the same whatever it is given becomes its constant."""
+"""Replace branches whose output does not depend on their input by a constant."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _ELEMENTWISE = ("pointwise", "product", "identity", "cast")
 
 @dataclass(frozen=True)
 class Branch:
-    """The module ``last`` gives ``constants`` along ``dim``; only it reads what the modules ``before`` it give."""
+    """The module ``last`` returns ``constants`` along ``dim``; only it reads the outputs of the modules ``before``."""
 
     last: str
     before: tuple[str, ...]
@@ -33,7 +33,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class _Call:
-    """The operators of a module with parameters that is called once, with one value, and gives one."""
+    """The operators of a module with parameters that is called once, with one value, and returns one value."""
 
     path: str
     nodes: frozenset[Node]
@@ -41,9 +41,10 @@ class _Call:
     result: Node
 
     def keeps_shape(self, dim: int) -> bool:
-        """Whether the value keeps its shape but for the number of channels; with a size of 1 nobody can tell.
+        """Whether the module keeps the shape, except for the number of channels.
 
-        Nor of what reads a single channel whether anything needs it: those have no labels.
+        A size of 1 does not show this, and single channels have no labels to show whether anything needs them; both
+        count as no.
         """
         before, after = (node.meta["val"].shape for node in (self.source, self.result))
         alike = (a == b and (a > 1 or d == 0) for d, (a, b) in enumerate(zip(before, after, strict=False)) if d != dim)
@@ -51,10 +52,10 @@ class _Call:
 
 
 def replace_branches(surgery: Surgery, structure: Structure, example_inputs: Inputs) -> tuple[bool, list[Kept]]:
-    """Put each branch's constant in its place.
+    """Replace each constant branch by its constant.
 
     Returns:
-        Whether any was replaced, and those that stay because the network does not run without them.
+        Whether any branch was replaced, and the branches that are kept because the network does not run without them.
     """
     model, branches, kept = surgery.model, find_branches(structure), []
     expected = outputs(model, example_inputs) if branches else []
@@ -63,17 +64,17 @@ def replace_branches(surgery: Surgery, structure: Structure, example_inputs: Inp
             with Surgery(model, surgery.optimizers) as trial:
                 _replace(trial, branch)
                 check_exact("minimize", model, example_inputs, expected)
-                outputs(model, example_inputs)  # with the fast paths of torch's own layers, which ask others for more
+                outputs(model, example_inputs)  # the fast paths of torch's own layers read attributes of other modules
         except (RuntimeError, AttributeError, TypeError):
-            kept.append(Kept(branch.last, len(branch.constants), "is a constant, but the code asks more of its module"))
+            kept.append(Kept(branch.last, len(branch.constants), "is constant, but the code needs more of its module"))
     return len(kept) < len(branches), kept
 
 
 def find_branches(structure: Structure) -> list[Branch]:
-    """The branches whose value does not depend on the input, and which hold more than that value.
+    """The branches whose value does not depend on the input, and which own more parameters than that value needs.
 
-    A branch ends in the largest module that gives the constant and keeps the shape of its input but for the number of
-    channels. It begins as far before as such modules, and operators element by element, stand in a row.
+    A branch ends in the largest module that returns the constant and keeps the shape of its input, except for the
+    number of channels. It extends backwards over a chain of such modules and element-wise operators.
     """
     needed: dict[Node, Tensor] = {}
     live_groups(structure, needed_at=needed)
@@ -104,7 +105,7 @@ def _branch(structure: Structure, needed: Tensor, calls: dict[Node, list[_Call]]
 
 
 def _channel_dim(structure: Structure, node: Node) -> int | None:
-    """The one dimension that holds channels which can leave, else the one that holds channels."""
+    """The only dimension with removable channels, or else the only one with channels; ``None`` if it is not unique."""
     value = structure.labels.values[node]
     fields = value.labels if isinstance(value, Value) else {}
     free = [d for d, f in fields.items() if not structure.pinned.keys() >= set(structure.group_of[f].tolist())]
@@ -113,7 +114,7 @@ def _channel_dim(structure: Structure, node: Node) -> int | None:
 
 
 def _before(structure: Structure, calls: dict[Node, list[_Call]], last: _Call, dim: int) -> tuple[set[Node], list[str]]:
-    """All operators of the branch that ends in ``last``, and its other modules."""
+    """All operators of the branch that ends in ``last``, and the paths of its other modules."""
     nodes, source, paths = set(last.nodes), last.source, []
     while nodes.issuperset(source.users):
         call = next((call for call in calls.get(source, ()) if call.keeps_shape(dim)), None)
@@ -135,7 +136,7 @@ def _replace(surgery: Surgery, branch: Branch) -> None:
 
 
 def _calls(structure: Structure) -> dict[Node, list[_Call]]:
-    """The modules that give each value, the largest first."""
+    """The modules that return each value, the largest first."""
     inside: dict[str, list[Node]] = {}
     for node in structure.trace.graph.nodes:
         for path in layers_of(node) if node.op == "call_function" else ():
@@ -152,7 +153,7 @@ def _calls(structure: Structure) -> dict[Node, list[_Call]]:
 
 
 def _elementwise(structure: Structure, node: Node) -> Iterator[Node]:
-    """``node``, and what it is made of by operators that read one value."""
+    """``node``, and the values before it in a chain of element-wise operators that each read one value."""
     yield node
     while family(node) in _ELEMENTWISE and len(sources := _values(structure, node)) == 1:
         node = sources[0]
@@ -160,14 +161,14 @@ def _elementwise(structure: Structure, node: Node) -> Iterator[Node]:
 
 
 def _values(structure: Structure, node: Node) -> list[Node]:
-    """What ``node`` reads that is not a parameter, buffer or constant of the code."""
+    """The inputs of ``node`` that are not parameters, buffers or constants of the code."""
     return [source for source in node.all_input_nodes if source not in structure.trace.tensors]
 
 
 def _constants(structure: Structure, needed: Tensor, node: Node) -> Tensor | None:
-    """What each channel of ``node`` is, if all those in the groups ``needed`` are constants; zero for the others.
+    """The value of each channel of ``node``, if all channels in the groups ``needed`` are constant; zero for others.
 
-    ``None`` also where no channel is needed: they leave without a trace.
+    ``None`` also if no channel is needed: such channels are simply removed.
     """
     value, dim = structure.labels.values[node], _channel_dim(structure, node)
     if node.op != "call_function" or not isinstance(value, Value) or dim is None:

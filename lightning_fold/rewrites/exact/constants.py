@@ -1,4 +1,4 @@
-"""Constants of channels that leave: which tensor takes them, and which channel carries them through zero padding."""
+"""Constants of removed channels: the tensor that takes them, or the channel that carries them through zero padding."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lightning_fold.surgery.transaction import Surgery
 
 
 def find_sink(surgery: Surgery, structure: Structure, contraction: Contraction) -> BiasSink | None:
-    """The tensor that takes the constants of columns that leave ``contraction``; ``None`` where none can."""
+    """The tensor that takes the constants of columns removed from ``contraction``; ``None`` if there is none."""
     names, node = structure.trace.names, contraction.node
     weight = names.get(contraction.weight)
     if is_padded(node):
@@ -30,12 +30,12 @@ def find_sink(surgery: Surgery, structure: Structure, contraction: Contraction) 
     path = weight.rpartition(".")[0]
     owner = surgery.model.get_submodule(path)
     if not isinstance(owner, (nn.Linear, _ConvNd)) or owner.bias is not None or layer_of(node) != path:
-        return None  # nobody would read the new bias
+        return None  # no code would read the new bias
     return BiasSink(f"{path}.bias".removeprefix("."), 1, created_beside=weight)
 
 
 def _shares_channels(structure: Structure, contraction: Contraction) -> bool:
-    """Whether one input channel can stand for another: in one group, or alone in its group and gone with its row."""
+    """Whether one input channel can stand in for another, or is alone in its group and is removed with its row."""
     return contraction.groups == 1 or _is_depthwise(structure, contraction)
 
 
@@ -44,10 +44,10 @@ def _is_depthwise(structure: Structure, contraction: Contraction) -> bool:
 
 
 def choose_carriers(structure: Structure, dead: Tensor, live: Tensor) -> dict[Node, int]:
-    """Take from ``dead`` the groups that carry constants through zero padding: ``{convolution: group}``.
+    """Choose the groups that carry constants through zero padding, ``{convolution: group}``; take them out of ``dead``.
 
-    A constant next to padded zeros is not constant near the border, but all constants there have one shape: one of
-    them, scaled, can stand for all that the same convolutions read.
+    A constant next to padded zeros is not constant near the border, but all constants have the same spatial pattern
+    there: one of them, scaled, can represent all constants that the same convolutions read.
     """
     readers: dict[int, set[Node]] = {}
     strength: dict[int, float] = {}
@@ -72,7 +72,7 @@ def choose_carriers(structure: Structure, dead: Tensor, live: Tensor) -> dict[No
 def _moving_columns(
     structure: Structure, contraction: Contraction, given: Tensor | None, dead: Tensor, live: Tensor
 ) -> Tensor:
-    """Columns of groups that leave, whose non-zero constant a live row reads."""
+    """Columns of removed groups whose non-zero constant a live row reads."""
     if given is None or contraction.columns is None:
         return torch.zeros(0, dtype=torch.int64)
     used = used_columns(structure, contraction)
@@ -90,7 +90,7 @@ def move_constants(
     removal: Removal,
     carriers: dict[Node, int],
 ) -> None:
-    """Give the constants of the columns that leave to the tensor that takes them."""
+    """Add the constants of the removed columns to the tensor that takes them."""
     given = input_constants(structure, contraction)
     if given is None or contraction.columns is None or _is_depthwise(structure, contraction):
         return
@@ -124,7 +124,7 @@ def _column(structure: Structure, contraction: Contraction, group: int) -> int:
 def _load_carrier(
     surgery: Surgery, name: str, contraction: Contraction, columns: Tensor, carrier: int, given: Tensor
 ) -> None:
-    """Add the weights of ``columns`` to those of the channel ``carrier``, scaled to its constant."""
+    """Add the weights of ``columns`` to those of the channel ``carrier``, scaled to the constant of ``carrier``."""
     scale, loaded = given[columns] / given[carrier], surgery.tensor(name).detach().clone()
     view = (1, -1) + (1,) * (loaded.dim() - 2)
     rows = oriented(contraction.node, loaded)
@@ -133,6 +133,6 @@ def _load_carrier(
 
 
 def _dense(weight: Tensor, groups: int) -> Tensor:
-    """(rows, channels) the weight summed over its window, block-diagonal for a grouped convolution."""
+    """(rows, channels): the weight summed over its window, block-diagonal for a grouped convolution."""
     matrix = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
     return matrix if groups == 1 else torch.block_diag(*matrix.reshape(groups, -1, matrix.shape[1]))

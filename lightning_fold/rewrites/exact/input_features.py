@@ -1,4 +1,4 @@
-"""Input features that no weight reads leave behind an explicit selection layer."""
+"""Drop input features that no weight reads, using an explicit selection layer."""
 
 import torch
 from torch import nn
@@ -11,9 +11,9 @@ from lightning_fold.surgery.transaction import Surgery
 
 
 def select_read_features(surgery: Surgery, structure: Structure) -> None:
-    """Put a :class:`SelectFeatures` in front of each Linear that reads a fixed input and leaves features unread.
+    """Put a :class:`SelectFeatures` in front of each Linear that reads a network input but not all of its features.
 
-    A layer that has one in front of it already gets a shorter one.
+    If a layer already has one in front of it, that one is shortened.
     """
     for contraction in structure.labels.contractions:
         name = structure.trace.names.get(contraction.weight, "")
@@ -28,7 +28,7 @@ def select_read_features(surgery: Surgery, structure: Structure) -> None:
 
 
 def _reads_input(structure: Structure, node: Node) -> bool:
-    """Whether ``node`` is an input of the network, moved but not computed with."""
+    """Whether ``node`` is an input of the network, after data movement only."""
     while node.op == "call_function" and family(node) in ("movement", "identity", "slice", "pad"):
         node = node.all_input_nodes[0]
     return node.op == "placeholder" and node not in structure.trace.tensors

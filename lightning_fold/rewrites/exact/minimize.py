@@ -1,4 +1,4 @@
-"""minimize: the exact rewrite of a network with zeros into a smaller dense one."""
+"""minimize: rewrite a network with zeros exactly into a smaller dense one."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -39,30 +39,31 @@ def minimize(
     """Rewrite ``model`` in place into a smaller dense network that computes the same function.
 
     Channels that cannot reach the output are removed. Channels that do not depend on the input are removed after
-    their constant has moved into the consumers' biases (or into the running mean of a BatchNorm that follows, or,
-    where zeros are padded around the constant, into one channel that carries it for all). Masks of
+    their constant has moved into the consumers' biases. Without a bias, it moves into the running mean of the BatchNorm
+    that follows; before zero padding, it moves into one channel that carries the constants of all. Masks of
     ``torch.nn.utils.prune`` are multiplied into their weights first.
 
     Source: "Squeeze-Release: Iterative Pruning with Exact Structural Minimization" (arXiv 2606.14346); the rules for
     constants, padding and grouped convolutions are this project's own derivation.
 
     Args:
-        model: any network that ``torch.export`` can trace, with exact zeros in its weights, however they were made.
+        model: any network that ``torch.export`` can trace, with exact zeros in its weights from any source.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        select_inputs: also drop the input features that no Linear layer reads, behind a :class:`SelectFeatures` in
-            front of it.
-        multiple_of: what the number of channels that stay of every width is rounded up to a multiple of (8 suits most
-            hardware), up to the width itself; the report says what that cost. At least 1.
-        optimizers: optimizers of the network; they go on with the moments of what stays.
+        select_inputs: also drop input features that a Linear layer does not read; a :class:`SelectFeatures` in front
+            of it selects the others.
+        multiple_of: round every remaining width up to a multiple of this number (8 suits most hardware), but not beyond
+            its original size; the report states the cost. At least 1.
+        optimizers: optimizers of the network; the optimizer state of the remaining weights is kept.
 
     Returns:
         A report whose ``max_relative_error`` was measured on ``example_inputs`` in evaluation mode: below 1e-12 in
-        float64 and about 1e-6 in float32. In training mode a BatchNorm normalises with batch statistics, so a
-        constant channel is not the same there.
+        float64 and about 1e-6 in float32. In training mode a BatchNorm normalises with batch statistics, so constant
+        channels have other values there.
 
     Raises:
-        ValueError: the network cannot be traced, or holds NaN; ``multiple_of`` is out of range.
-        RewriteError: the rewritten network does not run or is not exact; everything is as it was before.
+        TraceError: the network cannot be traced.
+        ArgumentError: the network contains NaN, or ``multiple_of`` is out of range.
+        RewriteError: the rewritten network does not run or is not exact; the network and optimizers are restored.
     """
     if multiple_of < 1:
         raise ArgumentError(f"minimize(multiple_of={multiple_of}): expected at least 1, for example multiple_of=8.")
@@ -78,7 +79,7 @@ def minimize(
             replaced, whole = replace_branches(surgery, structure, example_inputs)
             current = read() if replaced else structure
             kept = _minimize(surgery, current, multiple_of)
-            while _became_dense(surgery, current):  # the channels of a convolution with one group left are free again
+            while _became_dense(surgery, current):  # with one group left, the channels can be removed one by one again
                 current = read()
                 kept = _minimize(surgery, current, multiple_of)
             if select_inputs:
@@ -98,7 +99,7 @@ def _minimize(surgery: Surgery, structure: Structure, multiple_of: int) -> list[
     others = [norm for norm in structure.labels.norms if norm not in norms]
     fixed |= {
         norm.node for norm in others if family(norm.node) != "global_response_norm"
-    }  # whose zeros leave, or are pinned
+    }  # they cannot be compensated: only zeros can be removed from them
     live, carriers, needed, removal = _decide(structure, fixed, multiple_of)
     for contraction in contractions:
         sink = sinks[contraction.node]
@@ -116,12 +117,12 @@ def _minimize(surgery: Surgery, structure: Structure, multiple_of: int) -> list[
 def _decide(
     structure: Structure, fixed: set[Node], multiple_of: int
 ) -> tuple[Tensor, dict[Node, int], Removal, Removal]:
-    """Which groups are live, which carry constants through zero padding, which could go, and which do.
+    """The live groups, the carriers of constants through zero padding, the removable groups, and those to remove.
 
-    The last two differ where widths are filled up to a multiple.
+    The last two differ if widths are filled up to a multiple.
 
-    A dead group that stays (as carrier, or to keep a tensor rectangular) must stay the constant it is, so what it
-    reads through a convolution that cannot take constants stays too; that can keep further groups.
+    A dead group that is kept (as a carrier, or to keep a tensor rectangular) must keep its constant value. Everything
+    that it reads through a convolution that cannot take constants is therefore kept too, which can keep further groups.
     """
     held = torch.zeros(structure.count, dtype=torch.bool)
     while True:
@@ -145,7 +146,7 @@ def _became_dense(surgery: Surgery, structure: Structure) -> bool:
 
 
 def _kept(structure: Structure, removal: Removal, dead: Tensor) -> list[Kept]:
-    """The dead channels that stay, by the weight that writes or reads them, and all that meet an unruled operator."""
+    """The dead channels that are kept, by the weight that writes or reads them, and all at operators without a rule."""
     seen = ~dead | removal.removed
     counts: Counter[tuple[str, str]] = Counter()
     for contraction in structure.labels.contractions:

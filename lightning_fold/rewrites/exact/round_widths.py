@@ -1,4 +1,4 @@
-"""How wide layers are after a removal: parameters left, and widths that hardware likes."""
+"""Layer widths after a removal: count the remaining parameters, and round widths to multiples that suit hardware."""
 
 from math import gcd
 
@@ -10,7 +10,7 @@ from lightning_fold.structure.groups import ChannelGroup, Structure, group_chann
 
 
 def parameters_left(structure: Structure, removed: Tensor) -> int:
-    """Number of parameters after the groups in ``removed`` (groups,) have left, biases that are created not counted."""
+    """Number of parameters without the groups in ``removed`` (groups,); newly created biases are not counted."""
     names = structure.trace.names
     grouped = {names[c.weight]: c for c in structure.labels.contractions if c.groups > 1 and c.weight in names}
     total = 0
@@ -32,26 +32,26 @@ def parameters_left(structure: Structure, removed: Tensor) -> int:
 
 
 def fill(structure: Structure, removal: Removal, multiple_of: int, *, exact: bool = False) -> Removal:
-    """Take groups back until the number that stays of every width is a multiple, or the whole width.
+    """Keep more groups until every remaining width is a multiple of ``multiple_of``, or the whole width.
 
     Args:
         structure: the network.
-        removal: what would go; it is left as it is.
-        multiple_of: what every width is to be divisible by, at least 1.
-        exact: whether channels that share statistics leave together or not at all.
+        removal: the planned removal; it is not changed.
+        multiple_of: number by which every width is to be divisible, at least 1.
+        exact: whether channels that share statistics must be removed together or not at all.
     """
     if multiple_of == 1:
         return removal
     widths = group_channels(structure)
     filled = Removal(removal.removed.clone(), dict(removal.reasons))
-    while any([_fill_up(width, filled, multiple_of) for width in widths]):  # noqa: C419, each of them is filled
+    while any([_fill_up(width, filled, multiple_of) for width in widths]):  # noqa: C419, every width must be filled
         completed = complete(structure, filled.removed, exact=exact)
         filled = Removal(completed.removed, filled.reasons | completed.reasons)
     return filled
 
 
 def fill_cost(structure: Structure, before: Removal, filled: Removal, multiple_of: int) -> list[Kept]:
-    """What :func:`fill` took back, by the width it belongs to, with the parameters that it costs."""
+    """The channels that :func:`fill` kept, per width, with their cost in parameters."""
     removed, costs = filled.removed.clone(), []
     for width in group_channels(structure) if multiple_of > 1 else []:
         back = width.ids[before.removed[width.ids] & ~removed[width.ids]]

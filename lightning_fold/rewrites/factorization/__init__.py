@@ -1,1 +1,1 @@
-"""Layers become pairs of low rank."""
+"""Replace layers by pairs of low-rank layers."""

@@ -1,4 +1,4 @@
-"""factorize: linear layers and convolutions become two of low rank, by singular value decomposition."""
+"""factorize: replace linear layers and convolutions by two low-rank layers, by singular value decomposition."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ from lightning_fold.rewrites.transaction import rewrite
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.surgery.transaction import Surgery
 
-_FIXED = "is called otherwise than as the submodule it is, or asked for its type, so two layers in its place do not do"
+_FIXED = "is not called as a submodule, or its type is checked, so it cannot be replaced by two layers"
 
 
 @on_network
@@ -42,46 +42,45 @@ def factorize(
     batches: Iterable[Any] | None = None,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
-    """Replace linear layers and convolutions of ``model``, in place, by two layers of low rank each.
+    """Replace linear layers and convolutions of ``model``, in place, by two low-rank layers each.
 
-    A linear layer becomes two. A k x k convolution becomes k x k to r channels then 1 x 1, or k x 1 then 1 x k,
-    whichever keeps more energy at a third of the cost. The ranks are allocated over the whole network: singular values
-    with the most energy (as a share of their layer's) per parameter, or per FLOP, come first, until the budget is
-    spent: what is left of it is less than one more rank anywhere would cost. Two layers from an earlier call are read
-    as the one that they stand for.
+    A linear layer becomes two linear layers. A k x k convolution becomes a k x k convolution to r channels and a 1 x 1
+    convolution, or a k x 1 and a 1 x k convolution, whichever keeps more energy at a third of the cost. Ranks are
+    allocated over the whole network: the singular values with the most energy (as a share of their layer) per
+    parameter, or per FLOP, are kept first, until the rest of the budget is too small for one more rank in any layer.
+    Two layers from an earlier call are treated as the single layer they replaced.
 
-    A layer whose factors would not be smaller is left alone. So is one that is called by another way than as the
-    submodule it is, one whose type the code asks for, and one whose weight other code reads. The fast path of
-    ``nn.TransformerEncoderLayer`` does: to have its layers factorized, call
-    ``torch.backends.mha.set_fastpath_enabled(False)``, always from then on.
+    A layer is left unchanged if its factors would not be smaller, if it is not called as a submodule, if its type is
+    checked, or if other code reads its weight. The fast path of ``nn.TransformerEncoderLayer`` reads weights: to
+    factorize its layers, call ``torch.backends.mha.set_fastpath_enabled(False)`` first and keep it disabled.
 
-    With ``batches`` the decomposition is that of the layer's outputs on data: of W C^(1/2), C the second moment of its
-    inputs, so that the error of the outputs, not that of the weights, is the smallest of its rank (for k x 1 then
-    1 x k: with every column of the window by itself).
+    With ``batches``, the layer's outputs on data are decomposed instead of its weights: W C^(1/2), where C is the
+    second moment of the inputs. This gives the smallest output error, not weight error, for each rank (for k x 1 then
+    1 x k, taking each column of the window separately).
 
-    Source: the compressor of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469); shapes, allocation and
-    whitening are this project's own.
+    Source: the compressor of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469); layer shapes, rank
+    allocation and whitening are this project's own.
 
     Args:
         model: any network with at least one linear layer or convolution inside.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names, as in file names, to such
-            shares: the first pattern that matches a layer counts, ``"*"`` stands for the rest.
-        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network. In a mapping
-            ``"*"`` is then the share of the network, and the layers that another pattern matches keep at least its
-            share of their own weights (or FLOPs). ``"channels"``: each layer gets this share of its full rank, the
-            smaller number of rows or columns of its matrix, as the channels between its two factors; what no pattern
-            matches stays as it is. Factors are smaller than the layer only below rows * columns / (rows + columns),
-            half the full rank of a square matrix.
-        batches: a few batches of inputs, of (inputs, ...) as many as the network takes, or mappings.
-        optimizers: optimizers of the network; factors start without moments in the parameter group of their layer, the
-            bias stays the same parameter.
+        keep: share to keep, in (0, 1], or a mapping from shell-style patterns of dotted layer names to such shares. The
+            first pattern that matches a layer applies; ``"*"`` stands for all other layers.
+        of: what ``keep`` is a share of. ``"parameters"`` and ``"flops"`` are budgets over the network. In a mapping,
+            ``"*"`` is then the share of the whole network, and layers that match another pattern keep at least its
+            share of their own weights (or FLOPs). With ``"channels"``, each layer gets this share of its full rank
+            (the smaller of the rows and columns of its matrix) as the channels between its two factors; layers that
+            match no pattern are not changed. The factors are smaller than the layer only if their rank is below
+            rows * columns / (rows + columns), half the full rank of a square matrix.
+        batches: a few batches of data: inputs, tuples (inputs, ...) that start with the network's inputs, or mappings.
+        optimizers: optimizers of the network; the factors start without optimizer state in the parameter group of
+            their layer, and the bias remains the same parameter.
 
     Raises:
-        TypeError: ``keep`` is neither a number nor a mapping.
-        ValueError: a share is out of range, a pattern matches nothing, there is no layer to factorize, there are no
+        ArgumentTypeError: ``keep`` is neither a number nor a mapping.
+        ArgumentError: a share is out of range, a pattern matches nothing, there is no layer to factorize, there are no
             batches, or the budget cannot be reached.
-        RewriteError: the network does not run afterwards; everything is as it was before.
+        RewriteError: the network does not run afterwards; the network and optimizers are restored.
     """
     size = Size(keep, of)
     size.check("factorize")
@@ -101,7 +100,7 @@ def factorize(
 
 
 def _merge_pairs(surgery: Surgery) -> bool:
-    """Put one layer in the place of the two that stand for it since an earlier call; whether there were any."""
+    """Merge each pair of layers from an earlier call back into one layer; return whether there were any."""
     pairs = {path: layer for path, pair in surgery.model.named_modules() if path and (layer := product(pair))}
     for path, layer in pairs.items():
         surgery.replace_module(path, layer)
@@ -111,7 +110,7 @@ def _merge_pairs(surgery: Surgery) -> bool:
 def _layers(
     model: nn.Module, example_inputs: Inputs, unit: str, batches: Iterable[Any] | None
 ) -> tuple[list[DecomposedLayer], list[Kept]]:
-    """The layers that can be factorized, decomposed, and the other weights with the reason why they stay."""
+    """The decompositions of all layers that can be factorized, and the other weights with the reasons to keep them."""
     modules = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, _ConvNd))}
     uses = find_uses(model, example_inputs, modules.values())
     reasons = {name: why for name, module in modules.items() if (why := _reason(model, name, module, uses[module]))}
@@ -142,26 +141,26 @@ def _layers(
 
 
 def _reason(model: nn.Module, name: str, module: nn.Module, use: Use) -> str | None:
-    """Why a layer cannot be replaced."""
+    """Why a layer cannot be replaced; ``None`` if it can."""
     weight = module._parameters.get("weight")
     owners = [m for m in model.modules() if any(p is weight for p in m._parameters.values())]
     if not name:
         return "the network itself cannot be replaced in place: pass nn.Sequential(network)"
     if use.read:
-        return f"cannot be two layers: another module reads its {use.read[0]}"
+        return f"cannot be replaced by two layers: another module reads its {use.read[0]}"
     if not use.calls:
         return "is not called on the example inputs"
     if type(module) not in KINDS or weight is None:
-        return f"is a {type(module).__name__}, which may compute more than its weight says"
+        return f"is a {type(module).__name__}, which may compute more than a plain layer with its weight"
     if getattr(module, "groups", 1) > 1:
-        return "is grouped: each of its groups is a matrix of its own, and small"
+        return "is grouped: each group is a separate small matrix"
     if len(owners) > 1:
         return "shares its weight with another layer"
     return None
 
 
 def _other_weights(model: nn.Module) -> list[Kept]:
-    """Parameters of two dimensions and more that belong to no linear layer or convolution."""
+    """Parameters of at least two dimensions that belong to no linear layer or convolution."""
     return [
         Kept(f"{path}.{name}".removeprefix("."), parameter.shape[0], f"is a parameter of a {type(module).__name__}")
         for path, module in model.named_modules()
@@ -187,9 +186,10 @@ def _decompose(
 
 
 def _directions(matrix: Tensor, moment: Tensor | None, of_inputs: bool) -> tuple[Tensor, Tensor]:
-    """Orthonormal directions of the outputs of M, ``matrix``, and the energy in each, the most first.
+    """Orthonormal directions of the outputs of M, ``matrix``, and the energy of each, in descending order.
 
-    They are those of M C^(1/2), C the second moment of what M reads; without any C is the identity.
+    They are the left singular vectors of M C^(1/2), where C is the second moment of the inputs of M; without
+    ``moment``, C is the identity.
     """
     if moment is not None and not of_inputs:  # M C M^H
         energies, basis = torch.linalg.eigh(moment)
@@ -212,6 +212,6 @@ def _replace(surgery: Surgery, layers: list[DecomposedLayer], ranks: list[int], 
             continue
         basis = layer.basis[:, :rank]
         inner = basis.mH @ layer.shape.matrix.to(basis.dtype)
-        root = inner.norm(dim=1).clamp_min(torch.finfo(basis.dtype).tiny).sqrt()  # both factors of one size
+        root = inner.norm(dim=1).clamp_min(torch.finfo(basis.dtype).tiny).sqrt()  # gives both factors the same norm
         surgery.replace_module(layer.shape.path, layer.shape.pair(basis * root, inner / root[:, None]))
     return kept

@@ -1,4 +1,4 @@
-"""How a linear layer or convolution is read as a matrix, and how two layers compute a product of two matrices."""
+"""Read linear layers and convolutions as matrices, and build two layers that compute a product of two matrices."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from lightning_fold.surgery.origins import replaced_by
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BARE: dict[str, Any] = {"bias": False, "device": "meta"}  # no random numbers are drawn for what is overwritten
+_BARE: dict[str, Any] = {"bias": False, "device": "meta"}  # draws no random numbers for weights that are overwritten
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class MatrixView:
     Attributes:
         path: dotted name of the layer.
         layer: the layer.
-        matrix: (rows, columns) its weight.
-        first: the layer that computes the products of the rows of a (rank, columns) matrix with what the layer reads.
-        second: the layer that computes the outputs from them, given a (rows, rank) matrix.
+        matrix: (rows, columns) the weight.
+        first: builds, from a (rank, columns) matrix, the layer that multiplies its rows with the layer's inputs.
+        second: builds, from a (rows, rank) matrix, the layer that computes the outputs from these products.
     """
 
     path: str
@@ -39,7 +39,7 @@ class MatrixView:
     second: Callable[[Tensor], Layer]
 
     def pair(self, outer: Tensor, inner: Tensor) -> nn.Sequential:
-        """Two layers in the place of the layer whose matrix is ``outer @ inner``; the bias stays the same parameter."""
+        """Two layers that replace a layer of matrix ``outer @ inner``; the bias remains the same parameter."""
         weight = self.layer.weight
         pair = nn.Sequential(self.first(inner.to(weight)), self.second(outer.to(weight)))
         pair.train(self.layer.training).requires_grad_(weight.requires_grad)
@@ -48,7 +48,7 @@ class MatrixView:
 
 
 def product(pair: nn.Module) -> Layer | None:
-    """One layer that computes what two do that :meth:`Shape.pair` made; ``None`` for other modules."""
+    """One layer equivalent to the two that :meth:`MatrixView.pair` built; ``None`` for other modules."""
     before = replaced_by(pair)
     if not isinstance(before, KINDS) or type(pair) is not nn.Sequential:
         return None
@@ -72,7 +72,7 @@ def product(pair: nn.Module) -> Layer | None:
 
 
 def matrix_views(path: str, layer: Layer) -> list[MatrixView]:
-    """The ways to read a layer: O x I; O x (I k ...); for k x k also (O k) x (I k), a k x 1 before a 1 x k layer."""
+    """The ways to read a layer: O x I; O x (I k ...); for k x k also (O k) x (I k), a k x 1 then a 1 x k layer."""
     if isinstance(layer, nn.Linear):
         return [_linear(path, layer)]
     whole = _whole_then_point(path, layer)
@@ -82,7 +82,7 @@ def matrix_views(path: str, layer: Layer) -> list[MatrixView]:
 
 
 def reads_less(shape: MatrixView) -> bool:
-    """Whether there are fewer columns than rows, so that moments of what is read are the smaller ones."""
+    """Whether there are fewer columns than rows, so that the second moment of the inputs is smaller."""
     rows, columns = shape.matrix.shape
     return columns < rows
 
@@ -90,19 +90,19 @@ def reads_less(shape: MatrixView) -> bool:
 def moments_of(
     model: nn.Module, example_inputs: Inputs, batches: Iterable[Any], found: Sequence[MatrixView]
 ) -> dict[int, Tensor]:
-    """Second moments by ``id`` of each shape, float64: of its outputs, or of what its columns read if those are fewer.
+    """Second moments in float64, by ``id`` of each view: of its outputs, or of its inputs if these are fewer.
 
-    With M its matrix and C the second moment of what the columns read, that of the outputs is M C M^H. A shape whose
-    layer the batches do not reach is left out.
+    With M the matrix and C the second moment of its inputs, the second moment of its outputs is M C M^H. Views of
+    layers that are not called on the batches are left out.
 
     Args:
         model: the network, run in evaluation mode.
-        example_inputs: what the network is called with.
+        example_inputs: example inputs of the network.
         batches: batches of inputs, or (inputs, ...), or mappings.
-        found: shapes of layers of the network.
+        found: views of layers of the network.
 
     Raises:
-        ValueError: there is no batch.
+        ArgumentError: there is no batch.
     """
     moments: dict[int, Tensor] = {}
     device = device_of(model)
@@ -179,6 +179,6 @@ def _window(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
 
 
 def _filled(layer: Layer, matrix: Tensor, like: Layer) -> Layer:
-    """A layer that was built without values, with those of ``matrix``, in the memory format of ``like``."""
+    """``layer``, built without values, with the values of ``matrix`` in the memory format of ``like``."""
     layer.weight = nn.Parameter(copied(matrix.reshape(layer.weight.shape), like.weight))
     return layer

@@ -1,4 +1,4 @@
-"""The ranks of factorized layers: singular values with the most energy for their price come first."""
+"""Allocate the ranks of factorized layers: singular values with the most energy per cost come first."""
 
 import math
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class DecomposedLayer:
     """A layer to factorize.
 
     Attributes:
-        shape: how it is read as a matrix.
-        size: what it costs as it is, in parameters or FLOPs.
-        cost: what one rank costs.
-        basis: (rows, rows or columns) orthonormal directions of the outputs, the most energy first.
-        energies: the share of the energy in each of them.
+        shape: the view of the layer as a matrix.
+        size: cost of the original layer, in parameters or FLOPs.
+        cost: cost of one rank.
+        basis: (rows, full rank) orthonormal directions of the outputs, in descending order of energy.
+        energies: the share of the energy in each direction.
     """
 
     shape: MatrixView
@@ -33,34 +33,34 @@ class DecomposedLayer:
     energies: Tensor
 
     def spent(self, rank: int) -> int:
-        """What it costs with this rank; 0 leaves it as it is."""
+        """The cost at this rank; rank 0 stands for the original layer."""
         return rank * self.cost if rank else self.size
 
     def at(self, rank: int) -> int:
-        """``rank``, or 0 where factors of this rank would not be smaller."""
+        """``rank``, or 0 if factors of this rank would not be smaller than the layer."""
         return rank if rank * self.cost < self.size else 0
 
     def at_share(self, share: float | None) -> int:
-        """The rank that is ``share`` of the full one; 0 where there is no share."""
+        """The rank that is ``share`` of the full rank; 0 if there is no share."""
         return 0 if share is None else self.at(max(round(share * len(self.energies)), 1))
 
     def bounded(self, share: float | None) -> int:
-        """The smallest rank that costs at least ``share`` of the layer, 1 where there is no share."""
+        """The smallest rank that costs at least ``share`` of the layer; 1 if there is no share."""
         return self.at(1 if share is None else max(math.ceil(share * self.size / self.cost), 1))
 
 
 def ranks_of(layers: list[DecomposedLayer], whole: int, before: int, size: Size, kept: list[Kept]) -> list[int]:
-    """The rank of each layer, 0 where it stays: a share of the full one, or what a budget allows.
+    """The rank of each layer, 0 if it is not changed: a share of the full rank, or the most that a budget allows.
 
     Args:
-        layers: those that can be factorized.
-        whole: what the network costs with all of them as they are.
-        before: what the share is of: what the network cost when it was passed.
-        size: the size asked for.
-        kept: the other layers with the reason why they stay, for the message.
+        layers: the layers that can be factorized.
+        whole: cost of the network with all of them unchanged.
+        before: cost of the network as it was passed in; shares refer to it.
+        size: the requested size.
+        kept: the other layers and why they are kept, for the error message.
 
     Raises:
-        ValueError: the smallest ranks of all layers still cost more.
+        ArgumentError: the smallest ranks of all layers still exceed the budget.
     """
     if size.is_budget:
         return _allocate(layers, whole - sum(layer.size for layer in layers), before, size, kept)
@@ -84,7 +84,7 @@ def _allocate(layers: list[DecomposedLayer], rest: int, before: int, size: Size,
         ranks = "the smallest ranks that it allows still leave" if bounded else "rank 1 in every layer still leaves"
         raise ArgumentError(
             f"factorize({size}): {ranks} {at_least(smallest / before)} of the {size.unit}; expected a share of the "
-            "network of at least that. Or fold or prune the network first."
+            "network of at least that. Raise the share, or fold or prune the network first."
             f"{left_alone({each.tensor: each.reason for each in kept})}"
         )
     low, high = 0.0, 1.0
@@ -96,7 +96,7 @@ def _allocate(layers: list[DecomposedLayer], rest: int, before: int, size: Size,
 
 
 def _spend_rest(layers: list[DecomposedLayer], ranks: list[int], left: int) -> list[int]:
-    """One more rank, or the layer as it was, wherever that still fits, the most energy first."""
+    """Spend the rest of the budget on further ranks, or on original layers, those with the most energy first."""
     while True:
         prices = {
             index: layer.spent(layer.at(rank + 1)) - layer.spent(rank)

@@ -1,4 +1,4 @@
-"""What a network does with its layers in one forward pass, and in which places others can stand."""
+"""Observe how a network uses its layers in one forward pass, and find the layers that can be replaced."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,11 +16,11 @@ from lightning_fold.structure.graph.trace import evaluation_mode
 
 @dataclass
 class Use:
-    """What the network does with a layer in one forward pass in evaluation mode.
+    """How the network uses a layer in one forward pass in evaluation mode.
 
     Attributes:
-        calls: what it is called with, each time.
-        read: attributes of it that other code reads, and that two layers in its place would not have.
+        calls: the inputs of each call.
+        read: attributes of the layer that other code reads and that two layers in its place would not have.
     """
 
     calls: list[Inputs] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Use:
 def find_uses(model: nn.Module, example_inputs: Inputs, layers: Iterable[nn.Module]) -> dict[nn.Module, Use]:
     """How each layer is used.
 
-    Observed without hooks: with some ``nn.TransformerEncoderLayer`` leaves its fast path, which reads weights.
+    This uses no hooks: with hooks, ``nn.TransformerEncoderLayer`` does not take its fast path, which reads weights.
     """
     uses = {layer: Use() for layer in layers}
     with evaluation_mode(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as stack:
@@ -41,10 +41,10 @@ def find_uses(model: nn.Module, example_inputs: Inputs, layers: Iterable[nn.Modu
 
 
 def find_irreplaceable(model: nn.Module, example_inputs: Inputs, uses: dict[nn.Module, Use]) -> list[nn.Module]:
-    """The layers of ``uses`` in whose place the network does not work with others as it does with them.
+    """The layers of ``uses`` that the network does not allow to be replaced.
 
-    It may call them by another name than their place among its modules, or ask what type they are. Each is tried behind
-    an ``nn.Sequential``, which must be called as often and leave the outputs as they are.
+    The network may call such a layer through another reference than its submodule, or check its type. To find out, each
+    layer is wrapped in an ``nn.Sequential``, which must be called equally often and must not change the outputs.
     """
     expected = _reproducible(model, example_inputs)
 
@@ -96,13 +96,13 @@ def _is_same(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 @contextmanager
 def _watched(layer: nn.Module, use: Use) -> Iterator[None]:
-    """Note what is done with ``layer`` inside the block."""
+    """Record how ``layer`` is used inside the block."""
     kind, pair, inside = type(layer), nn.Sequential(), False
 
     def observed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         nonlocal inside
         use.calls.append(kwargs or args)
-        inside = True  # what it reads of itself is no other code's
+        inside = True  # the layer reads its own attributes; these reads do not count
         try:
             return forward(*args, **kwargs)
         finally:
@@ -123,7 +123,7 @@ def _watched(layer: nn.Module, use: Use) -> Iterator[None]:
 
 
 def left_alone(reasons: Mapping[str, str]) -> str:
-    """What to say of the weights that stay: by reason, the first three names of each."""
+    """The sentence about weights that are not changed: each reason with the first three names."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name or "the network")

@@ -1,1 +1,1 @@
-"""Zeros: made, counted, and trained again."""
+"""Create zeros in weights, count them, and make them trainable again."""

@@ -1,4 +1,4 @@
-"""release: zeros left inside dense tensors come back as small trainable noise."""
+"""release: replace the zeros left in dense tensors by small trainable noise."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,21 +30,21 @@ def release(
     seed: int = 0,
     optimizers: Iterable[Optimizer] = (),
 ) -> RewriteReport:
-    """Turn the exact zeros of ``model``'s weights, in place, into noise N(0, (a s)^2) that trains again.
+    """Replace the exact zeros of ``model``'s weights, in place, by trainable noise N(0, (a s)^2).
 
-    s is the root mean square of the tensor's non-zero weights. Biases and normalisation parameters are untouched.
-    Optimizer state of the surviving weights is kept; that of the released ones is set to zero.
+    s is the root mean square of the tensor's non-zero weights. Biases and normalisation parameters are not changed.
+    Optimizer state of the surviving weights is kept; for the released ones it is set to zero.
 
-    Source: "Squeeze-Release" (arXiv 2606.14346); the rule for the noise is this project's own.
+    Source: "Squeeze-Release" (arXiv 2606.14346); the noise rule is this project's own.
 
     Args:
         model: any network.
-        max_drift: with ``batches``, how far the outputs may move: the norm of their change over the norm of the
-            outputs; the amplitude a (at most 1) is found by bisection. Without ``batches``, a itself. In [0, 1].
-        batches: of inputs, of (inputs, ...) as many as the network takes, or mappings; the drift is measured on all of
-            them in evaluation mode.
-        example_inputs: inputs of the network, which tell how many elements of a batch, or which names, it takes; needed
-            only for networks with optional inputs.
+        max_drift: with ``batches``, the largest change of the outputs, as the norm of the change over the norm of the
+            outputs; bisection finds the amplitude a (at most 1). Without ``batches``, a itself. In [0, 1].
+        batches: batches of data: inputs, tuples (inputs, ...) that start with the network's inputs, or mappings; the
+            drift is measured on all of them in evaluation mode.
+        example_inputs: example inputs of the network, which show how many elements, or which names, it reads from a
+            batch; needed only for networks with optional inputs.
         seed: seed of the noise.
         optimizers: optimizers of the network.
 
@@ -52,7 +52,7 @@ def release(
         A report with the number of parameters, which does not change.
 
     Raises:
-        ValueError: ``max_drift`` is out of range, or ``batches`` is empty.
+        ArgumentError: ``max_drift`` is out of range, or ``batches`` is empty.
     """
     if not 0 <= max_drift <= 1:
         raise ArgumentError(f"release(max_drift={max_drift}): expected a share in [0, 1], for example max_drift=0.01.")
@@ -75,14 +75,14 @@ def release(
 def _noise(weight: Tensor, generator: torch.Generator) -> Tensor:
     zero = weight == 0
     survivors = weight.numel() - int(zero.sum())
-    over_heads = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # 16 bits overflow in the sum
+    over_heads = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))  # the sum overflows 16-bit types
     rms = over_heads.square().sum().div(max(survivors, 1)).sqrt()
     noise = torch.randn(weight.shape, generator=generator).to(over_heads) * rms
     return torch.where(zero, noise, 0).to(weight.dtype)
 
 
 def _amplitude(model: nn.Module, noise: dict[str, Tensor], max_drift: float, batches: list[Inputs]) -> float:
-    """The largest amplitude in [0, 1] found whose drift is within ``max_drift``."""
+    """The largest amplitude in [0, 1], found by bisection, whose drift is within ``max_drift``."""
     parameters = dict(model.named_parameters())
 
     def drift(amplitude: float) -> float:

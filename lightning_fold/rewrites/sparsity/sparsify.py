@@ -1,4 +1,4 @@
-"""sparsify: unstructured zeros, over the whole network at once."""
+"""sparsify: set the least important weights of the whole network to zero (unstructured sparsity)."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -30,26 +30,27 @@ def sparsify(
 ) -> RewriteReport:
     """Set the least important weights of ``model`` to zero, in place.
 
-    Weights of at least two dimensions compete over the whole network; biases and normalisation stay. Zeros that are
-    there already count.
+    The weights of all linear layers and convolutions are ranked together; biases and normalisation parameters are not
+    changed. Existing zeros count.
 
     Args:
         model: any network.
         sparsity: share of the weights that are zero afterwards, in [0, 1).
         criterion: ``"magnitude"`` ranks by |w|. ``"connected"`` ranks by the weaker of the two channels that the weight
-            connects, so that whole rows and columns empty: a channel's strength is the geometric mean of the root
-            mean squares of what writes it and of what reads it, as a share of the mean over its layer.
+            connects, so that whole rows and columns become zero: a channel's strength is the geometric mean of the
+            root mean squares of the weights that write it and of those that read it, relative to the layer's mean.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first; needed
             by ``"connected"``.
-        select_inputs: let ``"connected"`` also empty columns of linear layers that read the network's inputs.
-        optimizers: optimizers of the network; state of zeroed weights is set to zero.
+        select_inputs: let ``"connected"`` also zero whole columns of linear layers that read the network's inputs.
+        optimizers: optimizers of the network; optimizer state of zeroed weights is set to zero.
 
     Returns:
-        A report whose ``masks`` hold, for every weight that competed, a boolean tensor: True where it stays. Keep the
-        zeros in training by multiplying with them after each optimizer step.
+        A report whose ``masks`` hold a boolean tensor for every ranked weight tensor: True where a weight is kept. To
+        keep the zeros in training, multiply the weights by these masks after each optimizer step.
 
     Raises:
-        ValueError: ``sparsity`` is out of range, ``criterion`` is unknown, or there is no weight to zero.
+        ArgumentError: ``sparsity`` is out of range, ``criterion`` is unknown, or there is no weight to zero.
+        TraceError: ``"connected"`` cannot trace the network.
     """
     if not 0 <= sparsity < 1:
         raise ArgumentError(f"sparsify(sparsity={sparsity}): expected a share in [0, 1), for example sparsity=0.9.")
@@ -62,7 +63,7 @@ def sparsify(
         scores = {name: weight.abs() for name, weight in weights.items()}
     elif example_inputs is None:
         raise ArgumentError(
-            "sparsify(criterion='connected'): expected example_inputs, which tell what reads each channel."
+            "sparsify(criterion='connected'): expected example_inputs, to find the weights that read each channel."
         )
     else:
         scores = _connected_scores(model, weights, example_inputs, select_inputs)
@@ -75,7 +76,7 @@ def sparsify(
 
 
 def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of linear layers and convolutions by dotted name; tied weights once."""
+    """The weights of linear layers and convolutions by dotted name; tied weights appear once."""
     owners = (nn.Linear, nn.modules.conv._ConvNd)
     owned = [module._parameters.get("weight") for module in model.modules() if isinstance(module, owners)]
     competing = {id(weight) for weight in owned if weight is not None}
@@ -91,7 +92,7 @@ def sparsity_of(model: nn.Module) -> float:
 def _connected_scores(
     model: nn.Module, weights: dict[str, Tensor], example_inputs: Inputs, select_inputs: bool
 ) -> dict[str, Tensor]:
-    """For each weight the strength of the weaker channel it connects; equal ones are told apart by magnitude."""
+    """The strength of the weaker channel that each weight connects; magnitude breaks ties."""
     strengths: dict[tuple[str, int], Tensor] = {}
     for group in channel_groups(model, example_inputs):
         if group.pinned is None:
@@ -117,7 +118,7 @@ def _connected_scores(
 
 
 def _strength(parameters: dict[str, Tensor], group: ChannelGroup) -> Tensor:
-    """(channels,) sqrt(rms(what writes) rms(what reads)) times the scale of a normalisation, over its mean."""
+    """(channels,) sqrt(rms(writing weights) rms(reading weights)) times normalisation scales, divided by its mean."""
     written, read, scale = [], [], []
     for member in group.members:
         if member.tensor not in parameters:
@@ -143,7 +144,7 @@ def _relative(strength: Tensor) -> Tensor:
 
 
 def _largest(scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
-    """Masks of the best scores over all tensors together; exactly the asked share is left out, ties by position."""
+    """Masks of the best scores over all tensors; exactly the requested share is False, and position breaks ties."""
     joined = torch.cat([score.flatten() for score in scores.values()])
     keep = torch.ones(len(joined), dtype=torch.bool, device=joined.device)
     zeros = round(sparsity * len(joined))

@@ -1,4 +1,4 @@
-"""How far a network may be sparsified so that minimize leaves no fewer parameters than wanted."""
+"""Find a sparsity after which minimize does not shrink the network far below a target size."""
 
 from copy import deepcopy
 
@@ -20,15 +20,15 @@ def sparsity_within(
     criterion: Criterion = "magnitude",
     select_inputs: bool = False,
 ) -> float:
-    """``sparsity``, or less: the smallest share found after which minimize leaves at most ``parameters``.
+    """``sparsity``, or the smallest share found after which minimize leaves at most ``parameters``, if that is less.
 
     Args:
-        model: the network; it stays as it is, copies of it are sparsified and minimized.
+        model: the network; it is not changed, because copies of it are sparsified and minimized.
         sparsity: the largest share of zeros, in [0, 1).
-        parameters: number of parameters that need not be undercut.
+        parameters: target number of parameters.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
         criterion: as for :func:`sparsify`.
-        select_inputs: whether input features compete, and leave, too.
+        select_inputs: whether input features are also ranked and removed.
     """
 
     def left(share: float) -> int:

@@ -122,5 +122,5 @@ def test_network_that_setup_builds_comes_too_late(make_trainer, data):
         def setup(self, stage):
             self.backbone = ConvNet()
 
-    with pytest.raises(ValueError, match=r"Late: has no parameters when callbacks are set up; expected .* in __init__"):
+    with pytest.raises(ValueError, match=r"Late has no parameters when callbacks are set up; expected .* in __init__"):
         make_trainer(1, ChannelFolding(keep=0.6, of="channels")).fit(Late(), data)

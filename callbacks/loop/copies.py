@@ -63,8 +63,8 @@ class Copies:
         for name, held in () if self._warned else _around(run):
             if isinstance(held, nn.Module) and _copied(held, run):
                 rank_zero_warn(
-                    f"{self.call}: {name} keeps its shapes while the network's change. That is fine for a "
-                    "teacher; an average of the network must be left out."
+                    f"{self.call}: {name} keeps its shapes while those of the network change. This is fine "
+                    "for a teacher; an average of the network must be left out."
                 )
             elif not isinstance(held, nn.Module) and any(id(tensor) in own for tensor in held):
                 rank_zero_warn(

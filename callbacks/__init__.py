@@ -1,7 +1,7 @@
 """Callbacks that compress a network while Lightning trains it; import them from ``lightning_fold.callbacks``.
 
-To write one of your own, subclass :class:`RewriteOnce` (a rewrite at one moment) or :class:`RewriteCallback` (a
-schedule); both work with a :class:`CompressionRun`.
+To write your own, subclass :class:`RewriteOnce` (a single rewrite) or :class:`RewriteCallback` (a schedule). Both
+receive a :class:`CompressionRun`.
 """
 
 from lightning_fold.callbacks.channel_folding import ChannelFolding

@@ -12,34 +12,34 @@ from lightning_fold.rewrites.size import Of, Size
 
 
 class ChannelFolding(ReduceOnce):
-    """Merges channels that do alike at the end of training (or before an epoch): k-means, mean and sum.
+    """Merges similar channels, at the end of training or before an epoch: k-means, then mean and sum.
 
-    Suggested: keep 0.7 to 0.9 of the channels without training afterwards, or down to 0.3 with ``at_epoch`` some epochs
-    before the end. It helps wide networks (64 channels and more), whose channels are alike; on thin ones pruning loses
-    less.
+    Suggested: keep 0.7 to 0.9 of the channels without further training, or as little as 0.3 with ``at_epoch`` some
+    epochs before the end. It suits wide networks (64 channels and more), which have many similar channels; on narrow
+    ones pruning loses less.
 
     Source: "Cut Less, Fold More" (arXiv 2602.18116), "Model Folding" (arXiv 2502.10216).
 
     Args:
-        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names to such shares, the first
-            that matches counts, "*" for the rest; as in :func:`lightning_fold.fold`.
-        of: what that is a share of: "parameters" or "flops" of the network, or the "channels" of each width.
-        compensate: "none"; "bias" fits the biases of the following layers, "least-squares" also their weights.
-        repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR) where that helps on the batches or on
-            noise, "data" estimates BatchNorm statistics and tunes LayerNorms on the batches, "none" leaves them; or the
-            path of a class.
-        batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
-        calibration: "auto" looks at the batches, or at noise where there are none; "noise" always at noise; or the path
-            of a class or function.
-        skip: patterns, as in file names, of the network's own dotted names of layers; what they write and read stays.
-        at_epoch: epoch before which the network is folded, counted from 0; -1 folds at the end.
+        keep: share to keep, in (0, 1], or a mapping from patterns of dotted layer names to shares: the first match
+            counts, "*" is the rest; as in :func:`lightning_fold.fold`.
+        of: what ``keep`` is a share of: "parameters" or "flops" of the network, or the "channels" of each width.
+        compensate: "none", "bias" (refits the biases of the following layers) or "least-squares" (also their weights).
+        repair: "data-free" rescales each BatchNorm after a merged layer (Fold-AR) if that helps on the batches or on
+            noise; "data" re-estimates BatchNorm statistics and tunes LayerNorms on the batches; "none" does nothing; or
+            the path of a class.
+        batches: number of training batches to use, the last one held out; 0 estimates values from BatchNorm statistics.
+        calibration: "auto" uses the batches, or noise if there are none; "noise" always uses noise; or the path of a
+            class or function.
+        skip: layers whose input and output widths are kept: patterns, as in file names, of dotted names in the network.
+        at_epoch: fold before this epoch, counted from 0; -1 folds at the end.
         seed: seed of k-means.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of a logged validation metric, higher is better.
 
     Raises:
-        TypeError: ``keep`` is neither a number nor a mapping.
-        ValueError: a value is out of range.
+        ArgumentTypeError: ``keep`` is neither a number nor a mapping.
+        ArgumentError: a value is out of range.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ChannelFolding(ReduceOnce):
         self.seed = seed
 
     def change(self, batches: list[Inputs] | None) -> Rewrite:
-        """Fold."""
+        """A function that folds the network."""
         return lambda network, inputs, optimizers: fold(
             network, inputs, seed=self.seed, optimizers=optimizers, **self.common(batches)
         )

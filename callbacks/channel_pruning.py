@@ -16,30 +16,30 @@ from lightning_fold.rewrites.size import Of, Size
 class ChannelPruning(ReduceOnce):
     """Removes the least important channels of every width, at the end of training or before an epoch.
 
-    Suggested: ``at_epoch`` some epochs before the end, so that the network recovers. Without training afterwards it
-    costs much accuracy where fewer than 80 % of the channels stay; as a budget of parameters, with
-    ``compensate="least-squares"`` and some ``batches`` (about a thousand examples together), much less.
+    Suggested: ``at_epoch`` some epochs before the end, so that the network can recover. Without further training,
+    keeping fewer than 80 % of the channels costs much accuracy. A budget of parameters with
+    ``compensate="least-squares"`` and a few ``batches`` (about a thousand examples in all) costs much less.
 
     Args:
-        keep: share that stays, in (0, 1], or a mapping from patterns of dotted layer names to such shares, the first
-            that matches counts, "*" for the rest; as in :func:`lightning_fold.prune`.
-        of: what that is a share of: "parameters" or "flops" of the network, or the "channels" of each width.
-        importance: "l1" or "l2" norm of the weights that write a channel, or by activations: "activation",
-            "reconstruction"; or the path of a class.
-        compensate: "none"; "bias" fits the biases of the following layers, "least-squares" also their weights.
-        repair: "data" estimates BatchNorm statistics and tunes LayerNorms on the batches, "none" leaves them; or the
-            path of a class.
-        batches: training batches to look at, the last of them held out; 0 predicts values from BatchNorm statistics.
-        calibration: "auto" looks at the batches, or at noise where there are none; "noise" always at noise; or the path
-            of a class or function.
-        skip: patterns, as in file names, of the network's own dotted names of layers; what they write and read stays.
-        at_epoch: epoch before which the network is pruned, counted from 0; -1 prunes at the end.
+        keep: share to keep, in (0, 1], or a mapping from patterns of dotted layer names to shares: the first match
+            counts, "*" is the rest; as in :func:`lightning_fold.prune`.
+        of: what ``keep`` is a share of: "parameters" or "flops" of the network, or the "channels" of each width.
+        importance: "l1" or "l2", the norm of the weights that produce a channel; "activation" or "reconstruction",
+            which use activations; or the path of a class.
+        compensate: "none", "bias" (refits the biases of the following layers) or "least-squares" (also their weights).
+        repair: "data" re-estimates BatchNorm statistics and tunes LayerNorms on the batches; "none" does nothing; or
+            the path of a class.
+        batches: number of training batches to use, the last one held out; 0 estimates values from BatchNorm statistics.
+        calibration: "auto" uses the batches, or noise if there are none; "noise" always uses noise; or the path of a
+            class or function.
+        skip: layers whose input and output widths are kept: patterns, as in file names, of dotted names in the network.
+        at_epoch: prune before this epoch, counted from 0; -1 prunes at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of a logged validation metric, higher is better.
 
     Raises:
-        TypeError: ``keep`` is neither a number nor a mapping.
-        ValueError: a value is out of range.
+        ArgumentTypeError: ``keep`` is neither a number nor a mapping.
+        ArgumentError: a value is out of range.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ChannelPruning(ReduceOnce):
         self.importance = importance
 
     def change(self, batches: list[Inputs] | None) -> Rewrite:
-        """Prune."""
+        """A function that prunes the network."""
         return lambda network, inputs, optimizers: prune(
             network, inputs, importance=self.importance, optimizers=optimizers, **self.common(batches)
         )

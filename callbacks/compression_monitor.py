@@ -1,4 +1,4 @@
-"""CompressionMonitor: what became of the network, epoch by epoch, in the progress bar and the loggers."""
+"""CompressionMonitor: logs the network's size and accuracy at every epoch and shows them in the progress bar."""
 
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -28,21 +28,20 @@ _FINAL_TAGS = (
 
 
 class CompressionMonitor(lightning.Callback):
-    """Logs the size of the network and its accuracy as it shrinks; it changes nothing.
+    """Logs the size and accuracy of the network as it shrinks; it never changes the network.
 
-    After each validation: ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (once the
-    network has its final shapes) and ``dense/accuracy`` (of the network before its first rewrite).
-    Parameters (in thousands) and factor stand in the progress bar. FLOPs are those of one example, 2 for each
-    multiply-add.
+    After each validation it logs ``compression/{parameters,flops,factor,sparsity}``, ``compressed/accuracy`` (once the
+    network has its final shapes) and ``dense/accuracy`` (of the network before its first rewrite). The progress bar
+    shows the parameters (in thousands) and the factor. FLOPs are for one example, 2 per multiply-add.
 
-    At the end of training every logger that takes figures gets the width of every layer over the epochs, the singular
-    values of the weights, and accuracy against parameters; TensorBoard also gets its hyper-parameter page, with the
-    callbacks' settings and the final metrics (unless its logger has written one:
-    ``TensorBoardLogger(default_hp_metric=False)`` does not).
+    At the end of training, every logger that accepts figures gets three: the width of each layer over the epochs, the
+    singular values of the weights, and accuracy against parameters. TensorBoard also gets its hyper-parameter page,
+    with the callbacks' settings and the final metrics, unless its logger has already written one
+    (``TensorBoardLogger(default_hp_metric=False)`` does not).
 
     Args:
         module: dotted path of the network inside the LightningModule; empty finds it.
-        monitor: name of the logged validation metric that is shown as accuracy.
+        monitor: name of the logged validation metric to show as accuracy.
     """
 
     def __init__(self, module: str = "", monitor: str = "accuracy/val") -> None:
@@ -59,7 +58,7 @@ class CompressionMonitor(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember one example, for counting operations."""
+        """Keep one example for counting FLOPs."""
         if self._example is None:
             self._example = first_examples(network_inputs(pl_module, batch, batch_idx), 1)
 
@@ -72,7 +71,7 @@ class CompressionMonitor(lightning.Callback):
             pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log the size of the network, and show it: behind a rewrite at the end comes no training batch."""
+        """Log and show the size of the network; no training batch follows a rewrite at the end."""
         run = CompressionRun(trainer, pl_module)
         if run.fitting:
             sizes = self._all_sizes(run)
@@ -80,7 +79,7 @@ class CompressionMonitor(lightning.Callback):
             pl_module.log_dict(_in_progress_bar(sizes), prog_bar=True, logger=False)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log the accuracy at this size, and keep it for the figures."""
+        """Log the accuracy at this size and keep it for the figures."""
         run = CompressionRun(trainer, pl_module)
         if not run.fitting:
             return
@@ -99,8 +98,8 @@ class CompressionMonitor(lightning.Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log the size that the network ends with, draw the figures, fill the hyper-parameter page."""
-        if not self.history or not trainer.is_global_zero:  # the loggers of other processes take nothing
+        """Log the final size of the network, draw the figures and fill in the hyper-parameter page."""
+        if not self.history or not trainer.is_global_zero:  # the loggers of other processes are dummies
             return
         run = CompressionRun(trainer, pl_module)
         sizes, step = self._all_sizes(run), trainer.global_step
@@ -121,14 +120,14 @@ class CompressionMonitor(lightning.Callback):
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the history of an interrupted run."""
+        """Restore the history of an interrupted run."""
         self.history = list(state_dict["history"])
 
     def _figures(self, run: CompressionRun) -> dict[str, Figure]:
         network, dense = run.network, run.dense
         states = {"dense": dense.state_dict} if dense is not None else {}
         states["as it ends"] = network.state_dict()
-        buffers = {name for name, _ in network.named_buffers()}  # tables and masks, which are no weights
+        buffers = {name for name, _ in network.named_buffers()}  # tables and masks, not weights
         weights = {
             title: {name: tensor for name, tensor in state.items() if name not in buffers}
             for title, state in states.items()
@@ -164,20 +163,20 @@ def _in_progress_bar(sizes: dict[str, float]) -> dict[str, float]:
 
 
 def fill_page(logger: TensorBoardLogger, extra: dict[str, Any]) -> None:
-    """Write TensorBoard's hyper-parameter page: what the logger knows, ``extra``, and the final values of some tags.
+    """Write TensorBoard's hyper-parameter page: the logger's values, ``extra``, and the final values of some tags.
 
-    TensorBoard keeps the first page of a run, so ``TensorBoardLogger`` must not have written its own before.
+    TensorBoard keeps only the first page of a run, so ``TensorBoardLogger`` must not have written one already.
     """
     given = logger.hparams
     known = flatten(vars(given) if isinstance(given, Namespace) else given) | extra
-    for summary in hparams(known, dict.fromkeys(_FINAL_TAGS, 0.0)):  # it reads the values from the tags themselves
+    for summary in hparams(known, dict.fromkeys(_FINAL_TAGS, 0.0)):  # TensorBoard reads the values from the tags
         logger.experiment.file_writer.add_summary(summary)
 
 
 def settings(callbacks: Iterable[Any]) -> dict[str, Any]:
-    """The constructor's arguments of every callback that compresses or regularizes, ``SqueezeRelease/cycles``.
+    """The constructor arguments of every callback that compresses or regularizes, as ``SqueezeRelease/cycles``.
 
-    The second of a class is ``ChannelFolding 2``.
+    The second callback of a class is named ``ChannelFolding 2``.
     """
     found = {}
     for callback in callbacks:
@@ -190,7 +189,7 @@ def settings(callbacks: Iterable[Any]) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by ``/``; private keys and ``None`` left out, other objects as text."""
+    """Flatten nested mappings, joining keys by ``/``; drop private keys and ``None``, turn other objects into text."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""SmoothnessRegularization: penalties on the weights while any LightningModule trains."""
+"""SmoothnessRegularization: adds penalties on the weights of any LightningModule in training."""
 
 from typing import Any
 
@@ -12,38 +12,40 @@ from lightning_fold.regularizers import Smoothness
 
 
 class SmoothnessRegularization(Smoothness, lightning.Callback):
-    """Trains weights that factorize, fold and prune with less loss, without a change of the module or its loss.
+    """Penalises rough weights, so that the network loses less when it is factorized, folded or pruned.
 
-    Before an optimizer step, after gradients are unscaled and reduced, the gradients of the penalties are added, once
-    per step under accumulation. ``Trainer(gradient_clip_val=...)`` clips them too; ``self.clip_gradients`` of manual
-    optimization comes before and does not. Optimizers that step more or less often are each counted for themselves.
-    After a rewrite it goes on with the layers that are there; frozen ones join once they train.
+    It needs no change of the module or its loss: it adds the gradients of the penalties before each optimizer step,
+    after gradients are unscaled and reduced, and only once per step under accumulation.
+    ``Trainer(gradient_clip_val=...)`` clips them too; ``self.clip_gradients`` in manual optimization runs earlier and
+    does not. Steps are counted separately for each optimizer. After a rewrite it penalises the new layers; frozen
+    layers are included once they train.
 
-    Logs, averaged over the epoch, each penalty without its strength as ``smoothness/<penalty>``, and at the epoch's
-    end ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values. The second
-    of several, a module's own ``regularizers`` first, logs as ``smoothness/nuclear_norm 2`` and so on.
+    Logs each penalty without its strength, averaged over the epoch, as ``smoothness/<penalty>``, and at the end of the
+    epoch ``smoothness/spectrum_decay``: the share of the energy in the largest quarter of the singular values. If there
+    are several, the second logs as ``smoothness/nuclear_norm 2`` and so on; a module's own ``regularizers`` come first.
 
-    Suggested: the nuclear norm before LowRankFactorization or ChannelFolding, with a warm-up. What counts is learning
-    rate x strength x steps: 0.005 was best for 1,200 steps at 0.05 with momentum 0.9, so take less for long training.
-    Too much costs accuracy of the dense network. It does not help layers that are left alone afterwards: skip them.
-    With Adam a penalty is divided by the size of the gradients, so weights that hardly get any feel it most.
+    Suggested: the nuclear norm before LowRankFactorization or ChannelFolding, with a warm-up. Its effect depends on
+    learning rate x strength x steps: 0.005 was best for 1,200 steps at 0.05 with momentum 0.9, so use less for longer
+    training. Too much reduces the accuracy of the dense network. It does not help layers that are not compressed
+    afterwards: skip them. Adam divides a penalty by the size of the gradients, so it acts most on weights with small
+    gradients.
 
     Source: "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469).
     """
 
-    _steps: tuple[int, ...] = ()  # of each optimizer
+    _steps: tuple[int, ...] = ()  # per optimizer
 
     @property
     def state_key(self) -> str:
-        """Where checkpoints keep the state: there may be several, with penalties for layers of their own."""
+        """The state's key in checkpoints: there may be several callbacks, each with its own layers."""
         return self._generate_state_key(**self.arguments())
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Refuse what the penalties cannot train with, and say so if no layer matches."""
+        """Refuse incompatible strategies and optimizers, and patterns that match no layer."""
         check_regularization(self, trainer, pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin to count the steps of each optimizer, unless a checkpoint has brought the counts."""
+        """Start counting the steps of each optimizer, unless a checkpoint has restored the counts."""
         optimizers = len(trainer.optimizers)
         if trainer.global_step == 0 or len(self._steps) != optimizers:
             self._steps = tuple(trainer.global_step // optimizers for _ in trainer.optimizers)
@@ -57,25 +59,25 @@ class SmoothnessRegularization(Smoothness, lightning.Callback):
         self._steps = tuple(n + (each is optimizer) for n, each in zip(self._steps, trainer.optimizers, strict=True))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log how fast the spectrum decays."""
+        """Log the spectrum's decay."""
         log_spectrum(self, trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps that each optimizer has done."""
+        """The number of steps of each optimizer."""
         return {"steps": list(self._steps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where an interrupted run has stopped."""
+        """Restore the counts of an interrupted run."""
         self._steps = tuple(state_dict["steps"])
 
 
 def check_regularization(
     smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule
 ) -> None:
-    """Refuse what ``smoothness`` cannot train with, and name the layers that it leaves out.
+    """Refuse setups in which ``smoothness`` cannot train, and warn about layers that it leaves out.
 
     Raises:
-        ValueError: the strategy splits the weights, an optimizer is LBFGS, no layer of the module is selected, or a
+        ArgumentError: the strategy splits the weights, an optimizer is LBFGS, no layer of the module is selected, or a
             pattern matches none.
     """
     whole = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
@@ -87,15 +89,15 @@ def check_regularization(
     if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
         raise ArgumentError(
             f"{type(smoothness).__name__}: LBFGS computes the gradients several times in each step, and the penalties "
-            "would be added each time; expected an optimizer that does so once, for example torch.optim.AdamW."
+            "would be added each time; expected an optimizer that computes them once, for example torch.optim.AdamW."
         )
     if computed := smoothness.computed(pl_module):
         rank_zero_warn(
             f"{type(smoothness).__name__}: does not penalise {', '.join(computed)}, whose weights are computed from "
-            "other parameters (by a parametrization, weight_norm or the like). Write these out before training, or "
-            "leave the layers out by skip=[...]."
+            "other parameters (by a parametrization, weight_norm or the like). Remove the reparametrization before "
+            "training, or leave these layers out with skip=[...]."
         )
-    if not smoothness.weights(pl_module, frozen=True):  # frozen now, perhaps not for long
+    if not smoothness.weights(pl_module, frozen=True):  # frozen layers count: they may train later
         raise ArgumentError(
             f"{type(smoothness).__name__}(layers={smoothness.layers}, skip={smoothness.skip}): no Linear or "
             f"ungrouped convolution of {type(pl_module).__name__} matches; expected patterns of dotted names such as "
@@ -112,12 +114,12 @@ def regularize(
     *,
     step: int,
 ) -> None:
-    """Add the gradients of the penalties before step number ``step`` of ``optimizer``, from 0, and log the values.
+    """Add the gradients of the penalties before step number ``step`` (from 0) of ``optimizer``, and log the values.
 
-    Nothing is added where there is no gradient yet: the batch was skipped, and the step would leave the weights alone.
+    If no parameter has a gradient, nothing is added: the batch was skipped, and the step would not change the weights.
 
     Raises:
-        ValueError: the optimizer unscales gradients itself, so that they are still scaled here.
+        ArgumentError: the optimizer unscales gradients itself, so that they are still scaled here.
     """
     if trainer.scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise ArgumentError(
@@ -134,13 +136,13 @@ def regularize(
 
 
 def log_spectrum(smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-    """Log the share of the energy in the largest quarter of the singular values of the layers selected."""
+    """Log the share of the energy in the largest quarter of the selected layers' singular values."""
     number = _number(smoothness, trainer, pl_module)
     pl_module.log(f"smoothness/spectrum_decay{number}", smoothness.spectrum_decay(pl_module))
 
 
 def _number(smoothness: Smoothness, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> str:
-    """What the second of several has behind the names that it logs: of values of one name Lightning logs the mean."""
+    """A suffix for logged names, for the second of several and later ones: Lightning averages values of one name."""
     own = getattr(pl_module, "regularizers", None)
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     several = [each for each in [*(own if isinstance(own, list) else []), *callbacks] if isinstance(each, Smoothness)]

@@ -1,4 +1,4 @@
-"""Squeeze-Release: cycles of prune, minimize and release between the epochs of a training."""
+"""SqueezeRelease: cycles of pruning, minimizing and releasing during training."""
 
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -30,44 +30,44 @@ from lightning_fold.structure.groups import channel_groups
 class SqueezeRelease(RewriteCallback):
     """Shrinks a network in cycles while it trains; the function changes only where weights are pruned.
 
-    After ``dense_epochs`` of plain training each cycle trains with a group penalty, sets weights to zero (prune),
-    trains on with those held at zero, rewrites the network into a smaller dense one of the same function (minimize)
-    and, if another cycle follows, lets the zeros left over come back as small noise (release). The epochs after the
-    last cycle train the small network. Rewrites happen before the first batch of an epoch; optimizer moments of what
-    survives and the learning-rate schedule go on. Checkpoints hold the structure, and a run resumed from one ends as
-    the unbroken run.
+    After ``dense_epochs`` of plain training, each cycle trains with a group penalty, sets weights to zero (prune),
+    trains on with these held at zero, and rewrites the network into a smaller dense one that computes the same function
+    (minimize). If another cycle follows, the remaining zeros become trainable again as small noise (release). The
+    epochs after the last cycle train the small network. Rewrites happen before the first batch of an epoch; the
+    optimizer state of the remaining weights and the learning-rate schedule are kept. Checkpoints store the structure,
+    and a resumed run ends exactly as an unbroken one.
 
-    Suggested: a dense network trained to its end, a sparsity that falls from 0.5 to 0.1 over the cycles, several short
-    cycles rather than few long ones, a target factor, final epochs with a falling learning rate. A cycle is worth
-    little unless whole channels become empty, so the criterion "connected" beats "magnitude" by far. It does not help a
-    network that is already as narrow as its task allows. Where most of what is left stands in one wide layer, stop the
-    cycles earlier and let LowRankFactorization split it before the final epochs. In training mode a BatchNorm
-    normalises with batch statistics, so channels that are constant in evaluation mode change slightly there.
+    Suggested: a fully trained dense network, a sparsity that falls from 0.5 to 0.1 over the cycles, several short
+    cycles rather than a few long ones, a target factor, and final epochs with a falling learning rate. A cycle gains
+    little unless whole channels become empty, so the criterion "connected" is far better than "magnitude". It does not
+    help a network that is already as narrow as its task allows. If most of the remaining parameters are in one wide
+    layer, stop the cycles earlier and let LowRankFactorization split that layer before the final epochs. In training
+    mode BatchNorm normalises with batch statistics, so channels that are constant in evaluation mode change slightly.
 
     Source: "Squeeze-Release: Iterative Pruning with Exact Structural Minimization" (arXiv 2606.14346).
 
     Args:
-        dense_epochs: epochs before the first cycle, at least 1; the network at their end is the dense reference.
+        dense_epochs: epochs before the first cycle, at least 1; the network after them is the dense reference.
         cycles: number of cycles, at least 1.
         shrink_epochs: epochs of each cycle before pruning, at least 0.
         masked_epochs: epochs of each cycle after pruning, with pruned weights held at zero, at least 1.
-        sparsity: share of weights at zero after pruning, in [0, 1), for each cycle; the last one repeats.
-        criterion: which weights go first: "magnitude", or "connected", by the weaker of the two channels that a weight
-            connects, so that whole channels empty.
-        group_penalty: strength of the group penalty in the cycles, at least 0, for each cycle; the last one repeats.
-            After each optimizer step every channel's norm loses this times the learning rate.
-        max_drift: how far the outputs on one batch may move when zeros come back, as a share in [0, 1).
-        target_factor: compression factor at which the cycles stop, at least 1; the last pruning goes just that far.
-        select_inputs: also prune input features and drop those the first Linear layer no longer reads, behind a
-            selection layer.
-        max_accuracy_drop: largest drop of the monitored metric below the dense network that a cycle may end with. More
-            ends the cycles and brings the last good network back.
+        sparsity: share of weights at zero after pruning, in [0, 1), one value for each cycle; the last one repeats.
+        criterion: which weights are pruned first: the smallest ("magnitude"), or those of the weakest channels
+            ("connected": by the weaker of the two channels that a weight connects), so that whole channels empty.
+        group_penalty: strength of the group penalty, at least 0, one value for each cycle; the last one repeats. Each
+            optimizer step reduces every channel's norm by this times the learning rate.
+        max_drift: how far releasing zeros may change the outputs on one batch, as a share in [0, 1).
+        target_factor: compression factor at which the cycles stop, at least 1; the last pruning stops right there.
+        select_inputs: also prune input features; a selection layer drops those that the first Linear layer no longer
+            reads.
+        max_accuracy_drop: largest drop of the monitored metric below the dense network at the end of a cycle. A larger
+            drop ends the cycles and restores the last good network.
         seed: seed of the noise.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of the logged validation metric that the limit watches, higher is better.
 
     Raises:
-        ValueError: a value is out of range.
+        ArgumentError: a value is out of range.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SqueezeRelease(RewriteCallback):
 
     @property
     def reserved_epochs(self) -> range:
-        """The epochs of the cycles: their masks and penalties belong to the network that they began with."""
+        """The epochs of the cycles: their masks and penalties belong to the network they started with."""
         return self.schedule.cycling_epochs
 
     @property
@@ -132,13 +132,13 @@ class SqueezeRelease(RewriteCallback):
             )
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Keep the validation metric; say so at once if the limit has none to watch."""
+        """Store the validation metric; refuse at once if the accuracy limit needs one and it is missing."""
         super().on_validation_end(trainer, pl_module)
         if self.run_of(trainer, pl_module).fitting:
             self.limit.check_logged(trainer)
 
     def begin_epoch(self, run: CompressionRun) -> None:
-        """Before an epoch's first batch: minimize and release at a cycle's end, prune in its middle."""
+        """Before the first batch of an epoch: minimize and release at the end of a cycle, prune in its middle."""
         epoch, self._steps = run.epoch, run.trainer.global_step
         if self.state.cycles_done < self.schedule.cycles_before(epoch) and not self.state.stopped:
             self._end_cycle(run)
@@ -163,25 +163,25 @@ class SqueezeRelease(RewriteCallback):
             self.state.apply_masks(run.network)
 
     def finish(self, run: CompressionRun) -> None:
-        """Minimize what is still masked; if the final network is worse than allowed, bring the last good one back."""
+        """Minimize a network that is still masked; restore the last good one if the final one is worse than allowed."""
         if self.state.masks:
             self._end_cycle(run, last=True)
         elif self.limit.exceeded(run.dense, self.metric):
             self._revert(run)
 
     def unfinished(self, epochs: int) -> str:
-        """How many cycles were left."""
+        """The warning that not all cycles were done."""
         return (
             f"SqueezeRelease(cycles={self.cycles}): training ended after {counted(epochs, 'epoch')}, with "
-            f"{counted(self.state.cycles_done, 'cycle')} done. All of them take {self.schedule.last_epoch} epochs."
+            f"{counted(self.state.cycles_done, 'cycle')} done. All cycles take {self.schedule.last_epoch} epochs."
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, the last good network and how far the cycles have come."""
+        """Masks, the last good network and the progress of the cycles."""
         return super().state_dict() | self.state.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of an interrupted run."""
+        """Restore the state of an interrupted run."""
         super().load_state_dict(state_dict)
         self.state = CycleState.from_state_dict(state_dict)
 
@@ -193,7 +193,7 @@ class SqueezeRelease(RewriteCallback):
         sparsity = sparsity_within(run.network, wanted, least, run.inputs, **options)
         report = sparsify(run.network, sparsity, example_inputs=run.inputs, optimizers=run.optimizers, **options)
         self.state.masks = report.masks
-        self.metric = None  # it was measured before the pruning
+        self.metric = None  # it was measured before pruning
         run.refresh_ddp()
 
     def _minimize(self, network: nn.Module, inputs: Inputs, optimizers: Iterable[Optimizer] = ()) -> RewriteReport:
@@ -226,13 +226,13 @@ class SqueezeRelease(RewriteCallback):
         run.refresh_ddp()
 
     def _revert(self, run: CompressionRun) -> None:
-        """Bring the last network back that was good enough: that of the last good cycle, or else the dense one."""
+        """Restore the last good network: that of the last good cycle, or else the dense one."""
         good, fell_to = self.state.last_good or run.dense, self.metric
         assert good is not None, "only a cycle makes a network worse than the dense one"
         self.take_back(run, good, self.state.last_good_methods)
         rank_zero_warn(
             f"SqueezeRelease(max_accuracy_drop={self.max_accuracy_drop}), {run.place}: {self.monitor} fell to "
-            f"{fell_to:.4g}, so the last good network is back: {good.parameters:,} parameters, "
+            f"{fell_to:.4g}, so the last good network was restored: {good.parameters:,} parameters, "
             f"{self.monitor} {good.metrics.get(self.monitor, torch.nan):.4g}"
         )
 

@@ -1,4 +1,4 @@
-"""The project of plain_project.py, with one more callback: the network ends smaller, and the best small one is kept."""
+"""The project of plain_project.py plus one callback: the network shrinks, and the best small one is kept."""
 
 import lightning
 import torch
@@ -11,7 +11,7 @@ from lightning_fold.callbacks import SqueezeRelease
 
 
 class Digits(lightning.LightningModule):
-    """Tells handwritten digits apart."""
+    """Classifies handwritten digits."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Digits(lightning.LightningModule):
         return nn.functional.cross_entropy(self.backbone(images), digits)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Share of right answers."""
+        """Accuracy: share of correct predictions."""
         images, digits = batch
         self.log("val_acc", (self.backbone(images).argmax(1) == digits).float().mean(), prog_bar=True)
 
@@ -53,7 +53,7 @@ def loaders() -> tuple[DataLoader, DataLoader]:
 
 
 def main() -> lightning.Trainer:
-    """Train."""
+    """Train and compress the network."""
     lightning.seed_everything(0)
     trainer = lightning.Trainer(
         max_epochs=12,

@@ -14,14 +14,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-Part = tuple[np.ndarray, np.ndarray]  # images (N, H, W) or (N, H, W, 3) uint8, and the index of each one's class
+Part = tuple[np.ndarray, np.ndarray]  # images (N, H, W) or (N, H, W, 3) uint8, and class indices (N,)
 
 
 def write_images(folder: Path, part: Part, classes: list[str]) -> None:
     """Write each image to the folder of its class.
 
     Args:
-        folder: made where it is not there.
+        folder: created if it does not exist.
         part: images and classes.
         classes: names of the classes.
     """
@@ -32,21 +32,21 @@ def write_images(folder: Path, part: Part, classes: list[str]) -> None:
 
 
 def read_cifar10(data_dir: str, download: bool) -> tuple[Part, Part, list[str]]:
-    """Training part, test part and names of the classes, by torchvision."""
+    """CIFAR-10 from torchvision: training part, test part and class names."""
     parts = [CIFAR10(data_dir, train=train, download=download) for train in (True, False)]
     train, test = ((part.data, np.array(part.targets)) for part in parts)
     return train, test, parts[0].classes
 
 
 def read_digits() -> tuple[Part, Part, list[str]]:
-    """The same of scikit-learn's 1,797 digits; the last 500 are the test part."""
+    """Scikit-learn's 1,797 digits in the same form; the last 500 are the test part."""
     images, targets = load_digits(return_X_y=True)
     images = (images * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     return (images[:-500], targets[:-500]), (images[-500:], targets[-500:]), [str(digit) for digit in range(10)]
 
 
 def draw(part: Part, first: int, second: int, seed: int) -> tuple[Part, Part]:
-    """Two random sets of ``first`` and ``second`` images of ``part`` without a common one; the classes take turns."""
+    """Two disjoint random sets of ``first`` and ``second`` images of ``part``, balanced over the classes."""
     images, targets = part
     if first + second > len(images):
         raise ValueError(f"expected at most {len(images)} images of this part, found {first} + {second}")
@@ -70,17 +70,17 @@ def main(
     """Write a dataset as an image folder.
 
     Args:
-        output: folder to write; it must be empty or not be there.
+        output: folder to write; it must be empty or not exist.
         source: the dataset.
-        train: training images, drawn from the dataset's training part, equally many of each class.
-        val: validation images, drawn from the rest of it in the same way.
-        test: test images, drawn from its test part in the same way.
+        train: number of training images, drawn from the dataset's training part, balanced over the classes.
+        val: number of validation images, drawn from the rest of that part in the same way.
+        test: number of test images, drawn from the dataset's test part in the same way.
         data_dir: folder that holds (or receives) ``cifar-10-batches-py``.
-        download: whether to download CIFAR-10 where it is not there.
-        seed: seed of the draw.
+        download: whether to download CIFAR-10 if it is missing.
+        seed: seed of the random draw.
 
     Raises:
-        ValueError: the output is not empty, or the dataset has fewer images.
+        ValueError: the output is not empty, or the dataset has too few images.
     """
     folder = Path(output)
     if folder.exists() and any(folder.iterdir()):

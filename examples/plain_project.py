@@ -1,4 +1,4 @@
-"""An existing Lightning project, as it was: its own module, data, optimizer, schedule and checkpoints."""
+"""An existing Lightning project with its own module, data, optimizer, schedule and checkpoints."""
 
 import lightning
 import torch
@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset, random_split
 
 
 class Digits(lightning.LightningModule):
-    """Tells handwritten digits apart."""
+    """Classifies handwritten digits."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Digits(lightning.LightningModule):
         return nn.functional.cross_entropy(self.backbone(images), digits)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Share of right answers."""
+        """Accuracy: share of correct predictions."""
         images, digits = batch
         self.log("val_acc", (self.backbone(images).argmax(1) == digits).float().mean(), prog_bar=True)
 
@@ -51,7 +51,7 @@ def loaders() -> tuple[DataLoader, DataLoader]:
 
 
 def main() -> lightning.Trainer:
-    """Train."""
+    """Train the network."""
     lightning.seed_everything(0)
     trainer = lightning.Trainer(
         max_epochs=12,

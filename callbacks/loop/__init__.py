@@ -1,1 +1,1 @@
-"""What callbacks ask of a training loop: the network's inputs, training batches, what cannot follow a rewrite."""
+"""The training loop as callbacks see it: the network's inputs, training batches, and incompatible setups."""

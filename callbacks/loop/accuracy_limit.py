@@ -1,4 +1,4 @@
-"""AccuracyLimit: how far the monitored metric may fall below that of the dense network."""
+"""AccuracyLimit: how far the monitored metric may fall below the dense network's."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from lightning_fold.storage.checkpoints import Snapshot
 
 @dataclass(frozen=True)
 class AccuracyLimit:
-    """A limit on the drop of a validation metric, as ``max_accuracy_drop`` of a callback.
+    """A limit on the drop of a validation metric: a callback's ``max_accuracy_drop``.
 
     Attributes:
-        call: name of the callback.
-        drop: the largest drop allowed, in [0, 1]; 1 for no limit.
+        call: name of the callback, for errors.
+        drop: largest drop allowed, in [0, 1]; 1 means no limit.
         monitor: name of the metric, higher is better.
     """
 
@@ -23,7 +23,7 @@ class AccuracyLimit:
     monitor: str
 
     def __post_init__(self) -> None:
-        """Refuse a drop out of range."""
+        """Check that the drop is in range."""
         if not 0 <= self.drop <= 1:
             raise ArgumentError(f"{self.call}(max_accuracy_drop={self.drop}): expected a share in [0, 1]; 1: no limit.")
 
@@ -33,7 +33,7 @@ class AccuracyLimit:
         return self.drop < 1
 
     def check_trainer(self, trainer: lightning.Trainer) -> None:
-        """Refuse a trainer that does not validate after every epoch, where there is a limit."""
+        """If there is a limit, refuse a trainer that does not validate after every epoch."""
         settings = {name: getattr(trainer, name) for name in ("check_val_every_n_epoch", "limit_val_batches")}
         if self.active and (settings["check_val_every_n_epoch"] != 1 or settings["limit_val_batches"] == 0):
             written = ", ".join(f"{name}={value}" for name, value in settings.items())
@@ -44,15 +44,15 @@ class AccuracyLimit:
             )
 
     def check_logged(self, trainer: lightning.Trainer) -> None:
-        """Refuse a validation that did not log the metric, where there is a limit."""
+        """If there is a limit, refuse a validation that did not log the metric."""
         if self.active and self.monitor not in trainer.callback_metrics:
             raise self._no_metric()
 
     def exceeded(self, dense: Snapshot | None, metric: float | None) -> bool:
-        """Whether ``metric`` is further below that of the dense network than allowed.
+        """Whether ``metric`` is further below the dense network's than allowed.
 
         Raises:
-            ValueError: there is a limit, and one of the two was not measured.
+            ArgumentError: there is a limit, and one of the two metrics was not measured.
         """
         if not self.active or dense is None:
             return False
@@ -63,5 +63,5 @@ class AccuracyLimit:
     def _no_metric(self) -> ArgumentError:
         return ArgumentError(
             f"{self.call}(max_accuracy_drop={self.drop}, monitor={self.monitor!r}): no such metric was "
-            "logged in the validation after each epoch. Log it in validation_step, or name another."
+            "logged by the validation after each epoch. Log it in validation_step, or name another metric."
         )

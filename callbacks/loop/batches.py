@@ -1,4 +1,4 @@
-"""Training batches outside the training loop: what ``training_step`` would be given, without disturbing the loop."""
+"""Training batches outside the training loop, as ``training_step`` would get them, without disturbing the loop."""
 
 from copy import copy
 from itertools import islice
@@ -13,17 +13,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 def training_batches(
     trainer: lightning.Trainer, pl_module: lightning.LightningModule, count: int, *, epoch: int | None = None
 ) -> list[Any]:
-    """The first ``count`` batches of an epoch, as many as there are, on the device of ``pl_module``.
+    """The first ``count`` batches of an epoch (fewer if the loader has fewer), on the device of ``pl_module``.
 
-    Each goes the way that Lightning's loop takes: precision, ``on_before_batch_transfer``, the device,
-    ``on_after_batch_transfer``; several loaders are combined as the loop combines them. Neither the random number
-    generators nor an iterator that the loop is in the middle of notice.
+    Each batch is prepared as in Lightning's loop: precision, ``on_before_batch_transfer``, the device,
+    ``on_after_batch_transfer``. Several loaders are combined as in the loop. The random number generators and any
+    iterator in use by the loop are left untouched.
 
     Args:
-        trainer: the trainer; without training loaders there are no batches.
-        pl_module: its module.
-        count: how many, at least 0.
-        epoch: told to the samplers where given; a run resumed after its last epoch has not told them.
+        trainer: the trainer; without training loaders the list is empty.
+        pl_module: the module it trains.
+        count: number of batches, at least 0.
+        epoch: if given, set on the samplers; Lightning does not set it in a run resumed after its last epoch.
     """
     combined = trainer.fit_loop._combined_loader
     if combined is None:
@@ -31,9 +31,9 @@ def training_batches(
     if epoch is not None:
         for sampler in _samplers(combined.iterables):
             getattr(sampler, "set_epoch", lambda epoch: None)(epoch)
-    mode: Any = combined._mode  # Lightning's own, whatever it is
+    mode: Any = combined._mode  # the mode that Lightning chose
     loaders = CombinedLoader(tree_map(_fresh, combined.iterables), mode)
-    with isolate_rng():  # a loader that shuffles draws from the generator that the training draws from
+    with isolate_rng():  # a shuffling loader draws from the generator that training uses
         batches = [batch for batch, _, _ in islice(iter(loaders), count)]
         return [_prepared(trainer, pl_module, batch) for batch in batches]
 
@@ -53,6 +53,6 @@ def _fresh(loader: Any) -> Any:
 
 
 def _samplers(loaders: Any) -> list[Any]:
-    """The samplers of one loader or of several, also those inside batch samplers."""
+    """The samplers of one or several loaders, including those inside batch samplers."""
     found = [getattr(loader, name, None) for loader in tree_leaves(loaders) for name in ("sampler", "batch_sampler")]
     return found + [getattr(sampler, "sampler", None) for sampler in found]

@@ -1,4 +1,4 @@
-"""What cannot be combined with a network whose shapes change: refused by name before training starts."""
+"""Refuses, before training starts, setups that cannot handle a network whose shapes change."""
 
 import lightning
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -12,9 +12,10 @@ from lightning_fold.surgery.optimizers import check_optimizers
 
 
 def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
-    """Refuse strategies that keep their own copy of the parameters, and processes that send only weights back.
+    """Refuse strategies that keep their own copy of the parameters, or whose processes send back only weights.
 
-    FSDP, DeepSpeed and ModelParallel are of the first kind; the second load into a network that has kept its shapes.
+    FSDP, DeepSpeed and ModelParallel keep a copy. Spawned and forked processes send back weights, which no longer fit
+    the original network.
     """
     strategy, followed = trainer.strategy, (SingleDeviceStrategy, DDPStrategy)
     if not isinstance(strategy, followed) or strategy.restore_checkpoint_after_setup:  # DeepSpeed is a DDPStrategy too
@@ -25,27 +26,27 @@ def refuse_strategy(call: str, trainer: lightning.Trainer) -> None:
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise ArgumentError(
             f"{call}: Trainer(strategy='ddp_spawn' or 'ddp_fork') trains in processes that send only weights back, "
-            "which do not fit the network they came from once it has shrunk; expected strategy='ddp'."
+            "and these no longer fit the original network once it has shrunk; expected strategy='ddp'."
         )
 
 
 def refuse_training(call: str, run: CompressionRun) -> None:
-    """Refuse optimizers that store all parameters in one row, and missing batches.
+    """Refuse optimizers that store all parameters in one flat vector, and training steps that take no batch.
 
     Raises:
-        ValueError: the message names the optimizer or step, and what to do.
+        ArgumentError: the message names the optimizer or step and says what to do.
     """
     check_optimizers(run.optimizers)
     pl_module = run.pl_module
     if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
         raise ArgumentError(
             f"{call}: {type(pl_module).__name__}.training_step takes dataloader_iter; expected training_step(batch, "
-            "batch_idx), whose first batch shows what the network's inputs are."
+            "batch_idx), because the first batch shows the network's inputs."
         )
 
 
 def refuse_unused(call: str, run: CompressionRun) -> None:
-    """Refuse to take a whole LightningModule as the network where its ``forward`` leaves submodules unused."""
+    """Refuse a whole LightningModule as the network if its ``forward`` leaves submodules unused."""
     if run.record.network:
         return
     pl_module, graph = run.pl_module, trace(run.network, run.inputs)

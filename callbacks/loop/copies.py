@@ -1,4 +1,4 @@
-"""Copies of a network that would not follow a change of its shapes: averages of the weights, however they are held."""
+"""Finds copies of a network, such as averages of its weights, that would not follow a change of its shapes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,34 +14,34 @@ from lightning_fold.callbacks.loop.run import CompressionRun
 from lightning_fold.errors import ArgumentError
 
 _TABLES = ("_parameters", "_buffers", "_modules")  # what a module has registered
-_KNOWN = ("builtins", "lightning", "lightning_fold", "torch")  # objects of these packages hold no average unnoticed
-_DEPTH = 2  # objects in attributes of objects: ``module.ema.shadow`` is found, the inside of a data set is not
+_KNOWN = ("builtins", "lightning", "lightning_fold", "torch")  # objects of these packages are not searched
+_DEPTH = 2  # nesting of attributes searched: finds ``module.ema.shadow``, but not the inside of a data set
 
 Held = nn.Module | list[Tensor]
 
 
 class Copies:
-    """What around a network would not follow it through a change of shapes.
+    """Detects copies of the network that would keep their shapes when the network's shapes change.
 
-    A copy is anything whose tensors have, in order, the shapes of the network's trained parameters, but are not these
-    and are trained by no optimizer. Mappings and lists of tensors are there to be combined with the network's own: they
-    are refused, and so are networks that callbacks keep. A second network in the LightningModule may be a teacher,
-    which is only called and may keep its shapes: it is refused once it changes, as an average does.
+    A copy is anything whose tensors have, in order, the shapes of the network's trained parameters, but are other
+    tensors that no optimizer trains. Mappings and lists of tensors are refused, because they are meant to be combined
+    with the network's own parameters; so are networks kept by callbacks. A second network in the LightningModule may
+    be a teacher, which is only called and may keep its shapes. It is refused once its values change.
 
     Args:
-        call: name of the callback that asks.
+        call: name of the callback, for errors.
     """
 
     def __init__(self, call: str) -> None:
         self.call = call
-        self._first: dict[str, Tensor] = {}  # of every second network the last tensor, as it was at first
+        self._first: dict[str, Tensor] = {}  # the last tensor of each second network, as first seen
         self._warned = False
 
     def check(self, run: CompressionRun) -> None:
-        """Refuse what cannot follow.
+        """Refuse copies that cannot follow a change of shapes.
 
         Raises:
-            ValueError: the message names the callback or the attribute, and says what to do.
+            ArgumentError: the message names the callback or the attribute and says what to do.
         """
         for callback in run.callbacks:
             if any(_copied(held, run) for _, held in _search(callback, "", run.pl_module)):
@@ -58,18 +58,18 @@ class Copies:
                 raise self._refusal(f"{name} changes though no optimizer trains it: it is an average, which")
 
     def warn(self, run: CompressionRun) -> None:
-        """Name, before the first change of shapes, what may be in the way of it afterwards."""
+        """Warn, before the first change of shapes, about objects that may not fit afterwards."""
         own = {id(parameter) for parameter in run.network.parameters()}
         for name, held in () if self._warned else _around(run):
             if isinstance(held, nn.Module) and _copied(held, run):
                 rank_zero_warn(
-                    f"{self.call}: {name} keeps its shapes while those of the network change. A teacher may; an "
-                    "average of the network must be left out."
+                    f"{self.call}: {name} keeps its shapes while those of the network change. This is fine "
+                    "for a teacher; an average of the network must be left out."
                 )
             elif not isinstance(held, nn.Module) and any(id(tensor) in own for tensor in held):
                 rank_zero_warn(
-                    f"{self.call}: {name} holds parameters of the network, which has others after the change of its "
-                    "shapes. Look them up where they are used."
+                    f"{self.call}: {name} holds parameters of the network, which are replaced when its shapes "
+                    "change. Look them up where they are used."
                 )
         self._warned = True
 
@@ -81,7 +81,7 @@ class Copies:
 
 
 def _around(run: CompressionRun) -> Iterator[tuple[str, Held]]:
-    """The module's other submodules, and what the attributes of all modules around its network hold."""
+    """The other submodules, and the tensors and networks in attributes of all modules outside the network."""
     network, pl_module = run.network, run.pl_module
     inside = set(network.modules()) - {pl_module}
     for path, module in pl_module.named_modules():
@@ -96,12 +96,12 @@ def _around(run: CompressionRun) -> Iterator[tuple[str, Held]]:
 def _search(
     owner: Any, name: str, pl_module: lightning.LightningModule, depth: int = _DEPTH
 ) -> Iterator[tuple[str, Held]]:
-    """The networks, and the mappings and lists of tensors, in attributes of ``owner`` that are not registered in it."""
+    """The networks, mappings and lists of tensors in unregistered attributes of ``owner``."""
     for key, value in vars(owner).items():
         if value is pl_module or (isinstance(owner, nn.Module) and key in _TABLES):
             continue
         path = f"{name}.{key}"
-        parts = tree_leaves(value)  # of mappings and lists; anything else is its only part
+        parts = tree_leaves(value)  # of mappings and lists; anything else is one leaf
         yield path, [part for part in parts if isinstance(part, Tensor)]
         yield from ((path, part) for part in parts if isinstance(part, nn.Module) and part is not pl_module)
         if depth and hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _KNOWN:
@@ -109,7 +109,7 @@ def _search(
 
 
 def _copied(held: Held, run: CompressionRun) -> list[Tensor]:
-    """The tensors in ``held`` that have the shapes of the network's parameters; none where it is no copy."""
+    """The tensors in ``held`` with the shapes of the network's parameters; empty if it is not a copy."""
     network = list(run.network.parameters())
     groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
     trained = {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
@@ -120,7 +120,7 @@ def _copied(held: Held, run: CompressionRun) -> list[Tensor]:
 
 
 def _in_order(tensors: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """The first tensors that have ``shapes`` one after the other, others in between; none where one is missing."""
+    """The first tensors with these ``shapes`` in order, perhaps with others in between; empty if one is missing."""
     found: list[Tensor] = []
     for tensor in tensors:
         if len(found) < len(shapes) and tensor.shape == shapes[len(found)]:

@@ -1,4 +1,4 @@
-"""CycleSchedule: which phase of which cycle an epoch belongs to."""
+"""CycleSchedule: maps an epoch to its cycle and phase."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +25,7 @@ class CycleSchedule:
     masked_epochs: int
 
     def __str__(self) -> str:
-        """As arguments in a call."""
+        """The fields as arguments in a call."""
         return ", ".join(f"{name}={value}" for name, value in vars(self).items())
 
     @property
@@ -60,10 +60,10 @@ class CycleSchedule:
         return min(max(self.cycle(epoch), 0), self.cycles)
 
     def check(self, call: str) -> None:
-        """Refuse numbers out of range.
+        """Check that the numbers are in range.
 
         Raises:
-            ValueError: the message names ``call`` and the number.
+            ArgumentError: the message names ``call`` and the number.
         """
         for name, lowest in (("dense_epochs", 1), ("cycles", 1), ("shrink_epochs", 0), ("masked_epochs", 1)):
             if getattr(self, name) < lowest:

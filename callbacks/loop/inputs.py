@@ -1,4 +1,4 @@
-"""What a network is called with in training, seen by a hook on the network: the training step may do as it likes."""
+"""Finds the network's inputs in training by a hook on the network; the training step may have any form."""
 
 import inspect
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ from lightning_fold.structure.graph.trace import evaluation_mode
 
 
 class _Reached(BaseException):
-    """Ends a training step that has shown what was to be seen; no error handler of the step stops it."""
+    """Ends a training step once the inputs are known; the step's error handlers do not catch it."""
 
 
 def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: int) -> Inputs:
-    """What ``training_step`` first calls the network with, for ``batch``: in order if it can be, else by name.
+    """The arguments of the first call of the network in ``training_step``: positional if possible, else by name.
 
-    The step runs on a copy of the batch until the network is called, and no further: without gradients, logging or
-    random numbers that anybody else would miss, modules in evaluation mode, compiled code set aside.
+    The step runs on a copy of ``batch`` and stops when it calls the network. It runs without gradients, logging or
+    compiled code, with modules in evaluation mode, and does not advance the random number generators.
 
     Raises:
-        ValueError: the step calls the network with arguments of which some have no position and others no name, or not
-            at all before a backward pass by hand or an optimizer's step.
+        ArgumentError: the step mixes positional-only and keyword-only arguments, or reaches a manual backward pass or
+            an optimizer step before it calls the network.
     """
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -54,7 +54,7 @@ def network_inputs(pl_module: lightning.LightningModule, batch: Any, batch_idx: 
 
 
 def global_inputs(trainer: lightning.Trainer, inputs: Inputs) -> Inputs:
-    """The inputs of all processes as one batch, the same on each; those of the first where they do not fit together."""
+    """The inputs of all processes as one batch, the same on each; those of the first if they cannot be joined."""
     if trainer.world_size == 1:
         return inputs
     everyones: list[Any] = [None] * trainer.world_size
@@ -89,7 +89,7 @@ def _undisturbed(pl_module: lightning.LightningModule) -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: Any, **methods: Any) -> Iterator[None]:
-    """Other ``methods`` inside the block; afterwards every attribute is what it was, counters too."""
+    """Replace ``methods`` inside the block; afterwards restore every attribute, including counters."""
     before = dict(vars(owner))
     vars(owner).update(methods)
     try:
@@ -104,13 +104,13 @@ def _never_called(pl_module: lightning.LightningModule) -> ValueError:
     call = f"self.{path}(...)" if path else "self(...)"
     children = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
     return ArgumentError(
-        f"{kind}.training_step does not call {call}, which shows what the network's inputs are; expected it before any "
-        f"optimizer steps. Name the submodule that it calls: module=NAME, for example one of {children}."
+        f"{kind}.training_step does not call {call}, which shows the network's inputs; expected that call before any "
+        f"optimizer step. Name the submodule that it calls: module=NAME, for example one of {children}."
     )
 
 
 def _in_order(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-    """Arguments given by name at their positions, defaults in between; all by name where one has no position."""
+    """Arguments in order, with defaults filled in; all of them by name if one has no position."""
     if not kwargs:
         return args
     parameters = list(inspect.signature(network.forward).parameters.values())
@@ -126,8 +126,8 @@ def _by_name(network: nn.Module, given: list[inspect.Parameter], values: dict[st
     unnamed = [p.name for p in given if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
     if unnamed:
         raise ArgumentError(
-            f"{type(network).__name__}.forward was called with {unnamed}, which can be given in order alone, and with "
-            "others that can be given by name alone; expected one or the other. Give forward() plain parameters."
+            f"{type(network).__name__}.forward was called with {unnamed}, which can be given in order only, and with "
+            "others that can be given by name only; expected one kind. Give forward() plain parameters."
         )
     extra = {name: value for p in given if p.kind == p.VAR_KEYWORD for name, value in values[p.name].items()}
     return {p.name: values[p.name] for p in given if p.kind != p.VAR_KEYWORD} | extra

@@ -1,4 +1,4 @@
-"""CycleState: how far the cycles of a run have come."""
+"""CycleState: the progress of a run's cycles."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,14 +11,14 @@ from lightning_fold.storage.checkpoints import Snapshot
 
 @dataclass
 class CycleState:
-    """What a resumed run needs to know of its cycles.
+    """The state of the cycles that a resumed run needs.
 
     Attributes:
-        masks: for each pruned parameter, by dotted name, zeros where it is held at zero; empty outside masked phases.
-        last_good: the network after the last good cycle; ``None`` before it.
-        last_good_methods: how many rewrites had been done to it.
+        masks: for each pruned parameter, by dotted name, 0 where a weight is held at zero; empty outside masked phases.
+        last_good: the network after the last good cycle; ``None`` before the first one.
+        last_good_methods: number of rewrites that led to ``last_good``.
         stopped: whether the cycles ended early.
-        cycles_done: the number of cycles that have ended.
+        cycles_done: number of cycles that have ended.
     """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
@@ -28,12 +28,12 @@ class CycleState:
     cycles_done: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The values as plain ones and tensors, for a checkpoint."""
+        """The state as plain values and tensors, for a checkpoint."""
         return vars(self) | {"last_good": vars(self.last_good) if self.last_good is not None else None}
 
     @classmethod
     def from_state_dict(cls, state_dict: dict[str, Any]) -> "CycleState":
-        """The state that a checkpoint holds, perhaps among other keys."""
+        """Read the state from a checkpoint; other keys are ignored."""
         good = state_dict["last_good"]
         return cls(
             masks=state_dict["masks"],
@@ -44,7 +44,7 @@ class CycleState:
         )
 
     def move_masks(self, device: torch.device) -> None:
-        """Put the masks on ``device``."""
+        """Move the masks to ``device``."""
         self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
 
     @torch.no_grad()

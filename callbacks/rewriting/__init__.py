@@ -1,1 +1,1 @@
-"""What the callbacks that rewrite a network share."""
+"""Base classes of the callbacks that rewrite a network."""

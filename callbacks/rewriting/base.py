@@ -1,4 +1,4 @@
-"""RewriteCallback: the base of every callback that rewrites a network in training."""
+"""RewriteCallback: the base of every callback that rewrites a network during training."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -24,22 +24,22 @@ Rewrite = Callable[[nn.Module, Inputs, Iterable[Optimizer]], RewriteReport]
 
 
 class RewriteCallback(lightning.Callback, ABC):
-    """Base of the callbacks that rewrite a network in training: finds it, rewrites it, rebinds optimizers and DDP.
+    """Finds the network, rewrites it during training and updates optimizers and DDP: the base of all such callbacks.
 
-    For a rewrite at one moment use :class:`RewriteOnce`; this class is for a schedule of your own. Override
+    For a single rewrite use :class:`RewriteOnce`; subclass this class for a schedule of your own. Override
 
-    - ``finished`` and ``unfinished``: whether all is done, and the warning where training ends before it is;
+    - ``finished`` and ``unfinished``: whether all rewrites are done, and the warning if training ends before that;
     - ``begin_epoch(run)``, called before the first batch of each epoch, and ``finish(run)``, called once at the end:
-      both call ``self.rewrite(run, name, change)`` when it is time;
-    - ``state_dict`` and ``load_state_dict`` (extend those here) for what a resumed run needs to know;
-    - ``dry_run``, if the rewrite may fail: it runs before training starts. ``reserved_epochs``, if no other callback
-      may rewrite the network in between.
+      call ``self.rewrite(run, name, change)`` there when a rewrite is due;
+    - ``state_dict`` and ``load_state_dict`` (extend the base versions) to store the state that a resumed run needs;
+    - ``dry_run`` if the rewrite may fail: it runs before training starts;
+    - ``reserved_epochs`` if no other callback may rewrite the network in between.
 
-    They get a :class:`CompressionRun`: ``run.network``, ``run.inputs``, ``run.optimizers``, ``run.record``,
-    ``run.epoch``, and ``run.trainer`` and ``run.pl_module`` for the rest. ``change(network, inputs, optimizers)``
-    rewrites in place and returns a ``RewriteReport``, as ``lightning_fold.prune`` and the like do. The base class
-    refuses what cannot follow a change of shapes, keeps the dense network and the list of rewrites for checkpoints,
-    prints the size, and validates after a rewrite at the end. A hook of Lightning that you override calls ``super()``.
+    The hooks get a :class:`CompressionRun` with ``run.network``, ``run.inputs``, ``run.optimizers``, ``run.record``,
+    ``run.epoch``, ``run.trainer`` and ``run.pl_module``. ``change(network, inputs, optimizers)`` rewrites in place and
+    returns a ``RewriteReport``, as ``lightning_fold.prune`` does. The base class refuses setups that cannot follow a
+    change of shapes, stores the dense network and the list of rewrites in checkpoints, prints the size, and validates
+    after a rewrite at the end. If you override a Lightning hook, call ``super()``.
 
     Args:
         module: dotted path of the network inside the LightningModule; empty finds it (``network``, ``model``, ``net``,
@@ -47,9 +47,9 @@ class RewriteCallback(lightning.Callback, ABC):
         monitor: name of a logged validation metric, higher is better.
 
     Attributes:
-        metric: the last validation's value of ``monitor``; ``None`` where there is none.
-        report: what the last rewrite of this process did; ``None`` before it, and once it was taken back.
-        ended: whether training has ended, so that nothing more is to come.
+        metric: the value of ``monitor`` in the last validation; ``None`` if there is none.
+        report: the report of the last rewrite in this process; ``None`` before the first and after a rollback.
+        ended: whether training has ended, so that no more rewrites follow.
     """
 
     def __init__(self, module: str = "", monitor: str = "accuracy/val") -> None:
@@ -60,13 +60,13 @@ class RewriteCallback(lightning.Callback, ABC):
         self.ended = False
         self._example: Inputs | None = None
         self._epoch = self._start = -1
-        self._missed = False  # whether a validation logged no such metric
-        self._unseen = False  # whether no validation has followed the last change of the network
+        self._missed = False  # whether a validation did not log the metric
+        self._unseen = False  # changed since the last validation
         self._copies = Copies(type(self).__name__)
 
     @property
     def state_key(self) -> str:
-        """Where checkpoints keep the state: callbacks of one class may work on one network at different epochs."""
+        """The state's key in checkpoints: callbacks of one class may rewrite one network at different epochs."""
         return self._generate_state_key(module=self.module, at_epoch=getattr(self, "at_epoch", None))
 
     @property
@@ -76,23 +76,23 @@ class RewriteCallback(lightning.Callback, ABC):
 
     @abstractmethod
     def unfinished(self, epochs: int) -> str:
-        """The warning where training ended, after so many epochs, before this callback had done its work."""
+        """The warning for a training that ended after ``epochs`` epochs, before this callback had done its work."""
 
     @property
     def reserved_epochs(self) -> range:
-        """The epochs in which no other callback may rewrite the network, because this one is in the middle of it."""
+        """The epochs in which no other callback may rewrite the network, because this one is still at work."""
         return range(0)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The monitored metric by its name; empty where there is none."""
+        """The monitored metric by its name; empty if there is none."""
         return {} if self.metric is None else {self.monitor: self.metric}
 
     def begin_epoch(self, run: CompressionRun) -> None:
-        """What happens before the first batch of each epoch."""
+        """Called before the first batch of each epoch."""
 
     def finish(self, run: CompressionRun) -> None:
-        """What happens once, after the last epoch."""
+        """Called once, after the last epoch."""
 
     def dry_run(self, network: nn.Module, inputs: Inputs) -> None:
         """Check, before any training, that the rewrite will work; ``network`` must not change."""
@@ -101,7 +101,7 @@ class RewriteCallback(lightning.Callback, ABC):
     def rewrite(self, run: CompressionRun, method: str, change: Rewrite) -> RewriteReport:
         """Apply ``change`` to the network with the trainer's optimizers, and record it as ``method``.
 
-        The network as it is before the first rewrite of a run is kept as the dense one.
+        The network before the first rewrite of a run is stored as the dense reference.
         """
         inputs = run.inputs
         self._copies.warn(run)
@@ -114,7 +114,7 @@ class RewriteCallback(lightning.Callback, ABC):
         return report
 
     def take_back(self, run: CompressionRun, earlier: Snapshot, methods: int) -> None:
-        """Give the network the structure and weights of ``earlier``, when ``methods`` rewrites had been done."""
+        """Roll the network back to the structure and weights of ``earlier``, after its first ``methods`` rewrites."""
         rebuild(run.network, earlier.structure, optimizers=run.optimizers)
         run.network.load_state_dict(earlier.state_dict)
         self.metric, self.report, self._unseen = earlier.metrics.get(self.monitor), None, True
@@ -122,23 +122,23 @@ class RewriteCallback(lightning.Callback, ABC):
         run.refresh_ddp()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {"metric": self.metric, "unseen": self._unseen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of an interrupted run."""
+        """Restore the state of an interrupted run."""
         self.metric = state_dict["metric"]
         self._unseen = state_dict.get("unseen", False)
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Refuse strategies that keep their own copy of the parameters; let checkpoints hold the structure."""
+        """Refuse strategies that keep their own copy of the parameters; make checkpoints store the structure."""
         self._example, self._epoch = None, -1
         if stage == "fit":
             refuse_strategy(type(self).__name__, trainer)
         record_of(pl_module, self.module)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Refuse what else cannot follow a change of shapes."""
+        """Refuse optimizers, training steps and copies that cannot follow a change of shapes."""
         run = self.run_of(trainer, pl_module)
         self._copies, self._start, self.ended = Copies(type(self).__name__), trainer.global_step, False
         if not self.finished:
@@ -148,15 +148,15 @@ class RewriteCallback(lightning.Callback, ABC):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before the first batch of an epoch: see what the network's inputs are, do what the schedule says.
+        """Before the first batch of an epoch, find the network's inputs and follow the schedule.
 
-        Not in ``on_train_epoch_start``, which Lightning leaves out after some restarts.
+        ``on_train_epoch_start`` would not do: Lightning skips it after some restarts.
         """
         run = self.run_of(trainer, pl_module)
         begins, stepped = run.epoch != self._epoch, trainer.global_step > self._start
         if (begins or stepped) and not self.finished:
             self._copies.check(run)
-        if stepped:  # averages show after the first step, or else at the start of an epoch
+        if stepped:  # averages appear after the first step, or at the start of an epoch
             self._start = sys.maxsize
         if begins:
             self._epoch = run.epoch
@@ -165,10 +165,10 @@ class RewriteCallback(lightning.Callback, ABC):
                 self.begin_epoch(run)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Keep the validation metric for decisions at the start of the next epoch; tell ``ModelCheckpoint``.
+        """Store the validation metric for decisions at the start of the next epoch, and pass it to ``ModelCheckpoint``.
 
-        ``compressed/accuracy`` among the trainer's metrics is the validation metric once the network has its final
-        shapes and NaN before, which ``ModelCheckpoint`` takes for the worst value.
+        The trainer's metric ``compressed/accuracy`` is NaN, which ``ModelCheckpoint`` treats as the worst value, until
+        the network has its final shapes; from then on it is the validation metric.
         """
         run = self.run_of(trainer, pl_module)
         if not run.fitting:
@@ -183,12 +183,12 @@ class RewriteCallback(lightning.Callback, ABC):
         trainer.callback_metrics["compressed/accuracy"] = torch.tensor(shown)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Do what remains to be done, and validate what comes of it."""
+        """Do the remaining rewrites and validate the result."""
         if self._example is not None:
             self._finish(self.run_of(trainer, pl_module))
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Do what remains to be done where a run was resumed after its last epoch: Lightning calls no other hook."""
+        """Do the remaining rewrites of a run resumed after its last epoch: Lightning calls only this hook."""
         if self._example is not None or trainer.interrupted:
             return
         run = self.run_of(trainer, pl_module)
@@ -197,21 +197,21 @@ class RewriteCallback(lightning.Callback, ABC):
             self._finish(run)
 
     def run_of(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> CompressionRun:
-        """The run as this callback sees it, for a hook of Lightning."""
+        """The run as this callback sees it, for use in Lightning hooks."""
         return CompressionRun(trainer, pl_module, self._example)
 
     def _miss(self, run: CompressionRun) -> None:
         if not self._missed:
             logged = sorted(run.trainer.callback_metrics)
             rank_zero_warn(
-                f"{type(self).__name__}(monitor={self.monitor!r}): found no such metric after a validation, so nothing "
-                "is said of the accuracy, dense or compressed. Expected the name of a logged one: "
+                f"{type(self).__name__}(monitor={self.monitor!r}): found no such metric after a validation, so "
+                "dense and compressed accuracy are not reported. Expected the name of a logged metric: "
                 f"{', '.join(map(repr, logged)) or 'none is logged'}."
             )
         self._missed = True
 
     def _tell(self, run: CompressionRun, report: RewriteReport) -> None:
-        """Name the size in the terminal, and what the user should know of how it came about."""
+        """Print the new size and the report's notes."""
         rank_zero_info(f"{type(self).__name__}, {run.place}: {report.summary}")
         for note in report.notes:
             rank_zero_warn(f"{type(self).__name__}, {run.place}: {note}")
@@ -225,7 +225,7 @@ class RewriteCallback(lightning.Callback, ABC):
             run.validate()
 
     def _look(self, run: CompressionRun, batch: Any, batch_idx: int) -> None:
-        """Keep the network's inputs for a batch; a network that cannot be read fails on the first, not days later."""
+        """Store the network's inputs for a batch; on the first batch, check that the network can be rewritten."""
         first = self._example is None
         self._example = run.look(batch, batch_idx)
         if first:
@@ -234,15 +234,15 @@ class RewriteCallback(lightning.Callback, ABC):
 
 
 def rewriting(run: CompressionRun) -> list[RewriteCallback]:
-    """The callbacks of the run that rewrite networks."""
+    """The run's callbacks that rewrite networks."""
     return [callback for callback in run.callbacks if isinstance(callback, RewriteCallback)]
 
 
 def is_settled(run: CompressionRun) -> bool:
-    """Whether no callback will change the network any more."""
+    """Whether the network is final: no callback will change it again."""
     return all(callback.finished or callback.ended for callback in rewriting(run))
 
 
 def is_compressed(run: CompressionRun) -> bool:
-    """Whether the network was rewritten and every callback that rewrites it has done so for the last time."""
+    """Whether the network was rewritten and no callback will rewrite it again."""
     return bool(run.record.methods) and is_settled(run)

@@ -1,4 +1,4 @@
-"""Callbacks that rewrite once, at the end of training or at a given epoch."""
+"""Base classes of callbacks that rewrite once, at the end of training or before a given epoch."""
 
 import warnings
 from abc import abstractmethod
@@ -22,10 +22,10 @@ from lightning_fold.rewrites.size import Keep, Of, Size
 
 
 class RewriteOnce(RewriteCallback):
-    """Base of the callbacks that rewrite a network once, before an epoch or at the end of training.
+    """Rewrites a network once, before an epoch or at the end of training: the base of such callbacks.
 
-    To write your own, override ``change(batches)``. It returns a function of the network, example inputs and the
-    optimizers that rewrites in place and returns a ``RewriteReport``, as ``lightning_fold.prune`` and the like do::
+    To write your own, override ``change(batches)``. It returns a function of network, example inputs and optimizers
+    that rewrites the network in place and returns a ``RewriteReport``, as ``lightning_fold.prune`` does::
 
         class Shrink(RewriteOnce):
             def __init__(self, sparsity: float = 0.5, at_epoch: int = -1) -> None:
@@ -39,19 +39,18 @@ class RewriteOnce(RewriteCallback):
 
                 return shrink
 
-    Before training it runs once on a copy of the network, with two examples and no optimizers, so that it fails early.
-    A resumed run rewrites at the same moment, on the same batches. A hook of Lightning that you override calls
+    Before training, the rewrite runs once on a copy of the network, with two examples and no optimizers, so that it
+    fails early. A resumed run rewrites at the same point, on the same batches. If you override a Lightning hook, call
     ``super()``.
 
     Args:
         method: name of the rewrite.
-        size: the size of the network afterwards, whose ``keep`` and ``of`` become attributes; ``None`` for a rewrite
-            that is not asked for one.
-        at_epoch: epoch before which the network is rewritten, counted from 0, so that the rest of the training
-            follows; -1 rewrites at the end.
+        size: target size of the network; its ``keep`` and ``of`` become attributes. ``None`` for a rewrite without a
+            target size.
+        at_epoch: rewrite before this epoch, counted from 0, and train on afterwards; -1 rewrites at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of a logged validation metric, higher is better.
-        batches: training batches that the rewrite may look at; 0 for none.
+        batches: number of training batches passed to the rewrite; 0 for none.
     """
 
     def __init__(
@@ -84,11 +83,11 @@ class RewriteOnce(RewriteCallback):
         """The rewrite, as a function of network, inputs and optimizers.
 
         Args:
-            batches: the network's inputs for as many training batches as the constructor was told; ``None`` for 0.
+            batches: the network's inputs for the number of training batches set in the constructor; ``None`` for 0.
         """
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Check that the rewrite comes before the end of training, and not in the middle of another callback's work."""
+        """Check that the rewrite happens before training ends and outside the epochs that other callbacks reserve."""
         super().setup(trainer, pl_module, stage)
         run, epochs = self.run_of(trainer, pl_module), trainer.max_epochs or 0
         if stage != "fit" or run.fast_dev_run:
@@ -101,7 +100,7 @@ class RewriteOnce(RewriteCallback):
         self._check_order(run)
 
     def _check_order(self, run: CompressionRun) -> None:
-        """The epochs that another callback reserves must end before this rewrite, or begin after it."""
+        """Epochs reserved by another callback must end before this rewrite or begin after it."""
         epoch = run.trainer.max_epochs if self.at_epoch == -1 else self.at_epoch
         for place, other in enumerate(run.callbacks):
             if not isinstance(other, RewriteCallback) or not other.reserved_epochs or epoch is None or epoch < 0:
@@ -122,12 +121,12 @@ class RewriteOnce(RewriteCallback):
             self._rewrite_once(run)
 
     def dry_run(self, network: nn.Module, inputs: Inputs) -> None:
-        """Rewrite a copy, on few examples: what fails there would fail at the end of training."""
+        """Rewrite a copy on a few examples: an error at the end of training shows here first."""
         if self.done:
             return
         few = few_examples(inputs)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again
+            warnings.simplefilter("ignore")  # the real rewrite repeats them
             self.change([few] if self.batches else None)(deepcopy(network), few, ())
 
     def finish(self, run: CompressionRun) -> None:
@@ -136,11 +135,11 @@ class RewriteOnce(RewriteCallback):
             self._rewrite_once(run)
 
     def unfinished(self, epochs: int) -> str:
-        """The epoch that was not reached."""
+        """The warning that names the epoch that was not reached."""
         return (
             f"{type(self).__name__}(at_epoch={self.at_epoch}): training ended after {counted(epochs, 'epoch')}, and "
-            "the network stays as it is. Set an earlier epoch, or at_epoch=-1 for the end of training, whenever "
-            "that comes."
+            "the network was not rewritten. Set an earlier epoch, or at_epoch=-1 to rewrite at the end, whenever "
+            "training ends."
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,14 +147,14 @@ class RewriteOnce(RewriteCallback):
         return super().state_dict() | {"done": self.done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the state of an interrupted run."""
+        """Restore the state of an interrupted run."""
         super().load_state_dict(state_dict)
         self.done = state_dict["done"]
 
     def _rewrite_once(self, run: CompressionRun) -> None:
         if self.done:
             return
-        # a run resumed after its last epoch has not told its samplers which it was
+        # Lightning does not set the epoch on the samplers of a run resumed after its last epoch
         epoch = max(run.epoch - 1, 0) if self.at_epoch == -1 else None
         batches = run.inputs_of_batches(self.batches, epoch=epoch)
         self.rewrite(run, self.method, self.change(batches))
@@ -163,17 +162,17 @@ class RewriteOnce(RewriteCallback):
 
 
 class ReduceOnce(RewriteOnce):
-    """Base of the callbacks that make widths smaller once, perhaps with the help of training batches.
+    """Reduces widths once, with or without training batches: the base of pruning and folding.
 
     Args:
         method: name of the rewrite.
-        size: the size of the network afterwards.
+        size: target size of the network.
         compensate: "least-squares", "bias" or "none".
-        repair: what is done about statistics: a name, a class path or a :class:`Repair`.
-        batches: training batches that the rewrite may look at; 0 for none.
-        calibration: where values inside the network come from: a name, a class path or a source.
-        skip: patterns of layers whose widths stay.
-        at_epoch: epoch before which the network is rewritten, counted from 0; -1 rewrites at the end.
+        repair: how statistics are repaired: a name, a class path or a :class:`Repair`.
+        batches: number of training batches passed to the rewrite; 0 for none.
+        calibration: source of values inside the network: a name, a class path or a :class:`CalibrationSource`.
+        skip: patterns of layers whose widths are kept.
+        at_epoch: rewrite before this epoch, counted from 0; -1 rewrites at the end.
         module: dotted path of the network inside the LightningModule; empty finds it.
         monitor: name of a logged validation metric, higher is better.
     """

@@ -1,1 +1,1 @@
-"""What stands behind each command of ``lightning-fold``."""
+"""The commands of ``lightning-fold``."""

@@ -1,4 +1,4 @@
-"""compare: every method at several sizes on trained networks."""
+"""compare: measures every method at several sizes on trained networks."""
 
 from glob import glob
 from os.path import commonpath
@@ -37,27 +37,27 @@ def compare(
 ) -> None:
     """Measure every method at several sizes on trained networks, without training: a table, a CSV file and a plot.
 
-    What stands in the CSV file is not measured again, so a comparison that was interrupted goes on. What failed is a
-    row with the reason, and is tried again.
+    Rows that are already in the CSV file are not measured again, so an interrupted comparison resumes. A failed trial
+    becomes a row with the reason and is tried again next time.
 
     Args:
         checkpoint: checkpoint or network file, a folder that holds some at any depth, or a glob pattern in quotes.
-        methods: prune (by the L2 norm), prune-l1, fold, factorize; prune-least-squares and fold-least-squares also fit
-            the following layers to the channels that stay; or the path of a function or class; as a list: --methods
-            "[fold,my.module.Method]". Arguments follow in parentheses: --methods "[prune(importance='activation')]".
+        methods: prune (by the L2 norm), prune-l1, fold, factorize; prune-least-squares and fold-least-squares also
+            refit the following layers by least squares; or the path of a function or class; as a list: --methods
+            "[fold,my.module.Method]". Add arguments in parentheses: --methods "[prune(importance='activation')]".
         sizes: shares of the dense network to keep, in (0, 1), as a list: --sizes "[0.7,0.5]".
-        of: what they are shares of: parameters or flops of the network, or channels, the same share of every width in
+        of: what sizes are shares of: parameters or flops of the network, or channels, the same share of every width in
             prune and fold and of every layer's full rank in factorize.
-        skip: layers by name pattern, for prune and fold, for example "[layer1*]"; their input and output widths are
-            kept.
-        repair: default: what each method does by itself, Fold-AR in fold and nothing in the others; none: nothing;
-            data-free: Fold-AR, in fold; data: estimate BatchNorm statistics and tune LayerNorms on training batches,
-            undone where held-out outputs get worse; or the path of a class; "[default,data]" measures both.
-        split: the data that is measured: test or val.
+        skip: layers by name pattern whose input and output widths are kept, for prune and fold, for example
+            "[layer1*]".
+        repair: default: the method's own repair, Fold-AR in fold and none in the others; none: no repair; data-free:
+            Fold-AR, in fold only; data: re-estimate BatchNorm statistics and tune LayerNorms on training batches,
+            undone if held-out outputs get worse; or the path of a class; "[default,data]" measures both.
+        split: the data to measure on: test or val.
         monitor: the metric, as the LightningModule logs it; by default accuracy/test or accuracy/val.
-        mode: max where the best value of the metric is the highest, min where it is the lowest.
-        limit_batches: batches that are measured; 0 measures all.
-        workers: processes that measure at the same time, at least 1.
+        mode: max if higher values of the metric are better, min if lower ones are.
+        limit_batches: number of batches to measure on; 0 means all.
+        workers: number of parallel processes, at least 1.
         output: folder for comparison.csv, comparison.png and the TensorBoard figure; by default "comparison" in the
             folder that holds the checkpoints.
         config: configuration of the runs; by default the config.yaml beside each checkpoint or above its folder.
@@ -81,7 +81,7 @@ def compare(
 def _check(lists: dict[str, list[Any]], counts: dict[str, int]) -> None:
     for name, values in lists.items():
         if not values:
-            raise ArgumentError(f"compare({name}=[]): expected at least one. Leave --{name} out for the usual ones.")
+            raise ArgumentError(f"compare({name}=[]): expected at least one. Omit --{name} for the defaults.")
     for method in lists["methods"]:
         if not takes(method_of("compare", method), "keep"):
             raise ArgumentError(f"compare(methods=[{method!r}]): expected methods that take a size; this one does not.")
@@ -93,15 +93,15 @@ def find_checkpoints(pattern: str) -> list[Path]:
     """The files that a path, a folder or a glob pattern of either stands for, in order.
 
     Raises:
-        FileNotFoundError: there is none.
+        MissingFileError: there is no such file.
     """
     path = Path(pattern)
-    named = [path] if path.exists() else [Path(name) for name in glob(pattern, recursive=True)]  # noqa: PTH207  absolute patterns, too
+    named = [path] if path.exists() else [Path(name) for name in glob(pattern, recursive=True)]  # noqa: PTH207  also for absolute patterns
     names = {file for each in named for file in (each.rglob("*") if each.is_dir() else [each])}
     found = sorted(file for file in names if file.is_file() and (file.suffix in SUFFIXES or file == path))
     if not found:
         raise MissingFileError(
-            f"{pattern!r}: there is no such file; expected a checkpoint, a folder or a pattern that finds some "
+            f"{pattern!r}: there is no such file; expected a checkpoint, or a folder or pattern with some "
             f"({', '.join('*' + suffix for suffix in SUFFIXES)})."
         )
     return found

@@ -1,4 +1,4 @@
-"""What a comparison found, as a table for the terminal and as a plot."""
+"""The results of a comparison, as a table for the terminal and as a plot."""
 
 import re
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _SHARES = re.compile(r"acc(?![a-z])|accuracy|auroc|precision|recall|f1|iou(?![a-
 def tables_of(rows: Sequence[Row], mode: Mode = "max") -> list[RenderableType]:
     """One table for each network: methods in rows, sizes in columns, the best method at each size in bold.
 
-    What a method could not do stands below, with the reason, and in a few words what it notes.
+    Failures, with their reasons, and short notes of the methods follow below the table.
     """
     found: list[RenderableType] = []
     for name, own in _by_network(rows).items():
@@ -59,7 +59,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
 
 
 def _by_network(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each network, by its file's path below the folder that all have in common."""
+    """The rows of each network, by its file's path relative to the common folder of all."""
     files = list(dict.fromkeys(row.trial.checkpoint for row in rows))
     top = commonpath([Path(file).parent for file in files])
     return {str(Path(file).relative_to(top)): [row for row in rows if row.trial.checkpoint == file] for file in files}
@@ -79,7 +79,7 @@ def _cell(row: Row, rows: Sequence[Row], mode: Mode) -> str:
 
 
 def _shown(row: Row) -> str:
-    """The metric, in per cent where its name says that it is a share."""
+    """The metric, in per cent if its name says that it is a share."""
     value = row.accuracy
     if value is None:
         return "-"
@@ -91,7 +91,7 @@ def _percent(share: float) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """Each note once, behind the rows that have it; numbers behind a colon are for the CSV file, reasons are whole."""
+    """Each note once, after the rows that have it; details after a colon are cut, reasons of failures are complete."""
     found: dict[str, list[str]] = {}
     for row in rows:
         notes = [row.note] if row.failed else [note.partition(": ")[0] for note in row.note.split("; ") if note]

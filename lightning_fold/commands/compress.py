@@ -1,4 +1,4 @@
-"""compress: one rewrite of a trained network, written as one file."""
+"""compress: rewrites a trained network and writes it as one file."""
 
 from pathlib import Path
 
@@ -30,21 +30,21 @@ def compress(
 
     Args:
         checkpoint: Lightning checkpoint of a run, or a network written by lightning-fold.
-        output: file to write. ".ckpt", ".pt" and ".safetensors" are read by lightning_fold.load; ".pt2" is a
-            torch.export program, for networks whose class has no name in the checkpoint.
+        output: file to write. lightning_fold.load reads ".ckpt", ".pt" and ".safetensors"; ".pt2" is a torch.export
+            program, for networks that the checkpoint does not name.
         method: prune (by the L2 norm), prune-l1, fold, factorize, or minimize (exact, for a network with zeros);
-            prune-least-squares and fold-least-squares also fit the following layers to the channels that stay; or the
-            path of a function or class, as my.module.Method; any of them with arguments, as
+            prune-least-squares and fold-least-squares also refit the following layers by least squares; or the path of
+            a function or class, such as my.module.Method. Add arguments in parentheses:
             "prune(importance='activation')".
-        keep: share that stays, in (0, 1], 0.5 if left out; or shares by name pattern of layers, the first that matches
-            counts, as --keep '{"layer1*": 0.9, "*": 0.5}'.
-        of: what that is a share of: parameters or flops of the network, or channels, of every width in prune and fold
+        keep: share to keep, in (0, 1], by default 0.5; or shares by name pattern of layers, where the first match
+            counts: --keep '{"layer1*": 0.9, "*": 0.5}'.
+        of: what keep is a share of: parameters or flops of the network, or channels, of every width in prune and fold
             and of every layer's full rank in factorize.
-        skip: layers by name pattern, for prune and fold, for example "[layer1*]"; their input and output widths are
-            kept.
-        repair: default: what each method does by itself, Fold-AR in fold and nothing in the others; none: nothing;
-            data-free: Fold-AR, in fold; data: estimate BatchNorm statistics and tune LayerNorms on training batches,
-            undone where held-out outputs get worse; or the path of a class.
+        skip: layers by name pattern whose input and output widths are kept, for prune and fold, for example
+            "[layer1*]".
+        repair: default: the method's own repair, Fold-AR in fold and none in the others; none: no repair; data-free:
+            Fold-AR, in fold only; data: re-estimate BatchNorm statistics and tune LayerNorms on training batches,
+            undone if held-out outputs get worse; or the path of a class.
         config: configuration of the run; by default the config.yaml beside the checkpoint or above its folder.
     """
     path = Path(output)
@@ -52,8 +52,8 @@ def compress(
     run = read_run(checkpoint, config)
     if run.name is None and path.suffix != ".pt2":
         raise ArgumentError(
-            f"compress(output={output!r}): {checkpoint!r} does not say what builds {type(run.network).__name__}, so it "
-            f"is written as a torch.export program: --output {path.with_suffix('.pt2')}"
+            f"compress(output={output!r}): {checkpoint!r} does not say what builds {type(run.network).__name__}; "
+            f"expected a path for a torch.export program: --output {path.with_suffix('.pt2')}"
         )
     before, _ = _measure(run)
     batches = repair_batches(run, repair)

@@ -1,4 +1,4 @@
-"""One readable line out of what the configuration parser says about a mistake."""
+"""Turns an error message of the configuration parser into one readable line."""
 
 import inspect
 import re
@@ -38,10 +38,10 @@ _REPLACEMENTS = (
 
 
 def summarise(message: str) -> str:
-    """Shorten an error message of the parser to one line, and add the closest valid name where a name is wrong.
+    """Shorten an error message of the parser to one line; for an unknown name, add the closest valid one.
 
     Args:
-        message: What jsonargparse reports, often many lines long.
+        message: Message of jsonargparse, often many lines long.
 
     Returns:
         One line.
@@ -55,7 +55,7 @@ def summarise(message: str) -> str:
 
 
 def _with_list(found: re.Match[str]) -> str:
-    """Show how a list is written; a pattern that begins with a star needs quotes in YAML."""
+    """Show how to write a list; a pattern that begins with a star needs quotes in YAML."""
     key, value = found.groups()
     items = (item.strip() for item in value.strip("[]").split(","))
     written = ",".join(f"'{item}'" if item.startswith("*") else item for item in items)
@@ -77,7 +77,7 @@ def _suggestion(text: str) -> str:
 
 
 def _known_keys() -> Iterator[str]:
-    """Yield the names of the keys a configuration can have: sections, trainer arguments, arguments of known classes."""
+    """The keys that a configuration can have: sections, arguments of the trainer and of known classes."""
     yield from ("model", "data", "trainer", "seed_everything", "ckpt_path", "class_path", "init_args", "network_args")
     for cls in (lightning.Trainer, *_known_classes()):
         yield from inspect.signature(cls).parameters

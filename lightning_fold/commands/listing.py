@@ -1,4 +1,4 @@
-"""The commands by name, what each does, and how a mistake is reported; nothing here takes time to import."""
+"""Lists the commands with a line about each, and reports mistakes; kept fast to import."""
 
 import sys
 from collections.abc import Callable
@@ -10,10 +10,10 @@ TRAINING = {
     "fit": "Train a network, compress it with the callbacks of a configuration, and measure dense against compressed.",
     "validate": "Measure a checkpoint on the validation data.",
     "test": "Measure a checkpoint on the test data.",
-    "predict": "Run a checkpoint on the data for predictions.",
+    "predict": "Compute a checkpoint's predictions on the data.",
 }
-# The commands that need no Trainer: their options are the arguments of these functions, and the first line of a
-# function's docstring, repeated here so that it need not be imported, says what the command does.
+# The commands that need no Trainer. Their options are the arguments of these functions. The text is the first line of
+# the function's docstring, repeated here so that the function need not be imported.
 COMMANDS = {
     "compress": (
         "lightning_fold.commands.compress:compress",

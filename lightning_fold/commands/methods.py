@@ -1,4 +1,4 @@
-"""Every rewrite by a name, as the commands call it."""
+"""The rewrites by name, as the commands call them."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from lightning_fold.rewrites.size import Keep, Of
 
 _REDUCTION = "lightning_fold.rewrites.reduction"
 
-# The names that commands know; a method is added by its line here.
+# The names that commands know; to add a method, add a line here.
 METHODS = {
     "prune": f"{_REDUCTION}.prune.prune",
     "prune-l1": f"{_REDUCTION}.prune.prune(importance='l1')",
@@ -33,7 +33,7 @@ METHODS = {
 
 
 def method_of(call: str, name: str) -> Method:
-    """The method of that name or class path; ``call`` is the command, for errors."""
+    """The method with this name or class path; ``call`` is the command, for errors."""
     return resolve(call, "method", name, METHODS)
 
 
@@ -53,22 +53,22 @@ def apply(
     repair: str = "default",
     batches: Iterable[Any] | None = None,
 ) -> RewriteReport:
-    """Rewrite ``network``, in place, by the method of that name.
+    """Rewrite ``network`` in place by the method ``name``.
 
     Args:
         name: a key of ``METHODS``, or the path of a class or function.
         network: the network.
         inputs: example inputs, batch first.
-        keep: share that stays; ``None`` leaves it to the method, 0.5 in those here.
-        of: what that is a share of.
-        skip: patterns of layers whose widths stay, for methods that take some.
-        repair: "default" leaves it to the method, "none" asks for none. "data" re-estimates statistics on ``batches``;
-            where the method has no repair of its own, BatchNorm statistics, undone where that makes the outputs on the
-            last batch worse. Anything else is for the method.
-        batches: training batches, for methods that take some, and for the repair.
+        keep: share to keep; ``None`` uses the method's default, 0.5 in ``METHODS``.
+        of: what ``keep`` is a share of.
+        skip: patterns of layers whose widths are kept, for methods that take them.
+        repair: "default" uses the method's own default, "none" turns repair off. "data" re-estimates statistics on
+            ``batches``: BatchNorm statistics if the method has no repair of its own, undone if the outputs on the last
+            batch get worse. Other values are passed to the method.
+        batches: training batches, for methods that take them and for the repair.
 
     Raises:
-        ValueError: the method takes no size, no ``skip`` or no such repair.
+        ArgumentError: the method takes no size, no ``skip`` or no such repair.
     """
     method = method_of("apply", name)
     given: dict[str, Any] = {} if keep is None else {"keep": keep}
@@ -89,9 +89,9 @@ def apply(
 def _check(name: str, method: Method, given: dict[str, Any]) -> None:
     """Raise ``ArgumentError`` for the first argument that the method does not take."""
     advice = {
-        "keep": "no size, since the zeros of the network say what goes",
-        "of": "no size, since the zeros of the network say what goes",
-        "skip": "it with prune and fold alone",
+        "keep": "no size, since the zeros of the network determine what is removed",
+        "of": "no size, since the zeros of the network determine what is removed",
+        "skip": "skip with prune and fold only",
         "repair": "'default', 'none' or 'data'",
     }
     for argument, value in given.items():
@@ -102,7 +102,7 @@ def _check(name: str, method: Method, given: dict[str, Any]) -> None:
 def _repaired(
     network: nn.Module, inputs: Inputs, batches: list[Any], rewrite: Callable[[], RewriteReport]
 ) -> RewriteReport:
-    """Rewrite, then estimate BatchNorm statistics on all batches but the last, if the outputs on that get no worse."""
+    """Rewrite, then re-estimate BatchNorm statistics on all batches but the last; undo if outputs on that get worse."""
     dense = from_batches(network, inputs, batches[-1:])
     report = rewrite()
     fitted = batches[:-1] or batches

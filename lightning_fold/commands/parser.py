@@ -1,4 +1,4 @@
-"""Parsers of the command line whose errors are one line with a hint."""
+"""Command-line parsers that report errors in one line with a hint."""
 
 from collections.abc import Callable
 from inspect import cleandoc
@@ -24,12 +24,12 @@ class Parser(LightningArgumentParser):
 
 
 def command_parser(name: str, function: Callable[..., None]) -> Parser:
-    """The parser of a command after training: its options are the arguments of the command's function."""
+    """The parser of a command other than training: its options are the arguments of ``function``."""
     parser = Parser(prog=f"lightning-fold {name}", description=first_line(function))
     parser.add_function_arguments(function, as_positional=False, as_group=False)
     return parser
 
 
 def first_line(function: Callable[..., None]) -> str:
-    """The first paragraph of a docstring."""
+    """The first paragraph of the function's docstring."""
     return cleandoc(function.__doc__ or "").partition("\n\n")[0]

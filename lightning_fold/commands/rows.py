@@ -1,4 +1,4 @@
-"""What is compared and what came of it: trials and rows, and the CSV file that they stand in."""
+"""Trials to compare, rows of results, and the CSV file that stores them."""
 
 import csv
 from collections.abc import Iterable
@@ -16,19 +16,19 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Trial:
-    """What is measured: one network, one method, one size. Equal trials give equal rows.
+    """One measurement to make: one network, one method, one size. Equal trials give equal rows.
 
     Attributes:
-        checkpoint: the file of the network.
-        digest: of the file's content and of the configuration of its data, not of its seed: a run has but one.
+        checkpoint: the network's file.
+        digest: hash of the file's content and its data configuration, without the seed: a run has only one.
         method: a key of ``METHODS`` or the path of a class or function, or ``"dense"``.
         keep: share to keep, in (0, 1].
-        of: what it is a share of: "parameters" or "flops" of the network, or "channels" of every width.
-        skip: patterns of layers whose widths stay, with spaces in between.
-        repair: how the network is repaired, as :func:`lightning_fold.commands.methods.apply` takes it.
+        of: what ``keep`` is a share of: "parameters" or "flops" of the network, or "channels" of every width.
+        skip: patterns of layers whose widths are kept, separated by spaces.
+        repair: the repair, as in :func:`lightning_fold.commands.methods.apply`.
         split: ``"val"`` or ``"test"``.
         monitor: the metric.
-        limit: batches that are measured; 0 for all.
+        limit: number of batches to measure on; 0 means all.
     """
 
     checkpoint: str
@@ -44,25 +44,25 @@ class Trial:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells trials apart: everything but the name of the file."""
+        """The values that identify the trial: all but the file's name."""
         return tuple(vars(self).values())[1:]
 
     @property
     def dense(self) -> "Trial":
-        """The one that measures the network as it is."""
+        """The trial that measures the same network unchanged."""
         return replace(self, method=DENSE, keep=1.0, repair="none")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial and what came of it.
+    """A trial and its result.
 
     Attributes:
-        trial: what was measured.
-        parameters, share, flops: size of the network, and the share of the parameters that are left.
-        accuracy: the metric; ``None`` where it failed.
-        seconds: how long the method took.
-        note: why it failed, or what the method reports.
+        trial: the trial measured.
+        parameters, share, flops: size of the rewritten network; ``share`` is its share of the dense parameters.
+        accuracy: the metric; ``None`` if the trial failed.
+        seconds: duration of the rewrite.
+        note: the reason of the failure, or the method's notes.
     """
 
     trial: Trial
@@ -75,29 +75,29 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Whether there is nothing but the reason."""
+        """Whether the trial failed; ``note`` then holds the reason."""
         return self.accuracy is None
 
 
 def read_rows(table: Path) -> list[Row]:
-    """The rows of a CSV file; none where there is no file.
+    """The rows of a CSV file; empty if there is no file.
 
     Raises:
-        ValueError: it is no table of this kind.
+        ArgumentError: the file is not a table of ``compare``.
     """
     if not table.is_file():
         return []
     with table.open(newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames is None or set(reader.fieldnames) != set(_COLUMNS):
-            raise ArgumentError(f"{str(table)!r} is no table of compare. Give another folder with --output.")
+            raise ArgumentError(f"{str(table)!r} is not a table of compare. Give another folder with --output.")
         return [_row(line) for line in reader]
 
 
 def write_rows(rows: Iterable[Row], table: Path) -> None:
     """Write the CSV file; it is replaced only once the new one is complete.
 
-    Rows that another process has put there stay, unless they are of the same trials.
+    Rows written by another process are kept, unless they belong to the same trials.
     """
     table.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(table.with_name(f".{table.name}.lock")):

@@ -1,4 +1,4 @@
-"""A trained network read back from a file, with its LightningModule, its data and its name."""
+"""Reads a trained network from a file, with its LightningModule, its data and its name."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,18 +20,18 @@ from lightning_fold.modules.base import network_source
 from lightning_fold.storage.checkpoints import network_of, record_of
 from lightning_fold.storage.files import example_of, load_file, read_checkpoint
 
-SUFFIXES = (".ckpt", ".pt", ".safetensors")  # of the files that hold a network
+SUFFIXES = (".ckpt", ".pt", ".safetensors")  # files that hold a network
 
 _EXAMPLES = 32
-_SEED = 42  # where the configuration says none: that of the commands
+_SEED = 42  # the commands' default, used if the configuration has none
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a run was configured with.
+    """The configuration of a run.
 
     Attributes:
-        file: where it stands: the configuration, or a checkpoint; ``None`` where none was found.
+        file: the file it was read from, a configuration or a checkpoint; ``None`` if none was found.
         sections: its content.
     """
 
@@ -42,13 +42,13 @@ class Configuration:
     def seed(self) -> int:
         """Seed of the run."""
         given = self.sections.get("seed_everything")
-        return given if type(given) is int else _SEED  # true and false are no seeds
+        return given if type(given) is int else _SEED  # true and false are not seeds
 
     def build(self, base: type, key: Literal["model", "data"]) -> Any:
-        """A subclass of ``base`` from ``class_path`` and ``init_args``, checked and nested as LightningCLI does it.
+        """Build a subclass of ``base`` from ``class_path`` and ``init_args``, checked and nested as in LightningCLI.
 
         Raises:
-            ValueError: something in the section is wrong.
+            ArgumentError: the section has a mistake.
         """
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(base, key, fail_untyped=False)
@@ -60,15 +60,15 @@ class Configuration:
 
 @dataclass
 class Run:
-    """A trained network with what it takes to rewrite it, measure it and write it.
+    """A trained network with all that is needed to rewrite, measure and write it.
 
     Attributes:
         path: the file it was read from.
-        module: the LightningModule that holds it, in evaluation mode, on the CPU.
-        datamodule: the data of the configuration; ``None`` where there is no configuration.
+        module: the LightningModule that holds the network, in evaluation mode, on the CPU.
+        datamodule: the data of the configuration; ``None`` if that has none.
         inputs: example inputs, batch first.
-        name, arguments: what the network is built by; ``name`` is ``None`` where only its LightningModule knows.
-        seed: of the global generators whenever the data is set up, so that what it draws then stays the same.
+        name, arguments: how to build the network; ``name`` is ``None`` if only its LightningModule can.
+        seed: seeds the global generators whenever the data is set up, so that random splits are reproducible.
     """
 
     path: Path
@@ -89,20 +89,20 @@ class Run:
         """The data.
 
         Raises:
-            ValueError: there is none.
+            ArgumentError: there is none.
         """
         if self.datamodule is None:
             raise ArgumentError(
-                f"{str(self.path)!r}: data is needed, and there is no configuration beside the file that says which. "
-                "Give that of the run with --config."
+                f"{str(self.path)!r}: data is needed, but no configuration beside the file describes it. "
+                "Give the run's configuration with --config."
             )
         return self.datamodule
 
     def training_batches(self, count: int) -> list[Any]:
-        """At most ``count`` batches of the training data, the same ones at every call.
+        """At most ``count`` batches of the training data, the same in every call.
 
         Raises:
-            ValueError: there is no data.
+            ArgumentError: there is no data.
         """
         return list(islice(_training_data(self.data, self.seed), count))
 
@@ -110,17 +110,17 @@ class Run:
 def read_run(path: str | Path, config: str | Path | None = None, *, data: bool = True) -> Run:
     """Read a Lightning checkpoint, or a file that :func:`lightning_fold.save` wrote.
 
-    The LightningModule is built from the checkpoint's hyper-parameters where these name its class, else from the
-    section ``model`` of the configuration; the data comes from its section ``data``.
+    The LightningModule is built from the checkpoint's hyper-parameters if they name its class, else from the section
+    ``model`` of the configuration. The data comes from the configuration's section ``data``.
 
     Args:
         path: the file.
         config: the YAML file of the run; ``None`` takes the ``config.yaml`` beside the file or above its folder.
-        data: whether data is needed; where it is not, a file that says everything is read without a configuration.
+        data: whether data is needed; if not, a self-contained file is read without a configuration.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file or the configuration cannot be read, or something needed is in neither.
+        MissingFileError: there is no such file.
+        ArgumentError: the file or the configuration cannot be read, or neither holds all that is needed.
     """
     path = Path(path)
     content = _read(path)
@@ -143,11 +143,11 @@ def read_run(path: str | Path, config: str | Path | None = None, *, data: bool =
 
 
 def read_config(path: Path, config: str | Path | None = None) -> Configuration:
-    """The configuration of the run that wrote ``path``; an empty one where none is found.
+    """The configuration of the run that wrote ``path``; an empty one if none is found.
 
     Raises:
-        FileNotFoundError: ``config`` is given but not there.
-        ValueError: it is no YAML mapping.
+        FileNotFoundError: ``config`` is given but does not exist.
+        ArgumentError: the configuration is not a YAML mapping.
     """
     beside = [folder / "config.yaml" for folder in list(path.absolute().parents)[:2]]
     found = Path(config) if config is not None else next((file for file in beside if file.is_file()), None)
@@ -156,14 +156,14 @@ def read_config(path: Path, config: str | Path | None = None) -> Configuration:
     try:
         sections = yaml.safe_load(found.read_text())
     except yaml.YAMLError as error:
-        raise ArgumentError(f"{str(found)!r} is no YAML: {' '.join(str(error).split())}.") from error
+        raise ArgumentError(f"{str(found)!r} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(sections, dict):
         raise ArgumentError(f"{str(found)!r}: expected a configuration with the sections model and data.")
     return Configuration(found, sections)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What stands in a file; of a .safetensors file that it holds a network."""
+    """The content of a file; for a .safetensors file, only that it holds a network."""
     if not path.is_file():
         raise MissingFileError(f"{str(path)!r}: there is no such file; expected a Lightning checkpoint or a network.")
     if path.suffix == ".pt2":
@@ -207,7 +207,7 @@ def _restore(path: Path, content: dict[str, Any], configuration: Configuration) 
 
 
 def _training_data(datamodule: lightning.LightningDataModule, seed: int) -> Iterable[Any]:
-    """Set up anew: what was set up for a test may hold no training data, or another part of it."""
+    """Set up again: data that was set up for a test may have no training data, or a different part of it."""
     lightning.seed_everything(seed, verbose=False)
     datamodule.prepare_data()
     datamodule.setup("fit")
@@ -227,14 +227,14 @@ def _first_inputs(datamodule: lightning.LightningDataModule, seed: int) -> Tenso
 def _needed(inputs: Inputs | None, path: Path) -> Inputs:
     if inputs is None:
         raise ArgumentError(
-            f"{str(path)!r}: the network must be run to be read, and there is no configuration beside the file that "
-            "says with which data. Give that of the run with --config."
+            f"{str(path)!r}: the network must be run to be traced, but no configuration beside the file describes its "
+            "data. Give the run's configuration with --config."
         )
     return inputs
 
 
 def _around(network: nn.Module, inputs: Inputs, configuration: Configuration) -> lightning.LightningModule:
-    """A LightningModule that measures ``network``: the configuration's, or a ``Classifier`` where it says none."""
+    """A LightningModule that measures ``network``: the configuration's, or a ``Classifier`` if that has none."""
     if section := configuration.sections.get("model"):
         own = Configuration(configuration.file, {"model": _without_pretraining(section)})
         module = own.build(lightning.LightningModule, "model")
@@ -248,7 +248,7 @@ def _around(network: nn.Module, inputs: Inputs, configuration: Configuration) ->
 
 
 def _without_pretraining(section: dict[str, Any]) -> dict[str, Any]:
-    """A section ``model`` whose network gets its values from a file."""
+    """The section ``model`` without pretrained weights: the network's weights come from a file."""
     arguments = section.get("init_args") or {}
     if not isinstance(name := arguments.get("network"), str):
         return section
@@ -257,7 +257,7 @@ def _without_pretraining(section: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Holder(lightning.LightningModule):
-    """A network that nothing is measured of but its size and time."""
+    """Holds a network of which only size and latency are measured."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every method at several sizes on trained networks, measured; a second call goes on with what is missing."""
+"""Measures every method at several sizes on trained networks; a second call continues with the missing rows."""
 
 import hashlib
 import os
@@ -43,10 +43,10 @@ def plan(
     monitor: str = "",
     limit: int = 0,
 ) -> list[Trial]:
-    """All trials, the dense network of each checkpoint first.
+    """All trials; for each checkpoint, the dense network comes first.
 
     Raises:
-        ValueError: a size is outside (0, 1).
+        ArgumentError: a size is outside (0, 1).
         OSError: a checkpoint or ``config`` cannot be read.
     """
     if wrong := [size for size in sizes if not 0 < size < 1]:
@@ -65,20 +65,20 @@ def plan(
 def run_trials(
     trials: Sequence[Trial], table: Path, *, config: str | None = None, workers: int = 1, done: Callable[[], object]
 ) -> list[Row]:
-    """The rows of all trials; each is written to ``table`` as soon as it is there, and read from it where it is.
+    """The rows of all trials; those already in ``table`` are read from it, others are added as they are measured.
 
-    Where a dense network cannot be measured, its row says why and its other trials are left out.
+    If a dense network cannot be measured, its row gives the reason and its other trials are left out.
 
     Args:
-        trials: what is measured.
-        table: CSV file; rows of other trials in it stay.
-        config: configuration of the runs; ``None`` takes the one beside each checkpoint.
-        workers: processes; 1 measures in this one.
+        trials: the trials to measure.
+        table: CSV file; it keeps its rows of other trials.
+        config: configuration of the runs; ``None`` uses the one beside each checkpoint.
+        workers: number of processes; 1 measures in this process.
         done: called after each row.
 
     Raises:
-        OSError: ``table`` cannot be written.
-        ValueError: ``table`` is no table of this kind, no network can be measured, or a process ended.
+        FileError: ``table`` cannot be written.
+        ArgumentError: ``table`` is not a table of ``compare``, no network can be measured, or a process died.
     """
     rows = {row.trial: row for row in read_rows(table)}
     known = {trial.key: row for trial, row in rows.items() if not row.failed}
@@ -86,7 +86,9 @@ def run_trials(
 
     def take(found: Iterable[Row]) -> None:
         for row in found:
-            same = [trial for trial in trials if trial.key == row.trial.key]  # also files of other names, equal content
+            same = [
+                trial for trial in trials if trial.key == row.trial.key
+            ]  # also files with other names and equal content
             rows.update({trial: replace(row, trial=trial) for trial in same})
             write_rows(rows.values(), table)
             for _ in same:
@@ -102,10 +104,10 @@ def run_trials(
 
 
 def run_trial(trial: Trial, config: str | None = None) -> Row:
-    """Rewrite a copy of the trial's network and measure it; where that fails, the row says why."""
+    """Rewrite a copy of the trial's network and measure it; if that fails, the row gives the reason."""
     try:
         return _measure(trial, config)
-    except Exception as error:  # noqa: BLE001  networks, metrics and data are anyone's code; the rest goes on
+    except Exception as error:  # noqa: BLE001  networks, metrics and data are users' code; other trials continue
         kind = "" if isinstance(error, (ValueError, OSError, RewriteError)) else f"{type(error).__name__}: "
         return Row(trial, note=kind + " ".join(str(error).split()))
 
@@ -133,26 +135,26 @@ def _measure(trial: Trial, config: str | None) -> Row:
         flops=count_flops(network, first_examples(run.inputs, 1)),
         accuracy=metrics[trial.monitor],
         seconds=round(seconds, 2),
-        note="; ".join(note.replace("; ", ", ") for note in notes),  # the table takes them apart again
+        note="; ".join(note.replace("; ", ", ") for note in notes),  # comparison_table splits at "; "
     )
 
 
 def repair_batches(run: Run, repair: str) -> Iterable[Any] | None:
-    """Training batches for a repair that may look at some."""
+    """Training batches for a repair that uses them."""
     return None if repair in ("default", "none", "data-free") else run.training_batches(REPAIR_BATCHES)
 
 
 def _digest(path: Path, config: str | None) -> str:
     try:
         data = read_config(path, config).sections.get("data")
-    except ValueError:  # reported when the file is measured, and the other files go on
+    except ValueError:  # reported when the file is measured; other files continue
         data = None
     return hashlib.sha256(path.read_bytes() + repr(data).encode()).hexdigest()[:16]
 
 
 @contextmanager
 def _measuring(config: str | None, workers: int) -> Iterator[Callable[[Sequence[Trial]], Iterator[Row]]]:
-    """What makes rows of trials: one by one in this process, or as they come from ``workers`` processes."""
+    """A function from trials to rows: one by one in this process, or as ``workers`` processes finish them."""
     if workers <= 1:
         yield lambda trials: (run_trial(trial, config) for trial in trials)
         return
@@ -166,7 +168,7 @@ def _measuring(config: str | None, workers: int) -> Iterator[Callable[[Sequence[
 
 
 def _in_processes(pool: Executor, trials: Sequence[Trial], config: str | None) -> Iterator[Row]:
-    """Every row that comes back; only then the error of a process that gave none."""
+    """Yield every row that was measured; then raise if processes died without one."""
     waiting = [pool.submit(run_trial, trial, config) for trial in trials]
     lost: list[BaseException] = []
     for future in as_completed(waiting):
@@ -178,7 +180,7 @@ def _in_processes(pool: Executor, trials: Sequence[Trial], config: str | None) -
         why = f"{type(lost[0]).__name__}: {' '.join(str(lost[0]).split())}"
         raise ArgumentError(
             f"compare: {len(lost)} of {len(trials)} rows were lost with the process that measured them ({why}). The "
-            "others are written; the same command goes on with what is missing. Fewer --workers need less memory."
+            "others are saved; repeat the command to measure the rest. Fewer --workers need less memory."
         ) from lost[0]
 
 
@@ -189,7 +191,7 @@ def _prepare_worker(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A process that is killed tells its workers nothing: they would wait for it for ever."""
+    """End this worker with its parent; if the parent is killed, it would otherwise wait forever."""
     if parent := parent_process():
         parent.join()
         os._exit(1)

@@ -1,1 +1,1 @@
-"""Measure networks: metrics on data, size, latency, and two of them side by side."""
+"""Measure networks (metrics on data, size, latency) and compare two side by side."""

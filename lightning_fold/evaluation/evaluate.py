@@ -1,4 +1,4 @@
-"""The metrics of a network in the place of the one that a LightningModule was trained with."""
+"""Evaluates a network inside a LightningModule, in place of the module's own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,19 +25,19 @@ def evaluate(
     seed: int | None = None,
     **limits: Any,
 ) -> dict[str, float]:
-    """What ``module`` logs when it validates or tests with ``network`` in the place of its own.
+    """The metrics that ``module`` logs in validation or test with ``network`` in place of its own.
 
     Args:
-        module: knows the metrics; its own network is back in its place afterwards.
+        module: defines the metrics; its own network is put back afterwards.
         network: moved to the accelerator and back to the CPU.
         datamodule: the data.
-        split: ``"val"`` runs validation, ``"test"`` the test.
-        seed: of the global generators, set before the data is set up; ``None`` goes on with them as they are.
+        split: ``"val"`` validates, ``"test"`` tests.
+        seed: seeds the global generators before the data is set up; ``None`` leaves them unchanged.
         limits: arguments of ``lightning.Trainer``, for example ``limit_test_batches=2``.
 
     Returns:
-        The metrics by name, as Lightning names those of several loaders; none where the module has no such step or the
-        data no such loader.
+        The metrics by name, with Lightning's suffixes if there are several loaders; empty if the module has no such
+        step or the data no such loader.
     """
     if not is_overridden(f"{_STEPS[split]}_step", module) or not is_overridden(f"{split}_dataloader", datamodule):
         return {}
@@ -60,7 +60,7 @@ def evaluate(
 
 @contextmanager
 def _in_place(module: lightning.LightningModule, network: nn.Module) -> Iterator[lightning.LightningModule]:
-    """``module`` with ``network`` for its own; ``network`` itself where that is the whole LightningModule."""
+    """``module`` with its network replaced by ``network``; ``network`` itself if it is the whole LightningModule."""
     parent, _, leaf = record_of(module).network.rpartition(".")
     if not leaf:
         assert isinstance(network, lightning.LightningModule)

@@ -1,4 +1,4 @@
-"""One network measured, and two of them side by side."""
+"""Measures one network and shows two measurements side by side."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +11,15 @@ from lightning_fold.complexity import Latency, arrived_saving, count_flops, coun
 from lightning_fold.evaluation.evaluate import evaluate
 from lightning_fold.inputs import Inputs, as_inputs
 
-_RUNS = 100  # timed passes: enough for a stable median of passes that take microseconds
+_RUNS = 100  # timed passes: enough for a stable median even if a pass takes microseconds
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One network, measured: accuracies are shares of 1, ``None`` without such data; the rest is for one example.
+    """The measurements of one network. Accuracies are shares of 1, or ``None`` without such data.
 
-    ``metrics`` holds everything that the LightningModule logs, as ``accuracy/val`` or ``perplexity/test``.
+    FLOPs and latency are for one example. ``metrics`` holds all values that the LightningModule logs, such as
+    ``accuracy/val`` or ``perplexity/test``.
     """
 
     test_accuracy: float | None
@@ -41,15 +42,15 @@ def measure(
     seed: int | None = None,
     **limits: Any,
 ) -> tuple[Measurement, Latency]:
-    """Measure ``network`` and say how its latency was measured.
+    """Measure ``network``; also return the latency with its conditions.
 
     Args:
         network: the network, on the CPU before and after.
-        inputs: example inputs, of which the first one is taken.
-        size: bytes of its file.
-        module: the LightningModule that knows its metrics.
-        datamodule: the data; ``None`` leaves the accuracies out.
-        device: where it is timed and evaluated, for example "cpu" or "cuda".
+        inputs: example inputs; only the first example is used.
+        size: size of its file in bytes.
+        module: the LightningModule that defines its metrics.
+        datamodule: the data; ``None`` skips the metrics.
+        device: device for timing and evaluation, for example "cpu" or "cuda".
         seed: as in :func:`lightning_fold.evaluation.evaluate.evaluate`.
         limits: arguments of ``lightning.Trainer``, for example ``limit_test_batches=2``.
     """
@@ -73,7 +74,7 @@ def measure(
 
 
 def latency_note(before: Measurement, after: Measurement, latency: Latency) -> dict[str, Any]:
-    """How latency was measured, and the share of the saving in operations that arrives as a saving in time."""
+    """How latency was measured, and the share of the saved operations that shows up as saved time."""
     arrived = arrived_saving((before.flops, after.flops), (before.latency_ms, after.latency_ms))
     return latency.conditions() | {"share_of_flop_saving": arrived}
 
@@ -84,7 +85,7 @@ def side_by_side(before: Measurement, after: Measurement, latency: dict[str, Any
     Args:
         before: the larger network.
         after: the smaller one.
-        latency: what :func:`latency_note` returned.
+        latency: the result of :func:`latency_note`.
         left: heading of the column of ``before``.
         right: heading of the column of ``after``.
     """

@@ -1,4 +1,4 @@
-"""What the LightningModules share: a named network, cross-entropy, distillation, penalties, optimizer and schedule."""
+"""Base of the LightningModules: a named network, cross-entropy, distillation, penalties, optimizer and schedule."""
 
 import os
 from collections.abc import Mapping
@@ -24,23 +24,23 @@ from lightning_fold.structure.graph.trace import unwrapped
 
 
 class NetworkModule(StructureCheckpoint):
-    """Base of the modules that train a network to predict classes, one for each target, by cross-entropy.
+    """Trains a network by cross-entropy to predict one class for each target: the base of this package's modules.
 
-    A subclass lists its arguments (those of :class:`lightning_fold.modules.Classifier`, with a name of its own for the
-    number of classes), says what it measures, and hands its arguments on.
+    A subclass lists its arguments (those of :class:`lightning_fold.modules.Classifier`, with its own name for the
+    number of classes), defines its metrics and passes its arguments on.
 
     Args:
         arguments: the subclass's arguments by name.
 
     Raises:
-        ValueError: the number of classes, label_smoothing, distillation, temperature or the network's name is out of
-            range.
-        TypeError: network_args do not fit the network, or are given along with a module; regularizers are no list of
-            penalties.
+        ArgumentError: the number of classes, label_smoothing, distillation or temperature is out of range, or the
+            network's name is unknown.
+        ArgumentTypeError: network_args do not fit the network, or are given together with a module; regularizers is
+            not a list of penalties.
     """
 
     size: ClassVar[str]
-    """The argument that is the number of classes; networks that take one of this name get it."""
+    """The name of the argument for the number of classes; networks with an argument of this name receive it."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class NetworkModule(StructureCheckpoint):
         self.network: nn.Module = self._make_network(arguments["network"], arguments["network_args"] or {})
 
     def update_metrics(self, split: str, logits: Tensor, targets: Tensor) -> dict[str, Metric]:
-        """Update the metrics of a split with a batch, and return them by name."""
+        """Update the metrics of a split with a batch and return them by name."""
         raise NotImplementedError
 
     def arguments_of(self, network: str, network_args: Mapping[str, Any]) -> dict[str, Any]:
-        """``network_args``, and the number of classes where the network of that name takes it."""
+        """``network_args``, plus the number of classes if ``network`` takes it."""
         extra = {self.size: self.classes} if self.size in accepted_arguments(find_builder(network)) else {}
         return {**extra, **network_args}
 
@@ -70,13 +70,13 @@ class NetworkModule(StructureCheckpoint):
         return self.network(inputs)
 
     def loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the training objective of a batch, averaged over its targets, and the logits, classes last."""
+        """The training objective of a batch, averaged over its targets, and the logits, classes last."""
         logits = self(inputs)
         if logits.ndim != targets.ndim + 1 or logits.shape[-1] != self.classes:
             raise ArgumentError(
                 f"{type(self).__name__}({self.size}={self.classes}): the network returned shape {tuple(logits.shape)} "
                 f"for {len(targets)} examples, expected {(*targets.shape, self.classes)}. "
-                f"Set {self.size} and network_args so that they agree."
+                f"Make {self.size} and network_args agree."
             )
         flat = logits.flatten(0, -2)
         loss = F.cross_entropy(flat, targets.flatten(), label_smoothing=self.label_smoothing)
@@ -88,7 +88,7 @@ class NetworkModule(StructureCheckpoint):
         return torch.lerp(loss, distillation_loss(flat, expected, self.temperature), self.distillation), logits
 
     def teacher(self) -> nn.Module | None:
-        """The network as it was before its first rewrite, in evaluation mode; None while there was none."""
+        """The network before its first rewrite, in evaluation mode; None before that rewrite."""
         dense = record_of(self).dense
         if dense is None:
             return None
@@ -99,22 +99,22 @@ class NetworkModule(StructureCheckpoint):
         return self._teacher.network
 
     def _rewritten(self) -> list[str]:
-        """The path of what is rewritten inside the network; empty where it is the whole."""
+        """The path, inside the network, of the part that is rewritten; empty for the whole network."""
         path = record_of(self).network.split(".")[1:]
         return path[1:] if path[:1] == ["_orig_mod"] else path
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Reseed torch from (global seed, epoch) before an epoch's first batch, alike on all processes.
+        """Reseed torch from (global seed, epoch) before the first batch of an epoch, alike on all processes.
 
-        Not in ``on_train_epoch_start``: Lightning skips that hook after some restarts, and draws a random number after
-        it in an unbroken run only.
+        ``on_train_epoch_start`` would not do: Lightning skips it after some restarts, and draws a random number after
+        it only in an unbroken run.
         """
         seed = os.environ.get("PL_GLOBAL_SEED")
         if seed is not None and batch_idx == 0:
             torch.manual_seed(int(seed) * 1_000_003 + self.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the structure of the network; its values come from the checkpoint, not from timm again."""
+        """Store the network's structure; on loading, weights come from the checkpoint and not from timm again."""
         super().on_save_checkpoint(checkpoint)
         arguments = checkpoint.get("hyper_parameters", {})
         if isinstance(name := arguments.get("network"), str):
@@ -122,7 +122,7 @@ class NetworkModule(StructureCheckpoint):
             checkpoint["hyper_parameters"] = arguments | {"network_args": kept}
 
     def setup(self, stage: str) -> None:
-        """Refuse data with more classes than the network has: the errors of torch name neither."""
+        """Refuse data with more classes than the network has; torch's own errors would name neither."""
         data: Any = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "num_classes", self.classes)
         if found > self.classes:
@@ -132,7 +132,7 @@ class NetworkModule(StructureCheckpoint):
             )
 
     def on_fit_start(self) -> None:
-        """Refuse what the penalties cannot train with."""
+        """Refuse strategies and optimizers that the penalties cannot train with."""
         for regularizer in self.regularizers:
             check_regularization(regularizer, self.trainer, self)
 
@@ -143,7 +143,7 @@ class NetworkModule(StructureCheckpoint):
             regularize(regularizer, self.trainer, self, optimizer, step=step)
 
     def on_train_epoch_end(self) -> None:
-        """Log how fast the spectrum of the penalised weights decays."""
+        """Log the spectrum's decay of the penalised weights."""
         for regularizer in self.regularizers:
             log_spectrum(regularizer, self.trainer, self)
 
@@ -186,23 +186,23 @@ class NetworkModule(StructureCheckpoint):
         if network_args:
             call = f"{type(self).__name__}(network=<{type(network).__name__}>, network_args={dict(network_args)!r})"
             raise ArgumentTypeError(
-                f"{call}: a module is taken as it is; leave network_args out, or give the network by name"
+                f"{call}: a module is used as it is; omit network_args, or give the network by name"
             )
         return network
 
 
 @dataclass(frozen=True)
 class _Teacher:
-    """The dense network that a module learns from; a module that is no part of it, nor of its checkpoints."""
+    """The dense network that a module learns from, kept out of its submodules and checkpoints."""
 
     dense: Snapshot
     network: nn.Module
 
 
 def network_source(module: lightning.LightningModule) -> tuple[str | None, dict[str, Any]]:
-    """The name and arguments that what is rewritten of a ``NetworkModule`` is built by.
+    """The name and arguments that build the rewritten network of a ``NetworkModule``.
 
-    ``None`` where it has no name: the network was given as a module, or only a part of it is rewritten.
+    The name is ``None`` if the network was given as a module or only a part of it is rewritten.
     """
     name = module.hparams.get("network")
     if not isinstance(module, NetworkModule) or not isinstance(name, str) or module._rewritten():
@@ -211,7 +211,7 @@ def network_source(module: lightning.LightningModule) -> tuple[str | None, dict[
 
 
 def own_arguments(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor, from its ``locals()``."""
+    """A constructor's arguments, from its ``locals()``."""
     return {name: value for name, value in variables.items() if name not in ("self", "__class__")}
 
 

@@ -1,4 +1,4 @@
-"""A LightningModule that trains any network to classify."""
+"""A LightningModule that trains any network as a classifier."""
 
 from typing import Any, cast
 
@@ -13,43 +13,43 @@ from lightning_fold.regularizers import Smoothness
 
 
 class Classifier(NetworkModule):
-    """Trains a network to tell classes apart, by cross-entropy.
+    """Trains a network to classify, by cross-entropy.
 
     Batches are ``(inputs, targets)`` with ``(B,)`` int64 class indices; the network, kept as ``self.network``, maps
     inputs to ``(B, num_classes)`` logits. Logs ``loss/{train,val,test}`` and ``accuracy/{train,val,test}`` (share of
-    right answers, in [0, 1]) per epoch. ``predict`` gives probabilities.
+    correct predictions, in [0, 1]) per epoch. ``predict`` returns probabilities.
 
     After ``seed_everything(n)``, torch's generators are reseeded from (n, epoch) before the first batch of every
     training epoch, so that dropout and the like do not depend on how often the run was restarted.
 
-    Checkpoints hold the arguments as plain values and load with ``weights_only=True``. What has no plain form (a
-    network given as a module, an optimizer given as a lambda) is left out of ``hparams``: pass it to
+    Checkpoints store the arguments as plain values and load with ``weights_only=True``. Arguments without a plain form
+    (a network given as a module, an optimizer given as a lambda) are left out of ``hparams``: pass them to
     ``load_from_checkpoint``.
 
     Args:
         network: Dotted path of a class or function ("lightning_fold.models.CifarResNet"), a timm model name
             ("resnet18"), or a module.
-        network_args: Keyword arguments for the network; ``num_classes`` is added where the network takes it.
+        network_args: Keyword arguments for the network; ``num_classes`` is added if the network takes it.
         num_classes: Number of classes, at least 2.
-        optimizer: Function from parameters to an optimizer; in YAML ``class_path`` and ``init_args``. None is
-            ``torch.optim.AdamW`` with its own defaults.
+        optimizer: Function from parameters to an optimizer; in YAML ``class_path`` and ``init_args``. None means
+            ``torch.optim.AdamW`` with its defaults.
         lr_scheduler: Function from an optimizer to a learning-rate schedule, stepped once per epoch; in YAML
             ``class_path`` and ``init_args``. ``ReduceLROnPlateau`` watches its ``monitor``, by default ``loss/val``.
         label_smoothing: Share of the target probability spread over all classes, in [0, 1).
-        distillation: Share of the training objective that compares with the outputs of the network before its first
-            rewrite, in [0, 1]; it counts from that rewrite on (Hinton et al. 2015, arXiv 1503.02531).
-        temperature: Divides the logits of both networks in that comparison, above 0.
-        regularizers: Penalties on weights, as ``SmoothnessRegularization`` adds them to any module; in YAML a list of
+        distillation: Weight in [0, 1] of a loss that compares the outputs with those of the network before its first
+            rewrite; active from that rewrite on (Hinton et al. 2015, arXiv 1503.02531).
+        temperature: Divides the logits of both networks in that loss, above 0.
+        regularizers: Penalties on weights, like those of ``SmoothnessRegularization``; in YAML a list of
             ``class_path: lightning_fold.regularizers.Smoothness`` and ``init_args``. Dotted names begin with
             ``network.``.
-        channels_last: Whether the network's convolutions of images compute with channels as the last dimension in
-            memory: faster on most GPUs with half precision, and for depthwise convolutions on CPUs.
+        channels_last: Whether 2-D convolutions store channels as the last dimension in memory: faster on most GPUs with
+            half precision, and for depthwise convolutions on CPUs.
 
     Raises:
-        ValueError: num_classes, label_smoothing, distillation, temperature or the network's name outside what is said
-            above.
-        TypeError: network_args do not fit the network, or are given along with a module; regularizers is no list of
-            penalties.
+        ArgumentError: num_classes, label_smoothing, distillation or temperature is out of range, or the network's name
+            is unknown.
+        ArgumentTypeError: network_args do not fit the network, or are given together with a module; regularizers is
+            not a list of penalties.
     """
 
     size = "num_classes"
@@ -84,5 +84,5 @@ class Classifier(NetworkModule):
 
 
 def accuracy_of(classes: int) -> MulticlassAccuracy:
-    """The share of right answers."""
+    """A metric: the share of correct predictions."""
     return MulticlassAccuracy(classes, average="micro", validate_args=False)

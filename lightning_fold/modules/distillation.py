@@ -1,4 +1,4 @@
-"""What a network learns from another one's outputs."""
+"""The loss of learning from another network's outputs."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,8 +8,8 @@ def distillation_loss(logits: Tensor, expected: Tensor, temperature: float) -> T
     """T^2 KL(softmax(expected / T), softmax(logits / T)), averaged over the batch.
 
     Args:
-        logits: (B, classes) of the network that learns.
-        expected: (B, classes) of its teacher.
+        logits: (B, classes), of the student.
+        expected: (B, classes), of the teacher.
         temperature: T, above 0.
     """
     student, teacher = (F.log_softmax(values / temperature, dim=1) for values in (logits, expected))

@@ -1,4 +1,4 @@
-"""Constructor arguments as plain values, the form in which checkpoints keep them."""
+"""Constructor arguments as plain values, as checkpoints store them."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,15 +9,15 @@ from lightning_fold.regularizers import Smoothness
 
 
 def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn the arguments of a class into what Lightning stores in a checkpoint and LightningCLI reads back.
+    """Turn a class's arguments into plain values that Lightning stores in checkpoints and LightningCLI reads back.
 
     Args:
-        cls: Class that the arguments construct.
+        cls: Class to construct.
         arguments: Values by name. A class, or a ``functools.partial`` of one with plain keywords, becomes
             ``{"class_path": ..., "init_args": ...}``, and so do penalties in a list.
 
     Returns:
-        Plain values by name, without those that have no plain form, and the two keys by which Lightning knows to
+        Plain values by name, without arguments that have no plain form, plus the two keys that tell Lightning to
         rebuild classes from their paths.
     """
     described = {name: _described(value) for name, value in arguments.items()}
@@ -26,7 +26,7 @@ def plain_arguments(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value consists of None, booleans, numbers, strings, lists, tuples and string-keyed mappings alone."""
+    """Whether a value consists only of None, booleans, numbers, strings, lists, tuples and string-keyed mappings."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -43,7 +43,7 @@ def _described(value: Any) -> Any:
 
 
 def _describe_class(build: Any) -> dict[str, Any] | None:
-    """Path and keywords of a class or of a partial of one; jsonargparse's partials carry the class as an argument."""
+    """Path and keywords of a class or a partial of one; jsonargparse's partials hold the class as an argument."""
     parts = (build.func, *build.args) if isinstance(build, partial) else (build,)
     cls = next((part for part in parts if isinstance(part, type)), None)
     keywords = build.keywords if isinstance(build, partial) else {}

@@ -15,34 +15,34 @@ from lightning_fold.regularizers import Smoothness
 class LanguageModel(NetworkModule):
     """Trains a network to predict the next token, by cross-entropy.
 
-    Batches are ``(tokens, targets)``, both ``(B, T)`` int64, targets being the tokens that come next; the network, kept
-    as ``self.network``, maps tokens to ``(B, T, vocab_size)`` logits. Logs ``loss/{train,val,test}`` (nats per token),
-    ``perplexity/{train,val,test}`` and ``accuracy/{train,val,test}`` (share of tokens guessed right, in [0, 1]) per
-    epoch. ``predict`` gives probabilities.
+    Batches are ``(tokens, targets)``, both ``(B, T)`` int64; targets are the next tokens. The network, kept as
+    ``self.network``, maps tokens to ``(B, T, vocab_size)`` logits. Logs ``loss/{train,val,test}`` (nats per token),
+    ``perplexity/{train,val,test}`` and ``accuracy/{train,val,test}`` (share of tokens predicted correctly, in
+    [0, 1]) per epoch. ``predict`` returns probabilities.
 
-    Seeds, checkpoints and rewrites are those of ``Classifier``.
+    Seeds, checkpoints and rewrites work as in ``Classifier``.
 
     Args:
         network: Dotted path of a class or function ("lightning_fold.models.CausalTransformer"), or a module.
-        network_args: Keyword arguments for the network; ``vocab_size`` is added where the network takes it.
-        vocab_size: Number of tokens, at least 2; 256 where tokens are bytes.
-        optimizer: Function from parameters to an optimizer; in YAML ``class_path`` and ``init_args``. None is
-            ``torch.optim.AdamW`` with its own defaults.
+        network_args: Keyword arguments for the network; ``vocab_size`` is added if the network takes it.
+        vocab_size: Number of tokens, at least 2; 256 if tokens are bytes.
+        optimizer: Function from parameters to an optimizer; in YAML ``class_path`` and ``init_args``. None means
+            ``torch.optim.AdamW`` with its defaults.
         lr_scheduler: Function from an optimizer to a learning-rate schedule, stepped once per epoch; in YAML
             ``class_path`` and ``init_args``. ``ReduceLROnPlateau`` watches its ``monitor``, by default ``loss/val``.
         label_smoothing: Share of the target probability spread over all tokens, in [0, 1).
-        distillation: Share of the training objective that compares with the outputs of the network before its first
-            rewrite, in [0, 1]; it counts from that rewrite on (Hinton et al. 2015, arXiv 1503.02531).
-        temperature: Divides the logits of both networks in that comparison, above 0.
-        regularizers: Penalties on weights, as ``SmoothnessRegularization`` adds them to any module; in YAML a list of
+        distillation: Weight in [0, 1] of a loss that compares the outputs with those of the network before its first
+            rewrite; active from that rewrite on (Hinton et al. 2015, arXiv 1503.02531).
+        temperature: Divides the logits of both networks in that loss, above 0.
+        regularizers: Penalties on weights, like those of ``SmoothnessRegularization``; in YAML a list of
             ``class_path: lightning_fold.regularizers.Smoothness`` and ``init_args``. Dotted names begin with
             ``network.``.
 
     Raises:
-        ValueError: vocab_size, label_smoothing, distillation, temperature or the network's name outside what is said
-            above; in ``setup``, data with more tokens than vocab_size.
-        TypeError: network_args do not fit the network, or are given along with a module; regularizers is no list of
-            penalties.
+        ArgumentError: vocab_size, label_smoothing, distillation or temperature is out of range, or the network's name
+            is unknown; in ``setup``, the data has more tokens than vocab_size.
+        ArgumentTypeError: network_args do not fit the network, or are given together with a module; regularizers is
+            not a list of penalties.
     """
 
     size = "vocab_size"

@@ -310,7 +310,7 @@ def test_limit_holds_at_the_end_of_training(make_plain, make_trainer, data, last
     module = with_accuracies(make_plain(), [0.9, 0.9, 0.9, 0.9, last, 0.93])
     callback = squeeze(cycles=1, max_accuracy_drop=0.05)
     trainer = make_trainer(5, callback)
-    with pytest.warns(match="last good network is back") if restored else nullcontext():
+    with pytest.warns(match="last good network was restored") if restored else nullcontext():
         trainer.fit(module, data)
     state = module.backbone.state_dict()
     assert (

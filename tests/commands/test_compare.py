@@ -404,5 +404,5 @@ def test_mistake_is_reported_in_one_line(checkpoint, mistake, words, expected):
 def test_foreign_table_is_left_alone(checkpoint, mistake, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "comparison.csv").write_text("a,b\n1,2\n")
-    assert "is no table of compare" in mistake("compare", "--checkpoint", checkpoint, "--output", "out")[0]
+    assert "is not a table of compare" in mistake("compare", "--checkpoint", checkpoint, "--output", "out")[0]
     assert (tmp_path / "out" / "comparison.csv").read_text() == "a,b\n1,2\n"

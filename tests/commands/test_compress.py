@@ -166,7 +166,7 @@ def test_checkpoint_of_another_class_is_refused(foreign, mistake, tmp_path):
         (["--method", "minimize", "--of", "flops"], "takes no of='flops'; expected no size, since the zeros"),
         (
             ["--method", "factorize", "--skip", "[head]"],
-            "takes no skip=['head']; expected it with prune and fold alone",
+            "takes no skip=['head']; expected skip with prune and fold only",
         ),
         (["--method", "factorize", "--repair", "data-free"], "takes no repair='data-free'; expected 'default', 'none'"),
         (

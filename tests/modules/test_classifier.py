@@ -133,7 +133,7 @@ def test_number_of_classes_reaches_networks_that_take_it():
         ({"label_smoothing": 1.0}, ValueError, r"label_smoothing=1\.0"),
         ({"network": "resnet1"}, ValueError, r"network='resnet1'"),
         ({"network_args": {}}, TypeError, r"network_args accepts in_features"),
-        ({"network": nn.Linear(2, 2), "network_args": {"a": 1}}, TypeError, r"leave network_args out"),
+        ({"network": nn.Linear(2, 2), "network_args": {"a": 1}}, TypeError, r"omit network_args"),
         (
             {"regularizers": ["nuclear_norm"]},
             TypeError,

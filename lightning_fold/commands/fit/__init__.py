@@ -1,1 +1,1 @@
-"""fit and the other commands of training: the command line, a line an epoch, dense against compressed."""
+"""fit and the other training commands: command line, one line per epoch, dense-against-compressed summary."""

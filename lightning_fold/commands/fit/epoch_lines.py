@@ -1,4 +1,4 @@
-"""EpochLines: one line an epoch, for output that is no terminal."""
+"""EpochLines: prints one line per epoch when the output is not a terminal."""
 
 import sys
 import time
@@ -10,11 +10,11 @@ from lightning_fold.storage.checkpoints import network_of, record_of
 
 
 class EpochLines(lightning.Callback):
-    """Writes one line to stdout after each training epoch, where a progress bar would be unreadable.
+    """Writes one line to stdout after each training epoch, for output in which a progress bar is unreadable.
 
     A line holds the epoch, the logged training loss, a validation metric if the epoch was validated (the first that is
-    no loss, or else the loss), the network's parameters and factor, the seconds of the epoch and the time left, which
-    the mean of the epochs so far predicts. The first process writes; ``fast_dev_run`` writes nothing.
+    not a loss, or else the loss), the network's parameters and factor, the duration of the epoch and the time left,
+    estimated from the mean of the epochs so far. Only the first process writes; ``fast_dev_run`` writes nothing.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class EpochLines(lightning.Callback):
         self._started, self._validated = time.monotonic(), False
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Remember that the metrics are those of this epoch."""
+        """Note that the metrics belong to this epoch."""
         self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -47,7 +47,7 @@ class EpochLines(lightning.Callback):
         names = list(trainer.callback_metrics)
         losses = [name for name in names if "loss" in name and "train" in name]
         validation = [name for name in names if "val" in name and self._validated]
-        validation.sort(key=lambda name: "loss" in name)  # stable: what is no loss comes first
+        validation.sort(key=lambda name: "loss" in name)  # stable: metrics other than losses come first
         chosen = dict.fromkeys([*losses[:1], *validation[:1]])
         return [f"{name} {float(trainer.callback_metrics[name]):.4g}" for name in chosen]
 

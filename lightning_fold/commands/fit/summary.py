@@ -1,4 +1,4 @@
-"""What a run ends with: dense against compressed, as files, a table and ``compression.json``."""
+"""The summary of a run, dense against compressed: files, a table and ``compression.json``."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from lightning_fold.storage.files import load, save, write_atomically
 
 @dataclass(frozen=True)
 class Summary:
-    """Dense against compressed, and the files of the run.
+    """The dense and the compressed network, measured, and the files of the run.
 
     Attributes:
-        dense, compressed: the two networks, measured as they load from their files.
-        latency: how latency was measured, and ``share_of_flop_saving``: the share of the saving in operations that
-            arrives as a saving in time, ``None`` where no operation was saved.
-        methods: the rewrites that were done.
-        files: what was written, and where.
+        dense, compressed: the measurements of the two networks, loaded from their files.
+        latency: how latency was measured, and ``share_of_flop_saving``: the share of the saved operations that shows up
+            as saved time; ``None`` if no operations were saved.
+        methods: the rewrites, in order.
+        files: the path of each file written.
     """
 
     dense: Measurement
@@ -42,7 +42,7 @@ class Summary:
         return side_by_side(self.dense, self.compressed, self.latency, "dense", "compressed")
 
     def places(self) -> str:
-        """Where the files lie."""
+        """The paths of the files, as text."""
         width = max(map(len, self.files))
         return "\n".join(f"{name:<{width}}  {place}" for name, place in self.files.items())
 
@@ -50,21 +50,21 @@ class Summary:
 def summarise_run(
     trainer: lightning.Trainer, module: lightning.LightningModule, datamodule: lightning.LightningDataModule | None
 ) -> Summary | None:
-    """Write the dense and the compressed network of a finished ``fit`` and measure both as they load from their files.
+    """Write the dense and the compressed network of a finished ``fit``, load both files and measure them.
 
     Every process of a distributed run must call it; the first one writes the files.
 
     Args:
         trainer: the trainer after ``fit``.
         module: the LightningModule that was trained; its hyper-parameters must name the network.
-        datamodule: the data; what it has no loader for is not measured.
+        datamodule: the data; splits without a loader are not measured.
 
     Returns:
-        The summary, also written as ``compression.json``; ``None`` where nothing was trained or the network has no name
+        The summary, also written as ``compression.json``; ``None`` if nothing was trained or the network has no name
         to load it by.
 
     Raises:
-        OSError: a file cannot be written.
+        FileError: a file cannot be written.
     """
     name, arguments = network_source(module)
     batches = training_batches(trainer, module, 1)
@@ -78,10 +78,10 @@ def summarise_run(
         save(network, files[kind], network=name, network_args=arguments, example_inputs=example)
     checkpoint = folder / "checkpoints" / "compressed.ckpt"
     trainer.save_checkpoint(checkpoint, weights_only=False)
-    trainer.strategy.barrier()  # whatever the measurement meets, the files are there
+    trainer.strategy.barrier()  # if the measurement fails, the files are there
     limits: dict[str, Any] = {name: getattr(trainer, name) for name in ("limit_val_batches", "limit_test_batches")}
     if seed := os.environ.get("PL_GLOBAL_SEED"):
-        limits["seed"] = int(seed)  # both see the same, whatever the data draws
+        limits["seed"] = int(seed)  # both see the same data, even if it is drawn at random
     measured, latency = {}, {}
     for kind, file in files.items():
         size, device = file.stat().st_size, trainer.strategy.root_device.type
@@ -109,7 +109,7 @@ def summarise_run(
 
 
 def _dense_and_compressed(module: lightning.LightningModule) -> dict[str, nn.Module]:
-    """The network as it was before the first rewrite, and as it is."""
+    """The network before the first rewrite and now."""
     dense, network = record_of(module).dense, network_of(module)
     return {"dense": dense.network_like(network) if dense is not None else network, "compressed": network}
 

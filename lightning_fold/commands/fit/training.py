@@ -10,7 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from rich.console import Console
 
 import lightning_fold.data
-import lightning_fold.modules  # noqa: F401  both imported so that the command's help lists their classes
+import lightning_fold.modules  # noqa: F401  both are imported so that the command's help lists their classes
 from lightning_fold.commands.fit.epoch_lines import EpochLines
 from lightning_fold.commands.fit.summary import summarise_run
 from lightning_fold.commands.listing import ABOUT
@@ -33,21 +33,21 @@ class FoldCLI(LightningCLI):
         parser.set_defaults({"model": {"class_path": "lightning_fold.modules.Classifier"}})
 
     def _parse_ckpt_path(self) -> None:
-        """Read the arguments of the network from the checkpoint, once it is known to be one."""
+        """Read the network's arguments from the checkpoint, after checking that it is one."""
         path = Path(getattr(getattr(self.config, self.config.subcommand, self.config), "ckpt_path", None) or "")
         if path.is_file():
             read_checkpoint(path)
         super()._parse_ckpt_path()
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; a value that a constructor refuses is reported like any wrong value."""
+        """Build model, data and trainer; report a value that a constructor refuses like any other wrong value."""
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             self.parser.error(str(error), error)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        """Build the trainer; ``fit`` whose output is no terminal gets a line an epoch in place of a progress bar."""
+        """Build the trainer; if ``fit`` does not write to a terminal, one line per epoch replaces the progress bar."""
         settings = self._get(self.config_init, "trainer", default={})
         if self.subcommand != "fit" or Console().is_terminal or settings.get("fast_dev_run"):
             return super().instantiate_trainer(**kwargs)
@@ -60,7 +60,7 @@ class FoldCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
-        """Measure the dense and the compressed network, write both, and say where everything lies."""
+        """Write and measure the dense and the compressed network, and print where the files are."""
         if getattr(self.trainer, "fast_dev_run", False) or self.trainer.interrupted:
             return
         summary = summarise_run(self.trainer, self.model, self.datamodule)
@@ -69,7 +69,7 @@ class FoldCLI(LightningCLI):
 
 
 def run_lightning(args: ArgsType) -> None:
-    """Run ``fit``, ``validate``, ``test`` or ``predict``, with the arguments as LightningCLI takes them."""
+    """Run ``fit``, ``validate``, ``test`` or ``predict``, with LightningCLI's arguments."""
     FoldCLI(
         lightning.LightningModule,
         lightning.LightningDataModule,

@@ -15,7 +15,7 @@ from .storage.export import ExportReport, export
 from .storage.files import load, save
 from .storage.rebuild import rebuild
 from .structure.groups import ChannelGroup, Member, channel_groups
-from .structure.registration import register_operator
+from .structure.rules.registration import register_operator
 
 __version__: str
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from lightning_fold.structure.constant_values import channel_constants
-from lightning_fold.structure.contractions import contraction_channel, oriented
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction, Norm
+from lightning_fold.structure.operators.contractions import contraction_channel, oriented
 
 
 def used_columns(structure: Structure, contraction: Contraction) -> Tensor:

@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from lightning_fold.structure.graph.trace import Trace, layer_of
 from lightning_fold.structure.labels import Axis, Contraction, Labels
-from lightning_fold.structure.operators import family, operator_name
+from lightning_fold.structure.operators.nodes import family, operator_name
 from lightning_fold.structure.values import Value
 
 _MOVED = ("movement", "positions", "identity", "cat", "stack")

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_fold.structure.operators import compact, restride
+from lightning_fold.structure.operators.nodes import compact, restride
 
 Constants = dict[Node, Any]
 

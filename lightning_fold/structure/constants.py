@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.constant_values import Constants, has_unknown, tidy, unknown
 from lightning_fold.structure.graph.trace import Trace, interpret
-from lightning_fold.structure.operators import family, functional
+from lightning_fold.structure.operators.nodes import family, functional
 from lightning_fold.structure.rules import rule_of
 
 

@@ -17,9 +17,9 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.constant_values import Constants
-from lightning_fold.structure.contractions import contraction_groups, is_transposed
 from lightning_fold.structure.graph.trace import Trace, layer_of
-from lightning_fold.structure.operators import full_name, is_aten, operands
+from lightning_fold.structure.operators.contractions import contraction_groups, is_transposed
+from lightning_fold.structure.operators.nodes import full_name, is_aten, operands
 from lightning_fold.structure.values import Value, blank, labels_in
 
 PINNED = 0

@@ -13,7 +13,7 @@ from lightning_fold.structure.channel_reads import constant_columns, norm_consta
 from lightning_fold.structure.constant_values import channel_constants, depends
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import HeadUse, Norm, Product
-from lightning_fold.structure.operators import compact, family, feeds_softmax, operator_name, shape_operands
+from lightning_fold.structure.operators.nodes import compact, family, feeds_softmax, operator_name, shape_operands
 from lightning_fold.structure.values import Value
 
 

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
-from lightning_fold.structure.operators import batch_norm_behind
+from lightning_fold.structure.operators.nodes import batch_norm_behind
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lightning_fold.structure.channel_reads import norm_constants
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import GlobalResponseNorm, Norm
-from lightning_fold.structure.operators import (
+from lightning_fold.structure.operators.nodes import (
     WRITTEN_NORMS,
     family,
     norm_affine,

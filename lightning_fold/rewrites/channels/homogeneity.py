@@ -8,9 +8,9 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_fold.rewrites.channels.producers import Producer, find_producers
-from lightning_fold.structure.contractions import contraction_channel, contraction_groups
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.operators import argument, family, operands, operator_name
+from lightning_fold.structure.operators.contractions import contraction_channel, contraction_groups
+from lightning_fold.structure.operators.nodes import argument, family, operands, operator_name
 from lightning_fold.structure.values import Value
 
 _HOMOGENEOUS = {"relu", "leaky_relu", "neg"}

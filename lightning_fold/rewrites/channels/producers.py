@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lightning_fold.structure.contractions import oriented
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
-from lightning_fold.structure.operators import batch_norm_behind, batch_norm_eps
+from lightning_fold.structure.operators.contractions import oriented
+from lightning_fold.structure.operators.nodes import batch_norm_behind, batch_norm_eps
 from lightning_fold.surgery.editor import Editor
 
 

@@ -14,7 +14,7 @@ from lightning_fold.structure.constant_values import channel_constants
 from lightning_fold.structure.graph.trace import layers_of
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.liveness import live_groups
-from lightning_fold.structure.operators import family
+from lightning_fold.structure.operators.nodes import family
 from lightning_fold.structure.values import Value
 from lightning_fold.surgery.transaction import Surgery
 

@@ -8,10 +8,10 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_fold.rewrites.channels.bias_sinks import BiasSink, find_bias_sink
 from lightning_fold.rewrites.channels.removal import Removal
 from lightning_fold.structure.channel_reads import input_constants, used_columns
-from lightning_fold.structure.contractions import is_padded, oriented
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
 from lightning_fold.structure.labels import Contraction
+from lightning_fold.structure.operators.contractions import is_padded, oriented
 from lightning_fold.surgery.transaction import Surgery
 
 

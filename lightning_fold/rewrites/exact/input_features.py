@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from lightning_fold.layers import SelectFeatures
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.operators import family
+from lightning_fold.structure.operators.nodes import family
 from lightning_fold.surgery.transaction import Surgery
 
 

@@ -23,7 +23,7 @@ from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure, read_structure, why_pinned
 from lightning_fold.structure.liveness import live_groups
-from lightning_fold.structure.operators import family
+from lightning_fold.structure.operators.nodes import family
 from lightning_fold.surgery.transaction import Surgery
 
 

@@ -22,7 +22,7 @@ from lightning_fold.rewrites.size import Keep, Of, Size
 from lightning_fold.rewrites.wrappers import on_network
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.operators import family
+from lightning_fold.structure.operators.nodes import family
 
 
 @on_network

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
 
-from lightning_fold.structure.operators import operator_name
+from lightning_fold.structure.operators.nodes import operator_name
 
 
 def write_out_einsum(program: ExportedProgram) -> ExportedProgram:

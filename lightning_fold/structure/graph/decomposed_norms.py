@@ -8,7 +8,13 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from lightning_fold.layers import CompensatedNorm, CompensatedRMSNorm
-from lightning_fold.structure.operators import argument, family, operator_name, written_layer_norm, written_rms_norm
+from lightning_fold.structure.operators.nodes import (
+    argument,
+    family,
+    operator_name,
+    written_layer_norm,
+    written_rms_norm,
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from lightning_fold.structure.operators import argument, channel_share, family, operator_name
+from lightning_fold.structure.operators.nodes import argument, channel_share, family, operator_name
 
 
 def join_channel_shares(graph: Graph) -> None:

@@ -21,7 +21,7 @@ from lightning_fold.structure.graph.canonical import put_weights_second, write_o
 from lightning_fold.structure.graph.decomposed_norms import join_written_norms
 from lightning_fold.structure.graph.global_response_norms import join_channel_shares
 from lightning_fold.structure.graph.training_graph import merge_training_graph
-from lightning_fold.structure.operators import is_aten, is_in_place, is_view
+from lightning_fold.structure.operators.nodes import is_aten, is_in_place, is_view
 
 
 @dataclass(frozen=True)

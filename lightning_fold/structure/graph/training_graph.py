@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from lightning_fold.structure.operators import argument, family
+from lightning_fold.structure.operators.nodes import argument, family
 
 
 def merge_training_graph(

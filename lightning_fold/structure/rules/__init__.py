@@ -2,7 +2,7 @@
 
 from torch.fx import Node
 
-from lightning_fold.structure.operators import family, registration
+from lightning_fold.structure.operators.nodes import family, registration
 from lightning_fold.structure.rules import (
     attention,
     contraction,

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from lightning_fold.structure.constant_values import unknown
 from lightning_fold.structure.labels import Contraction, HeadUse, LabelRecorder, Product
-from lightning_fold.structure.operators import (
+from lightning_fold.structure.operators.nodes import (
     argument,
     compact,
     family,

@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from lightning_fold.structure.constant_values import along, channel_constants, depends, unknown
-from lightning_fold.structure.contractions import (
+from lightning_fold.structure.graph.trace import layer_of
+from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, LabelRecorder
+from lightning_fold.structure.operators.contractions import (
     contraction_channel,
     contraction_groups,
     is_padded,
     is_transposed,
     oriented,
 )
-from lightning_fold.structure.graph.trace import layer_of
-from lightning_fold.structure.labels import WINDOW, Blocks, Contraction, LabelRecorder
-from lightning_fold.structure.operators import family, operands, operator_name
+from lightning_fold.structure.operators.nodes import family, operands, operator_name
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value, blank, labels_in
 

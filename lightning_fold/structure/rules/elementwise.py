@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fold.structure.constant_values import UNKNOWN, unknown
 from lightning_fold.structure.labels import HeadUse, LabelRecorder
-from lightning_fold.structure.operators import compact, functional, is_aten, operator_name, restride
+from lightning_fold.structure.operators.nodes import compact, functional, is_aten, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value, blank

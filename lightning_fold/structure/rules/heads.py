@@ -15,7 +15,7 @@ from torch.fx import Node
 from lightning_fold.structure.constant_values import Constants
 from lightning_fold.structure.graph.trace import Trace, layer_of
 from lightning_fold.structure.labels import Blocks, LabelRecorder, Labels, Size
-from lightning_fold.structure.operators import compact, family, operands, operator_name
+from lightning_fold.structure.operators.nodes import compact, family, operands, operator_name
 from lightning_fold.structure.rules.contraction import is_contraction
 
 # Python attributes that repeat the size of one attention head, of all, and the number of heads.

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 from lightning_fold.structure.constant_values import tidy
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import PINNED, Blocks, LabelRecorder
-from lightning_fold.structure.operators import compact, functional, restride
+from lightning_fold.structure.operators.nodes import compact, functional, restride
 from lightning_fold.structure.rules.heads import heads_dim, inner_dim
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_fold.structure.constant_values import UNKNOWN, along, depends, tidy
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import Blocks, LabelRecorder
-from lightning_fold.structure.operators import (
+from lightning_fold.structure.operators.nodes import (
     argument,
     compact,
     functional,

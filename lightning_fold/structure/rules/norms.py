@@ -9,7 +9,7 @@ from torch.fx import Node
 from lightning_fold.structure.constant_values import UNKNOWN, along, channel_constants, depends, unknown
 from lightning_fold.structure.graph.trace import layer_of
 from lightning_fold.structure.labels import Blocks, GlobalResponseNorm, LabelRecorder, Norm
-from lightning_fold.structure.operators import (
+from lightning_fold.structure.operators.nodes import (
     WRITTEN_NORMS,
     argument,
     batch_norm_eps,

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.constant_values import along, channel_constants, tidy, unknown
 from lightning_fold.structure.labels import LabelRecorder
-from lightning_fold.structure.operators import argument, functional, operator_name
+from lightning_fold.structure.operators.nodes import argument, functional, operator_name
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value
 

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_fold.structure.constant_values import UNKNOWN, along, channel_constants, unknown
 from lightning_fold.structure.labels import HeadUse, LabelRecorder
-from lightning_fold.structure.operators import argument, functional, operator_name, restride
+from lightning_fold.structure.operators.nodes import argument, functional, operator_name, restride
 from lightning_fold.structure.rules.heads import by_head, fix_heads, heads_dim, inner_dim, join_heads
 from lightning_fold.structure.rules.rule import Rule
 from lightning_fold.structure.values import Value

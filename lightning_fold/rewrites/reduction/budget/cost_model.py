@@ -11,7 +11,7 @@ from lightning_fold.complexity import count_flops, count_parameters
 from lightning_fold.inputs import Inputs, batch_size, first_examples
 from lightning_fold.rewrites.channels.widths import PrunableGroup, find_bundles
 from lightning_fold.structure.groups import Structure
-from lightning_fold.structure.operators import operands, operator_name
+from lightning_fold.structure.operators.nodes import operands, operator_name
 from lightning_fold.structure.values import Value
 
 _PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "scaled_dot_product_attention")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_fold as lf
-from lightning_fold.structure.families import REGISTERED
+from lightning_fold.structure.operators.families import REGISTERED
 from lightning_fold.structure.rules import Rule
 from lightning_fold.structure.values import Value
 from tests.zoo import error_of, run

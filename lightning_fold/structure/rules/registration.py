@@ -12,9 +12,9 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_fold.errors import ArgumentError, ArgumentTypeError, RewriteError
-from lightning_fold.structure.families import REGISTERED, Registration
 from lightning_fold.structure.labels import LabelRecorder
-from lightning_fold.structure.operators import family_of, full_name, overload_name
+from lightning_fold.structure.operators.families import REGISTERED, Registration
+from lightning_fold.structure.operators.nodes import family_of, full_name, overload_name
 from lightning_fold.structure.rules import RULES, Rule
 from lightning_fold.structure.values import Value
 

@@ -14,7 +14,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from lightning_fold.structure.families import FAMILIES, NEW, REGISTERED, WRITTEN_NORMS, Registration
+from lightning_fold.structure.operators.families import FAMILIES, NEW, REGISTERED, WRITTEN_NORMS, Registration
 
 _SHAPED_LIKE = {"expand_as", "reshape_as", "type_as", "view_as"}
 _SAME = {"alias", "clone", "contiguous", "detach", "expand"}

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from lightning_fold.structure.operators import argument, family, operator_name
+from lightning_fold.structure.operators.nodes import argument, family, operator_name
 
 
 def is_transposed(node: Node) -> bool:

@@ -47,6 +47,28 @@ def test_clusters_of_one_change_nothing(name: str) -> None:
     assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_fold_ar_at_its_extremes() -> None:
+    row = torch.randn(1, 7, dtype=torch.float64)
+    identical, orthogonal = row.repeat(5, 1), torch.eye(5, dtype=torch.float64)
+    one_cluster = torch.ones(1, 5, dtype=torch.float64)
+    assert float(fold_ar_scale(identical, one_cluster)) == pytest.approx(1.0, abs=1e-12)
+    assert float(fold_ar_scale(orthogonal, one_cluster)) == pytest.approx(5**0.5, abs=1e-12)
+    alone = fold_ar_scale(torch.randn(3, 4, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(alone, torch.ones(3, dtype=torch.float64))
+
+
+def test_fold_ar_against_the_formula_pair_by_pair() -> None:
+    torch.manual_seed(0)
+    rows, labels = torch.randn(6, 11, dtype=torch.float64), [0, 1, 0, 0, 1, 0]
+    found = fold_ar_scale(rows, torch.nn.functional.one_hot(torch.tensor(labels)).T.double())
+    for cluster in (0, 1):
+        members = [i for i, label in enumerate(labels) if label == cluster]
+        size = len(members)
+        cosines = [float(torch.cosine_similarity(rows[i], rows[j], dim=0)) for i in members for j in members if i != j]
+        mean = sum(cosines) / len(cosines)
+        assert float(found[cluster]) == pytest.approx(size / (size + (size**2 - size) * mean) ** 0.5, rel=1e-12)
+
+
 def test_scale_of_fold_ar_does_not_see_the_length_of_rows() -> None:
     rows, membership = torch.randn(4, 6, dtype=torch.float64), torch.tensor([[1.0, 1, 1, 0], [0, 0, 0, 1]]).double()
     scaled = rows * torch.tensor([[0.2], [3.0], [1.0], [5.0]])

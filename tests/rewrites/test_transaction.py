@@ -121,7 +121,7 @@ def test_masks_may_hold_infinities_and_nothing_nan(kind: str, value: float, fine
     if fine:
         check_finite("fold", model)
     else:
-        with pytest.raises(ArgumentError, match=r"fold\(Module\): x"):
+        with pytest.raises(ArgumentError, match=r"fold.*\bx\b"):
             check_finite("fold", model)
 
 

@@ -67,7 +67,7 @@ def test_what_must_keep_as_many_stays_as_well() -> None:
 
 
 def test_networks_without_a_width_and_nan_are_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"prune\(Linear\)"):
+    with pytest.raises(ArgumentError, match=r"prune.*Linear"):
         find_prunable_groups("prune", nn.Linear(3, 2), torch.randn(2, 3))
     model = _mlp()
     nn.init.constant_(model[2].bias, float("nan"))

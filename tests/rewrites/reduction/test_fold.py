@@ -10,12 +10,7 @@ from torch import Tensor, nn
 import lightning_fold as lf
 from lightning_fold.layers import CompensatedNorm
 from lightning_fold.rewrites.channels.homogeneity import homogeneous
-from lightning_fold.rewrites.channels.merge import fold_ar_scale
-from lightning_fold.rewrites.channels.widths import PrunableGroup, find_prunable_groups
-from lightning_fold.rewrites.reduction.clustering import Clustering, _features
-from lightning_fold.rewrites.reduction.cut import merge
-from lightning_fold.structure.groups import read_structure
-from lightning_fold.surgery.transaction import Surgery
+from lightning_fold.rewrites.channels.widths import find_prunable_groups
 from tests.zoo import ZOO, Head, build, error_of, run
 
 
@@ -61,50 +56,6 @@ def test_channels_written_alike_merge_before_all_others(seed: int, normed: bool,
     lf.fold(model, x, keep=wanted / 16, of="channels", repair="none")
     assert model[0].out_channels == wanted
     assert error_of(run(model, (x,)), run(dense, (x,))) <= 1e-13
-
-
-def test_mean_and_sum_against_dense_projection() -> None:
-    """The folded network is the dense one with C = U (U^T U)^-1 U^T after the hidden layer's weight and bias."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 4)).double()
-    dense, x = deepcopy(model), torch.randn(5, 6, dtype=torch.float64)
-    labels = torch.tensor([0, 0, 1, 2, 1, 0, 3, 3, 2])
-    u = torch.nn.functional.one_hot(labels).double()
-    projection = u @ torch.linalg.inv(u.T @ u) @ u.T
-    structure = read_structure(model, x)
-    groups = structure.groups(structure.labels.axes["0.weight", 0])
-    first = torch.tensor([labels.tolist().index(label) for label in labels.tolist()])
-    cluster_of = torch.arange(structure.count)
-    cluster_of[groups] = groups[first]
-    with Surgery(model) as surgery:
-        merge(surgery, structure, cluster_of)
-    expected = (x @ dense[0].weight.T + dense[0].bias) @ projection @ dense[1].weight.T + dense[1].bias
-    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-13)
-    inverse = torch.linalg.inv(u.T @ u)
-    torch.testing.assert_close(model[0].weight, inverse @ u.T @ dense[0].weight, rtol=1e-13, atol=1e-15)
-    torch.testing.assert_close(model[1].weight, dense[1].weight @ u, rtol=1e-13, atol=1e-15)
-
-
-def test_fold_ar_at_its_extremes() -> None:
-    row = torch.randn(1, 7, dtype=torch.float64)
-    identical, orthogonal = row.repeat(5, 1), torch.eye(5, dtype=torch.float64)
-    one_cluster = torch.ones(1, 5, dtype=torch.float64)
-    assert float(fold_ar_scale(identical, one_cluster)) == pytest.approx(1.0, abs=1e-12)
-    assert float(fold_ar_scale(orthogonal, one_cluster)) == pytest.approx(5**0.5, abs=1e-12)
-    alone = fold_ar_scale(torch.randn(3, 4, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
-    torch.testing.assert_close(alone, torch.ones(3, dtype=torch.float64))
-
-
-def test_fold_ar_against_the_formula_pair_by_pair() -> None:
-    torch.manual_seed(0)
-    rows, labels = torch.randn(6, 11, dtype=torch.float64), [0, 1, 0, 0, 1, 0]
-    found = fold_ar_scale(rows, torch.nn.functional.one_hot(torch.tensor(labels)).T.double())
-    for cluster in (0, 1):
-        members = [i for i, label in enumerate(labels) if label == cluster]
-        size = len(members)
-        cosines = [float(torch.cosine_similarity(rows[i], rows[j], dim=0)) for i in members for j in members if i != j]
-        mean = sum(cosines) / len(cosines)
-        assert float(found[cluster]) == pytest.approx(size / (size + (size**2 - size) * mean) ** 0.5, rel=1e-12)
 
 
 def orthogonal_filters(*after: nn.Module) -> nn.Sequential:
@@ -330,35 +281,6 @@ def test_norm_that_cannot_count_merged_channels_keeps_them() -> None:
     report = lf.fold(model, x, keep=0.5, of="channels")
     assert [kept.reason for kept in report.kept] == ["norm is a norm that cannot count merged channels"]
     assert report.changes == ()
-
-
-def test_many_channels_start_from_a_tree(monkeypatch) -> None:
-    """Where k-means++ would take minutes; over some networks the clusters are about as good as its best of three."""
-
-    def spread(clustering: Clustering, width: PrunableGroup, assignment: Tensor) -> float:
-        """Weighted squared distances to the means of the clusters."""
-        points, weights = _features(*clustering._describe(width))
-        weighted = weights[:, None] * points
-        means = [weighted[assignment == k].sum(0) / weights[assignment == k].sum() for k in range(24)]
-        return float((weights[:, None] * (points - torch.stack(means)[assignment]).square()).sum())
-
-    best, found = 0.0, 0.0
-    for seed in range(4):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 5)).double()
-        with torch.no_grad():
-            model[0].weight[30:] = model[0].weight[:30] + 0.3 * torch.randn(30, 20, dtype=torch.float64)
-        structure, (width,) = find_prunable_groups("fold", model, torch.randn(2, 20, dtype=torch.float64))
-        clustering = Clustering(model, structure, seed=0)
-        best += spread(clustering, width, clustering.assign(width, 24))
-        with monkeypatch.context() as patched:
-            patched.setattr("lightning_fold.rewrites.reduction.clustering._PRODUCTS", 0)
-            assignment = clustering.assign(width, 24)
-        assert len(assignment.unique()) == 24
-        ours = spread(clustering, width, assignment)
-        assert ours <= spread(clustering, width, clustering.approximate(width, 24))
-        found += ours
-    assert found <= 1.05 * best
 
 
 def test_statistics_estimated_again_are_those_of_the_channels_that_were_merged() -> None:

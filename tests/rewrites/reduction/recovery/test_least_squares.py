@@ -100,18 +100,6 @@ def test_what_makes_it_worse_is_undone_and_said() -> None:
     assert "undone" in str(report)
 
 
-def test_repair_on_data_is_repair_where_it_helps() -> None:
-    model = build("conv_norm")
-    batches = _batches("conv_norm", 3)
-    lf.repair(model, batches)
-    by_hand = deepcopy(model)
-    report = lf.prune(model, batches[0][:2], keep=0.6, of="channels", repair="data", batches=batches)
-    lf.prune(by_hand, batches[0][:2], keep=0.6, of="channels")
-    lf.repair(by_hand, [torch.cat(batches[:-1])])
-    assert report.notes == ()
-    torch.testing.assert_close(run(model, (batches[2],)), run(by_hand, (batches[2],)), rtol=1e-10, atol=1e-12)
-
-
 def test_layer_norms_are_tuned_back() -> None:
     """Scales and shifts that were moved are found again, one norm after the other."""
     dense, x = build("stream"), ZOO["stream"].inputs(64)[0]

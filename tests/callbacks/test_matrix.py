@@ -66,11 +66,11 @@ def moved(module, trainer, name):
 @pytest.mark.parametrize(
     "setting", ["accumulation", "clip by norm", "bf16", *slow("plain", "clip by value", "fp16", "double")]
 )
-def test_trainer_settings(make_trainer, name, context):
-    module, trainer = project(), make_trainer(EPOCHS, CALLBACKS[name](), **TRAINERS[context])
+def test_trainer_settings(make_trainer, name, setting):
+    module, trainer = project(), make_trainer(EPOCHS, CALLBACKS[name](), **TRAINERS[setting])
     trainer.fit(module, loader(), loader())
     assert_compressed(name, module, trainer)
-    assert trainer.global_step == EPOCHS * (2 if context == "accumulation" else 3)
+    assert trainer.global_step == EPOCHS * (2 if setting == "accumulation" else 3)
     assert moved(module, trainer, name)
 
 

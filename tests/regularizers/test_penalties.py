@@ -151,7 +151,6 @@ def test_a_penalty_is_built_in_by_one_line(foreign, monkeypatch):
         ({partial(first_difference, squared=False): 1.0}, TypeError, "expected a name, a dotted path, a function or"),
         (["nuclear_norm"], TypeError, "expected strengths by name, for example {'nuclear_norm': 1e-3}"),
     ],
-    ids=str,
 )
 def test_wrong_penalties_are_refused(foreign, penalties, error, message):
     with pytest.raises(error, match=re.escape(message)) as found:

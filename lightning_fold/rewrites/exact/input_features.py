@@ -29,7 +29,7 @@ def select_read_features(surgery: Surgery, structure: Structure) -> None:
 
 def _reads_input(structure: Structure, node: Node) -> bool:
     """Whether ``node`` is an input of the network, after data movement only."""
-    while node.op == "call_function" and family(node) in ("movement", "identity", "slice", "pad"):
+    while node.op == "call_function" and family(node) in ("movement", "identity", "positions", "pad"):
         node = node.all_input_nodes[0]
     return node.op == "placeholder" and node not in structure.trace.tensors
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lightning_fold as lf
 from lightning_fold.layers import SelectFeatures
 from lightning_fold.rewrites.exact.input_features import select_read_features
 from lightning_fold.structure.groups import read_structure
@@ -85,3 +86,17 @@ def test_the_network_itself_is_not_replaced() -> None:
     nn.init.zeros_(model.weight[:, 1])
     _select(model, torch.randn(2, 3))
     assert model.weight.shape == (2, 3)
+
+
+def test_a_selection_from_an_earlier_call_becomes_shorter() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    inputs = torch.randn(5, 6).double()
+    for columns, left in (([1, 4], [0, 2, 3, 5]), ([0, 3], [2, 3])):
+        layer = model[1] if isinstance(model[1], nn.Linear) else model[1][1]
+        with torch.no_grad():
+            layer.weight[:, columns] = 0
+        expected = model(inputs)
+        lf.minimize(model, inputs, select_inputs=True)
+        assert model[1][0].index.tolist() == left
+        torch.testing.assert_close(model(inputs), expected, rtol=0, atol=1e-12)

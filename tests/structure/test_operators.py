@@ -52,7 +52,7 @@ def test_family_and_name(function, name: str | None, expected: str) -> None:
 
 
 def test_operator_in_place_runs_as_one_that_changes_nothing() -> None:
-    node = _nodes(lambda x: x.clone().relu_())[-1]
+    node = _nodes(lambda x: (x * 2).relu_())[-1]
     value = torch.tensor([-1.0, 1.0])
     assert is_in_place(node) and torch.equal(functional(node)(value), value.relu()) and value[0] == -1
     assert not is_in_place(_nodes(torch.relu)[-1])
@@ -70,7 +70,7 @@ def test_view_runs_on_any_strides() -> None:
     ("function", "expected"),
     [
         (lambda x: x.softmax(-1), True),
-        (lambda x: (x * 2 + x[:1]).clone().softmax(2), True),
+        (lambda x: (x * 2 + 1).clone().softmax(2), True),
         (lambda x: x.softmax(1), False),
         (lambda x: x.softmax(-1) + x, False),
         (lambda x: x.tanh().softmax(-1), False),

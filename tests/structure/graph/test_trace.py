@@ -1,7 +1,5 @@
 """trace: one graph that computes what the network computes, and the names of its tensors."""
 
-import warnings
-
 import pytest
 import torch
 from torch import nn
@@ -10,6 +8,7 @@ from lightning_fold.errors import TraceError
 from lightning_fold.structure.graph.trace import (
     evaluation_mode,
     interpret,
+    layer_of,
     layers_of,
     tensor_names,
     trace,
@@ -18,7 +17,7 @@ from lightning_fold.structure.graph.trace import (
     unwrapped_once,
 )
 from lightning_fold.structure.operators import functional
-from tests.zoo import ZOO, build, flat, run
+from tests.zoo import ZOO, build, run
 
 
 @pytest.mark.parametrize("name", ["residual", "shared_linear", "two_inputs", "two_outputs", "in_place"])
@@ -87,7 +86,7 @@ def test_layers_of_a_node_are_all_that_it_is_part_of() -> None:
         for n in trace(nn.Sequential(nn.Sequential(nn.ReLU())), torch.randn(2, 3)).graph.nodes
         if n.op == "call_function"
     ]
-    assert layers_of(node) == ["", "", "0", "0.0"] or layers_of(node) == ["", "0", "0.0"]
+    assert list(dict.fromkeys(layers_of(node))) == ["", "0", "0.0"] and layer_of(node) == "0.0"
 
 
 def test_wrappers_are_taken_off() -> None:
@@ -97,6 +96,5 @@ def test_wrappers_are_taken_off() -> None:
 
 
 def test_network_that_cannot_be_traced_is_refused_with_its_name_and_the_shapes() -> None:
-    with pytest.raises(TraceError, match=r"Linear.*\(2, 4\)"), warnings.catch_warnings():
+    with pytest.raises(TraceError, match=r"Linear.*\(2, 4\)"):
         trace(nn.Linear(3, 2), torch.randn(2, 4))
-    assert flat(torch.ones(1, 2)).shape == (1, 2)

@@ -48,16 +48,16 @@ def test_classifier_is_the_model_and_lines_take_the_place_of_a_bar(cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "lines", "bar"),
+    ("words", "lines"),
     [
-        (["--trainer.enable_progress_bar=true"], True, True),
-        (["--trainer.callbacks=TQDMProgressBar"], True, True),
-        (["--trainer.fast_dev_run=true"], False, True),
+        (["--trainer.enable_progress_bar=true"], True),
+        (["--trainer.callbacks=TQDMProgressBar"], True),
+        (["--trainer.fast_dev_run=true"], False),
     ],
 )
-def test_bar_that_is_asked_for_is_there(cli, words: list[str], lines: bool, bar: bool) -> None:
+def test_bar_that_is_asked_for_is_there(cli, words: list[str], lines: bool) -> None:
     trainer = cli(*words).trainer
-    assert (_has(trainer, EpochLines), trainer.progress_bar_callback is not None) == (lines, bar)
+    assert (_has(trainer, EpochLines), trainer.progress_bar_callback is not None) == (lines, True)
 
 
 def test_value_that_a_constructor_refuses_is_reported_like_any_other(cli, capsys) -> None:

@@ -10,7 +10,6 @@ import yaml
 
 import lightning_fold
 from lightning_fold.cli import main
-from lightning_fold.commands.config_errors import summarise
 from lightning_fold.commands.listing import COMMANDS, function_of
 from lightning_fold.commands.parser import first_line
 from lightning_fold.modules import Classifier
@@ -226,10 +225,6 @@ def test_mistake_in_a_callback_is_reported_once(capsys):
         main(["fit", "--trainer.callbacks", "ChannelFolding", "--trainer.callbacks.compensat", "bias"])
     error, _ = capsys.readouterr().err.splitlines()
     assert error == "error: key 'trainer.callbacks': Option 'compensat' is not accepted; did you mean 'compensate'?"
-
-
-def test_summarise_leaves_a_plain_sentence_alone():
-    assert summarise("MLP(depth=3): expected 2") == "MLP(depth=3): expected 2"
 
 
 def test_help_lists_the_first_line_of_each_command() -> None:

@@ -174,14 +174,6 @@ def test_structure_of_another_network_is_refused(other: str) -> None:
         assert id(value) == before[key][0] and torch.equal(value, before[key][1])
 
 
-def test_description_is_plain() -> None:
-    structure = lf.describe(build("residual"))
-    entry = structure["1.conv1"]
-    assert entry["type"] == "torch.nn.Conv2d" and entry["shapes"] == {"weight": [8, 8, 3, 3]}
-    assert entry["attributes"]["out_channels"] == 8 and entry["attributes"]["kernel_size"] == [3, 3]
-    assert json.loads(json.dumps(structure)) == structure
-
-
 def test_layers_put_in_front_come_and_go_with_the_optimizer() -> None:
     """A selection of inputs appears by rebuilding and disappears again; what is trained is always what is there."""
     dense, selected = build("mlp"), build("mlp")

@@ -201,10 +201,13 @@ class RewriteCallback(lightning.Callback, ABC):
         return CompressionRun(trainer, pl_module, self._example)
 
     def _miss(self, run: CompressionRun) -> None:
-        if not self._missed:
+        """Warn once, also where several callbacks look for the same metric."""
+        sharing = [callback for callback in rewriting(run) if callback.monitor == self.monitor]
+        if not any(callback._missed for callback in sharing):
             logged = sorted(run.trainer.callback_metrics)
+            names = ", ".join(dict.fromkeys(type(callback).__name__ for callback in sharing))
             rank_zero_warn(
-                f"{type(self).__name__}(monitor={self.monitor!r}): found no such metric after a validation, so "
+                f"{names}(monitor={self.monitor!r}): found no such metric after a validation, so "
                 "dense and compressed accuracy are not reported. Expected the name of a logged metric: "
                 f"{', '.join(map(repr, logged)) or 'none is logged'}."
             )

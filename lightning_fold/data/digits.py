@@ -1,8 +1,6 @@
 """The handwritten digits that come with scikit-learn."""
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from lightning_fold.data.base import ClassificationDataModule, Splits
 from lightning_fold.data.datasets import TensorImages
@@ -27,6 +25,9 @@ class DigitsDataModule(ClassificationDataModule):
 
     def load_splits(self) -> Splits:
         """Split scikit-learn's digits."""
+        from sklearn.datasets import load_digits  # takes a second to import, and only these data need it
+        from sklearn.model_selection import train_test_split
+
         images, targets = load_digits(return_X_y=True)
         rest, test = train_test_split(range(len(targets)), test_size=360, stratify=targets, random_state=self.seed)
         train, val = train_test_split(rest, test_size=180, stratify=targets[rest], random_state=self.seed)

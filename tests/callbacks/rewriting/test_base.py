@@ -124,3 +124,12 @@ def test_network_that_setup_builds_comes_too_late(make_trainer, data):
 
     with pytest.raises(ValueError, match=r"Late has no parameters when callbacks are set up; expected .* in __init__"):
         make_trainer(1, ChannelFolding(keep=0.6, of="channels")).fit(Late(), data)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_metric_that_nobody_logs_is_missed_once(make_classifier, make_trainer, data):
+    callbacks = [ChannelFolding(keep=0.6, monitor="nobody"), LowRankFactorization(keep=0.8, monitor="nobody")]
+    with pytest.warns(UserWarning) as warned:
+        make_trainer(2, *callbacks).fit(make_classifier("conv"), data)
+    (message,) = [str(each.message) for each in warned if "'nobody'" in str(each.message)]
+    assert "ChannelFolding" in message and "LowRankFactorization" in message and "'accuracy/val'" in message

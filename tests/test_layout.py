@@ -36,3 +36,11 @@ def test_functions_are_short() -> None:
 def test_circles_are_found() -> None:
     assert import_tree.circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == {"a", "b", "c"}
     assert import_tree.floors({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": 3, "b": 2, "c": 1}
+
+
+def test_each_module_has_its_test_file_under_the_same_path() -> None:
+    tests = import_tree.REPOSITORY / "tests"
+    modules = [name.split(".")[1:] for name in import_tree.file_arrows()]
+    files = [tests.joinpath(*folders, f"test_{name}.py") for *folders, name in modules]
+    assert len(files) > 100
+    assert [str(file) for file in files if not file.is_file()] == []

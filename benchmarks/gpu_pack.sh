@@ -12,7 +12,7 @@ python=${PYTHON:-python3}
 
 # What torch, lightning, timm, torchmetrics, torchvision, scikit-learn, scipy and matplotlib do not bring along.
 wheels=(rich markdown-it-py mdurl pygments jsonargparse docstring-parser typeshed-client importlib-resources
-  pytest pluggy iniconfig tensorboard protobuf absl-py)
+  lazy-loader pytest pluggy iniconfig tensorboard protobuf absl-py)
 
 case "${1:-}" in
   pack)

@@ -16,13 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/cuda"
 
 # On a CPU, where the suite runs all of them anyway.
+ADDOPTS = "--import-mode=importlib --strict-markers"  # without pytest-xdist, which need not be installed
 FEW = "adam or saved or pt2"
 
 
 def measure(results: Results, work: Path, deadline: Deadline, *, cuda: bool, tests: str = TESTS) -> None:
     """Run the tests and add a row for each, also where the time ends before the tests."""
     outcomes = work / "outcomes.jsonl"
-    command = [sys.executable, "-m", "pytest", "-q", tests]
+    command = [sys.executable, "-m", "pytest", "-q", tests, "-o", f"addopts={ADDOPTS}"]
     command += ["-m", "cuda"] if cuda else ["-m", "not cuda and not slow", "-k", FEW]
     command += ["-p", "benchmarks.gpu_parts.outcomes"]
     command += ["--outcomes", str(outcomes), *(["-n", "4"] if cuda and find_spec("xdist") else [])]

@@ -1,4 +1,4 @@
-"""First and second differences of a weight along its axes: small where neighbouring channels do alike."""
+"""First and second differences of a weight along its axes: small where neighbouring channels are similar."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ def first_difference(
     """Mean of the squared (or absolute) differences w[i + 1] - w[i] along each axis, summed over the axes; a scalar.
 
     Source: one of the penalties of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469); axes, mean and
-    powers are this project's own.
+    powers are this project's own choice.
 
     Args:
         weight: (O, I, ...), floating point.
-        axes: "output" for dimension 0, "input" for dimension 1, "space" for all that follow. An axis too short for a
+        axes: "output" for dimension 0, "input" for dimension 1, "space" for all others. An axis too short for a
             difference adds nothing.
-        squared: squares, or else absolute values, whose gradient is 0 at 0.
+        squared: whether to take squares; if not, absolute values, with gradient 0 at 0.
 
     Raises:
-        ValueError: an axis has another name.
+        ArgumentError: an axis has another name.
     """
     return _difference(weight, 1, axes, squared)
 
@@ -33,7 +33,7 @@ def first_difference(
 def second_difference(
     weight: Tensor, axes: Sequence[WeightAxis] = ("output", "input"), *, squared: bool = True
 ) -> Tensor:
-    """Mean of the squared (or absolute) differences w[i + 2] - 2 w[i + 1] + w[i]; else as :func:`first_difference`."""
+    """Mean of the squared (or absolute) differences w[i + 2] - 2 w[i + 1] + w[i]; see :func:`first_difference`."""
     return _difference(weight, 2, axes, squared)
 
 

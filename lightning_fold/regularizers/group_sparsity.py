@@ -1,4 +1,4 @@
-"""Group sparsity: the L2,1 norm over channel groups, which empties whole channels."""
+"""Group sparsity: the L2,1 norm over channel groups, which drives whole channels to zero."""
 
 from collections.abc import Sequence
 
@@ -12,15 +12,16 @@ from lightning_fold.structure.groups import ChannelGroup
 def group_sparsity(weight: Tensor, axes: Sequence[WeightAxis] = ("output",)) -> Tensor:
     """The L2,1 norm of one weight (O, I, ...): the sum of the norms of its slices along each axis, a scalar.
 
-    :class:`GroupSparsity` joins all weights that write or read a channel; this one needs no graph of the network.
+    :class:`GroupSparsity` combines all weights that write or read a channel; this function needs no graph of the
+    network.
 
     Args:
         weight: (O, I, ...), floating point; a slice that is zero has gradient zero.
-        axes: "output" for dimension 0, "input" for dimension 1, "space" for all that follow; of a weight without such a
-            dimension there is nothing to add.
+        axes: "output" for dimension 0, "input" for dimension 1, "space" for all others. Dimensions that the weight
+            lacks add nothing.
 
     Raises:
-        ValueError: an axis has another name.
+        ArgumentError: an axis has another name.
     """
     slices = [weight.movedim(dim, 0).flatten(1) for dim in dimensions(weight, axes)]
     norms = [
@@ -30,14 +31,14 @@ def group_sparsity(weight: Tensor, axes: Sequence[WeightAxis] = ("output",)) -> 
 
 
 class GroupSparsity:
-    """The penalty sum_g ||w_g|| over the channels of a network, w_g all parameters that write or read channel g.
+    """The penalty sum_g ||w_g|| over the channels of a network; w_g holds all parameters that write or read channel g.
 
-    Its proximal step takes the same amount off every norm, so the weak channels go to zero as a whole.
+    Its proximal step reduces every norm by the same amount, so weak channels become zero as a whole.
 
     Source: group lasso (Yuan and Lin 2006), over the channel groups of the network's graph.
 
     Args:
-        network: the network; its parameters are looked up by name, so it must keep its structure.
+        network: the network; its parameters are looked up by name, so its structure must not change.
         groups: its channel groups, as ``channel_groups`` returns them; pinned ones are left out.
     """
 
@@ -54,12 +55,12 @@ class GroupSparsity:
         return [self._norms(size, members) for size, members in self._groups]
 
     def value(self) -> Tensor:
-        """The penalty, a scalar that can be differentiated; a channel that is zero has gradient zero."""
+        """The penalty, a differentiable scalar; a channel that is zero has gradient zero."""
         return torch.stack([norms.sum() for norms in self.norms()]).sum() if self._groups else torch.zeros(())
 
     @torch.no_grad()
     def shrink(self, threshold: float) -> None:
-        """Take ``threshold`` off the norm of every channel, in place: the proximal step of the penalty.
+        """Reduce the norm of every channel by ``threshold``, in place: the proximal step of the penalty.
 
         A channel whose norm is smaller becomes exactly zero. A weight between two channels shrinks with both.
         """
@@ -83,5 +84,5 @@ class GroupSparsity:
         if not parts:
             return torch.zeros(size)
         squares = torch.stack(parts).sum(0)
-        empty = squares == 0  # where a root has no gradient
+        empty = squares == 0  # the square root has no gradient at zero
         return torch.where(empty, 1, squares).sqrt() * ~empty

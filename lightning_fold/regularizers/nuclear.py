@@ -1,4 +1,4 @@
-"""Nuclear norm: the sum of the singular values, which empties all but a few of them."""
+"""Nuclear norm: the sum of the singular values, which drives all but a few of them to zero."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_fold.regularizers.penalty import with_gradient
 
-# The smallest singular value, relative to the Schatten 4-norm, that the polar factor gets right.
+# The smallest singular value, relative to the Schatten 4-norm, for which the polar factor is accurate.
 SMALLEST = 1e-3
 
 _ROUNDS, _STEPS = 2, 5
@@ -17,10 +17,11 @@ def nuclear_norm(weight: Tensor) -> Tensor:
     """The sum of the singular values of a weight (O, I, ...) as the matrix O x (I ...), a scalar.
 
     The gradient is the matrix's polar factor P and the value <P, W>; neither needs a singular value decomposition
-    (see :func:`polar_factor` for the error). Singular values too small for it count, and shrink, less than they should.
+    (see :func:`polar_factor` for the error). Singular values below its accurate range count,
+    and shrink, less than they should.
 
     Source: one of the penalties of "Smooth Model Compression without Fine-Tuning" (arXiv 2505.24469); the axes and the
-    algorithm are this project's own.
+    algorithm are this project's own choice.
     """
 
     def evaluate(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,10 +34,10 @@ def nuclear_norm(weight: Tensor) -> Tensor:
 def polar_factor(matrix: Tensor) -> Tensor:
     """U V^T of a matrix U S V^T, by ten Newton-Schulz steps on the smaller Gram matrix.
 
-    Each step applies p(s) = (3 a s - (a s)^3) / 2 to every singular value s, with the a that lifts the smallest most
-    (Chen and Chow 2014). Singular values above a thousandth of the Schatten 4-norm become 1 within 1e-5 in float64 and
-    1e-3 in float32; smaller ones become something between 0 and 1, larger for larger. Steps commute with the matrix, so
-    they are taken on its Gram matrix, which is computed anew half-way, before rounding errors have grown.
+    Each step applies p(s) = (3 a s - (a s)^3) / 2 to every singular value s, with the a that increases the smallest
+    value most (Chen and Chow 2014). Singular values above a thousandth of the Schatten 4-norm become 1 within 1e-5 in
+    float64 and 1e-3 in float32; smaller ones become values between 0 and 1, in the same order. Steps commute with the
+    matrix, so they run on its Gram matrix, which is recomputed half-way, before rounding errors grow.
 
     Simulated with products in TF32, which ``torch.set_float32_matmul_precision("high")`` allows GPUs, the result for
     random matrices is within 5 % of the polar factor (Frobenius norm), its singular values below 1.005.
@@ -45,7 +46,7 @@ def polar_factor(matrix: Tensor) -> Tensor:
         matrix: (m, n) float32 or float64, finite.
 
     Returns:
-        (m, n); zero for zero.
+        (m, n); zero for a zero matrix.
     """
     if matrix.shape[0] > matrix.shape[1]:
         return polar_factor(matrix.mT).mT

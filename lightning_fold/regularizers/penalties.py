@@ -1,4 +1,4 @@
-"""The penalties on one weight: those built in by name, and those from elsewhere by dotted path."""
+"""The penalties on one weight: built-in ones by name, others by dotted path."""
 
 import inspect
 import pkgutil
@@ -19,8 +19,8 @@ from lightning_fold.regularizers.penalty import times_weights
 class Penalty(Protocol):
     """A function of the weight of one layer, or an object that is called like one.
 
-    It may have parameters ``axes`` and ``squared``, which it gets as ``Smoothness`` has them, and others with defaults.
-    A class gets them all in its constructor; one object then serves all layers.
+    It may have parameters ``axes`` and ``squared``, which get the values of ``Smoothness``, and others with defaults.
+    A class gets them all in its constructor; one object is then used for all layers.
     """
 
     def __call__(self, weight: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ BUILT_IN: dict[str, Callable[..., Any]] = {
 
 
 def path_of(call: str, penalty: Any) -> str:
-    """The name of a penalty as settings hold it: a built-in one's, or the dotted path of a function or class.
+    """The name of a penalty in settings: a built-in name, or the dotted path of a function or class.
 
     Raises:
         ArgumentTypeError: ``penalty`` is neither a string nor a function or class.
@@ -47,8 +47,8 @@ def path_of(call: str, penalty: Any) -> str:
         return penalty
     if not (inspect.isroutine(penalty) or isinstance(penalty, type)):
         raise ArgumentTypeError(
-            f"{call}(penalties={{{penalty!r}: ...}}): expected a name, a dotted path, a function or a class. Arguments "
-            "stand beside the strength: {MyPenalty: {'strength': 0.01, 'power': 3}}."
+            f"{call}(penalties={{{penalty!r}: ...}}): expected a name, a dotted path, a function or a class. Write "
+            "arguments beside the strength: {MyPenalty: {'strength': 0.01, 'power': 3}}."
         )
     return _built_in(penalty) or f"{penalty.__module__}.{penalty.__qualname__}"
 
@@ -62,11 +62,11 @@ def find_penalty(call: str, name: str) -> Callable[..., Any]:
     """The function or class of a penalty.
 
     Args:
-        call: what asks for it, for the message.
-        name: that of a built-in penalty, or a dotted path.
+        call: the caller, for the message.
+        name: name of a built-in penalty, or a dotted path.
 
     Raises:
-        ArgumentError: there is none of this name, or what the path leads to cannot be called.
+        ArgumentError: no penalty has this name, or the object at the path cannot be called.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
@@ -91,14 +91,14 @@ def with_arguments(
     """``penalty`` as a function of the weight alone.
 
     Args:
-        call: what asks for it, for the message.
-        name: its name.
+        call: the caller, for the message.
+        name: name of the penalty.
         penalty: the function or class.
-        own: its arguments.
-        shared: arguments that it gets where it has such parameters and none of its own.
+        own: its own arguments.
+        shared: default arguments, passed if the penalty has such parameters and ``own`` does not set them.
 
     Raises:
-        ArgumentError: it has no parameter of such a name, or lacks one.
+        ArgumentError: an argument has no matching parameter, or a required one is missing.
     """
     given = {key: value for key, value in shared.items() if takes(penalty, key)} | dict(own)
     weight = () if isinstance(penalty, type) else (None,)
@@ -118,7 +118,7 @@ def takes(penalty: Callable[..., Any], parameter: str) -> bool:
 
 
 def tags(names: Iterable[str]) -> dict[str, str]:
-    """How logs call penalties: the last part of a dotted path, or all of it where two end alike."""
+    """The names of penalties in logs: the last part of a dotted path, or the whole path if two have the same ending."""
     ends = {name: name.rpartition(".")[2] for name in names}
     counts = Counter(ends.values())
     return {name: end if counts[end] == 1 else name for name, end in ends.items()}

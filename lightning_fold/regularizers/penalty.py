@@ -1,4 +1,4 @@
-"""What all penalties on one weight share: a value that brings its own gradient, and names for the axes."""
+"""Common parts of penalties on one weight: a value with its own gradient, and names for the axes."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_fold.errors import ArgumentError
 
-# Dimension 0 of a weight, dimension 1, all that follow.
+# Dimension 0 of a weight, dimension 1, all others.
 WeightAxis = Literal["output", "input", "space"]
 _AXES = get_args(WeightAxis)
 
@@ -19,16 +19,16 @@ ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def with_gradient(weight: Tensor, evaluate: ValueAndGradient) -> Tensor:
-    """The value of a penalty as a scalar that autograd differentiates once, by the gradient ``evaluate`` gives.
+    """The value of a penalty as a scalar that autograd differentiates once, with the gradient from ``evaluate``.
 
-    Half precision is evaluated in float32, whatever autocast says, and the gradient is rounded after the last factor:
-    the number of weights, with which a mean becomes a sum, may be more than float16 holds.
+    Half precision is evaluated in float32, even under autocast, and the gradient is rounded after the last factor: the
+    number of weights, which turns a mean into a sum, may exceed the range of float16.
     """
     return _WithGradient.apply(weight, evaluate)  # pyright: ignore[reportReturnType]
 
 
 def times_weights(mean: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A penalty that is ``mean`` once for every weight of a layer: its strength compares with a weight decay."""
+    """``mean`` times the number of weights of a layer, so that its strength is comparable to weight decay."""
 
     @wraps(mean)
     def total(weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -41,7 +41,7 @@ def dimensions(weight: Tensor, axes: Sequence[WeightAxis]) -> list[int]:
     """The dimensions of a weight (O, I, ...) that ``axes`` name.
 
     Raises:
-        ValueError: an axis has another name.
+        ArgumentError: an axis has another name.
     """
     if unknown := set(axes) - set(_AXES):
         raise ArgumentError(f"axes={list(axes)}: expected names among {', '.join(_AXES)}; found {sorted(unknown)}.")

@@ -16,28 +16,29 @@ LAYERS = (nn.Linear, _ConvNd)
 
 @dataclass(frozen=True)
 class LayerWeight:
-    """The weight of a layer, and the mask of ``torch.nn.utils.prune`` that it is multiplied with, if there is one."""
+    """The weight of a layer and, if there is one, its mask from ``torch.nn.utils.prune``."""
 
     name: str
     parameter: nn.Parameter
     mask: Tensor | None
 
     def is_real(self) -> bool:
-        """Whether it holds real numbers, as those are taken to that a lazy module has yet to make."""
+        """Whether it holds real numbers; uninitialized weights of lazy modules are assumed to."""
         return self.parameter.dtype.is_floating_point and (is_lazy(self.parameter) or self.parameter.numel() > 0)
 
     def masked(self) -> Tensor:
-        """What the layer computes with."""
+        """The weight that the layer uses: with its mask, if there is one."""
         return self.parameter if self.mask is None else self.parameter * self.mask
 
 
 def labelled_modules(
     network: nn.Module, prefix: str = "", *, replaced: bool = False
 ) -> Iterator[tuple[str, nn.Module, list[str]]]:
-    """The modules by dotted name, as without ``torch.compile``, and what patterns may match.
+    """Yield each module with its dotted name (without ``torch.compile``'s prefix) and the labels that patterns match.
 
-    This is name and type, of the module and of the layers that stood first in its place or around it, so that what a
-    rewrite has made of a layer is selected as that one was. On demand the modules that were replaced come, too.
+    The labels are the name and type of the module, and of the original layers that rewrites replaced by it or by a
+    module around it. So a rewritten layer is selected like the original. With ``replaced``, the replaced modules are
+    yielded too.
     """
     inherited: dict[str, list[str]] = {}
     for path, module in network.named_modules(prefix=prefix):
@@ -56,7 +57,7 @@ def matches(patterns: list[str], labels: list[str]) -> bool:
 
 
 def weight_of(module: nn.Module, name: str) -> LayerWeight | None:
-    """The weight of the layer ``name``; ``None`` where it computes it, other than by a mask."""
+    """The weight of the layer ``name``; ``None`` if the layer computes it in another way than by a mask."""
     plain, hidden = (module._parameters.get(leaf) for leaf in ("weight", "weight_orig"))
     mask = module._buffers.get("weight_mask")
     if plain is not None:
@@ -67,7 +68,7 @@ def weight_of(module: nn.Module, name: str) -> LayerWeight | None:
 
 
 def is_matrix(module: nn.Module) -> bool:
-    """Whether a layer multiplies with one matrix: a linear layer, or a convolution without groups."""
+    """Whether a layer multiplies by one matrix: a linear layer, or an ungrouped, non-transposed convolution."""
     if isinstance(module, _ConvNd):
         return module.groups == 1 and not module.transposed
     return isinstance(module, nn.Linear)

@@ -1,4 +1,4 @@
-"""Smoothness: penalties on the layers of a network, added to its gradients while it trains."""
+"""Smoothness: penalties on the layers of a network, added to its gradients during training."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,33 +16,34 @@ from lightning_fold.regularizers.selection import LAYERS, LayerWeight, is_matrix
 from lightning_fold.regularizers.spectrum import spectrum_decay
 from lightning_fold.structure.graph.trace import unwrapped
 
-# A strength, or a strength beside the penalty's own arguments.
+# A strength, or a mapping of a strength and the penalty's own arguments.
 Strength = float | dict[str, Any]
 
 
 class Smoothness:
     """Penalties that make the weights of linear layers and ungrouped convolutions easier to compress.
 
-    The training objective gains strength * sum over layers. A difference counts once for every weight of its
-    layer, so its strength compares with a weight decay; the nuclear norm and group sparsity are the sums that they are.
+    Each penalty adds strength * (sum over layers) to the training objective. A difference is multiplied by the number
+    of weights of its layer, so its strength is comparable to weight decay; the nuclear norm and group sparsity are
+    plain sums.
 
     Args:
         penalties: strength, at least 0, of "nuclear_norm", "first_difference", "second_difference" (along axes, after
             "Smooth Model Compression without Fine-Tuning", arXiv 2505.24469), "group_sparsity" (L2,1 over axes), or of
-            a penalty of your own: the dotted path of a function or class, or in Python that itself. In place of a
-            strength a mapping gives arguments, too: {"my_package.SpectralNorm": {"strength": 0.01, "power": 3}}.
-        axes: "output" (channels), "input" (channels), "space" (of a kernel): where differences and groups are taken.
-        squared: squared differences, or else absolute ones.
-        every: optimizer steps from one application to the next, at least 1; each is as strong as all of them together.
+            your own penalty: the dotted path of a function or class or, in Python, the object itself. Instead of a
+            strength, a mapping can also give arguments: {"my_package.SpectralNorm": {"strength": 0.01, "power": 3}}.
+        axes: "output" (channels), "input" (channels), "space" (of a kernel): the axes of differences and groups.
+        squared: whether to use squared differences; if not, absolute ones.
+        every: optimizer steps from one application to the next, at least 1; each application is scaled by this number.
         start_epoch: first epoch with penalties, at least 0.
-        warmup_epochs: epochs, at least 0, over which the strength grows in equal steps until it is full.
-        layers: patterns, as in file names, one of which a layer's dotted name or type must match ("*.conv?",
-            "Linear"). ``torch.compile`` changes no names; what a rewrite makes of a layer has its name and type, too.
-        skip: patterns of layers that are left out.
+        warmup_epochs: epochs, at least 0, over which the strength grows in equal steps to its full value.
+        layers: patterns, as in file names ("*.conv?", "Linear"); a layer's dotted name or type must match one of them.
+            ``torch.compile`` changes no names; a rewritten layer also matches by its original name and type.
+        skip: patterns of layers to leave out.
 
     Raises:
         ArgumentError: a value is out of range, or a penalty cannot be imported or has no such argument.
-        ArgumentTypeError: a strength is no number, or a penalty neither a name nor a function or class.
+        ArgumentTypeError: a strength is not a number, or a penalty is not a name, function or class.
     """
 
     def __init__(
@@ -65,10 +66,10 @@ class Smoothness:
         self._objects = {name: self._made(name) for name in self.penalties if isinstance(self._found(name), type)}
 
     def weights(self, network: nn.Module, *, frozen: bool = False) -> dict[str, nn.Parameter]:
-        """The trained weights that are penalised, or also those that may be once they train, by dotted name.
+        """The trainable weights that are penalised, by dotted name; with ``frozen``, also the selected frozen weights.
 
-        Tied weights count once; empty and complex ones do not. Behind a mask of ``torch.nn.utils.prune`` the weight is
-        ``weight_orig``; what is penalised is its product with the mask.
+        Tied weights count once; empty and complex ones do not count. For a layer with a mask from
+        ``torch.nn.utils.prune`` this is ``weight_orig``; the penalty applies to its product with the mask.
         """
         return {each.name: each.parameter for each in self._weights(network, frozen=frozen)}
 
@@ -77,14 +78,14 @@ class Smoothness:
         return spectrum_decay({each.name: each.masked() for each in self._weights(network)})
 
     def computed(self, network: nn.Module) -> list[str]:
-        """The layers, by dotted name, that are selected but not penalised, as they compute their weight from others."""
+        """The dotted names of layers that are selected but not penalised, because they compute their weight."""
         return [name for name, module in self._selected(network) if weight_of(module, name) is None]
 
     def check_patterns(self, network: nn.Module) -> None:
-        """Refuse patterns that match no layer of ``network``, neither as it is nor as it was before rewrites.
+        """Refuse patterns that match no layer of ``network``, now or before rewrites.
 
         Raises:
-            ValueError: there is such a pattern in ``layers`` or ``skip``.
+            ArgumentError: ``layers`` or ``skip`` has such a pattern.
         """
         known = [
             (name, labels)
@@ -108,16 +109,16 @@ class Smoothness:
     def add_gradients(
         self, network: nn.Module, *, step: int, epoch: int, trained: Iterable[Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Add the penalties' gradients to ``.grad`` of the weights, if this step is one of those that do.
+        """Add the penalties' gradients to ``.grad`` of the weights, if this step is due.
 
         Args:
-            network: the network as it is now: its layers are looked up anew each time.
+            network: the current network; its layers are looked up at each call.
             step: optimizer steps done before this one.
             epoch: the epoch, counted from 0.
-            trained: parameters that the step changes; all where not given.
+            trained: the parameters that the step changes; all by default.
 
         Returns:
-            The value of each penalty without its strength; empty where nothing was added.
+            The value of each penalty without its strength; empty if nothing was added.
         """
         scale = self.every * self.strength(epoch)
         if step % self.every or scale == 0:
@@ -220,7 +221,7 @@ class Smoothness:
 
 
 def _by_path(call: str, penalties: Any) -> tuple[dict[str, Strength], dict[str, Callable[..., Any]]]:
-    """The settings of penalties by name, and those penalties that were given as functions or classes."""
+    """The settings of penalties by name, and the penalties that were given as functions or classes."""
     if not isinstance(penalties, Mapping):
         raise ArgumentTypeError(
             f"{call}(penalties={penalties!r}): expected strengths by name, for example {{'nuclear_norm': 1e-3}}."

@@ -1,4 +1,4 @@
-"""What layers and norms read of channels: columns with a weight other than zero, and constants."""
+"""Which channels layers and norms read: columns with a non-zero weight, and constants."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from lightning_fold.structure.operators.contractions import contraction_channel,
 
 
 def used_columns(structure: Structure, contraction: Contraction) -> Tensor:
-    """(rows, columns) whether the weight from column to row is not zero, for every channel the contraction reads."""
+    """(rows, columns) whether the weight from column to row is non-zero, for every channel the contraction reads."""
     weight = oriented(contraction.node, structure.constants[contraction.weight])
     nonzero = (weight != 0).flatten(2).any(2) if weight.dim() > 2 else weight != 0
     if contraction.groups == 1:
@@ -20,13 +20,13 @@ def used_columns(structure: Structure, contraction: Contraction) -> Tensor:
 
 
 def input_constants(structure: Structure, contraction: Contraction) -> Tensor | None:
-    """(columns,) the constant that each channel read by ``contraction`` is, NaN where it depends on the input."""
+    """(columns,) the constant value of each channel that ``contraction`` reads; NaN where it depends on the input."""
     given = channel_constants(structure.constants[contraction.value], contraction_channel(contraction.node))
     return None if given is None else given.cpu()
 
 
 def norm_constants(structure: Structure, norm: Norm) -> Tensor:
-    """(channels,) the constant that each channel read by ``norm`` is, NaN where it depends on the input."""
+    """(channels,) the constant value of each channel that ``norm`` reads; NaN where it depends on the input."""
     assert norm.channels is not None
     given = channel_constants(structure.constants[norm.node.all_input_nodes[0]], norm.dim)
     if given is None or len(given) != norm.channels.numel():  # or over the channels of each head
@@ -35,14 +35,14 @@ def norm_constants(structure: Structure, norm: Norm) -> Tensor:
 
 
 def varying_columns(structure: Structure, contraction: Contraction, out: Tensor) -> Tensor:
-    """(groups,) what the rows in ``out`` read that depends on the input."""
+    """(groups,) the channels that the rows in ``out`` read and that depend on the input."""
     given = input_constants(structure, contraction)
     varying = torch.ones(1, dtype=torch.bool) if given is None else given.isnan()
     return _columns_read(structure, contraction, out, varying)
 
 
 def constant_columns(structure: Structure, contraction: Contraction, out: Tensor) -> Tensor:
-    """(groups,) the constants other than zero that the rows in ``out`` read."""
+    """(groups,) the non-zero constant channels that the rows in ``out`` read."""
     given = input_constants(structure, contraction)
     constant = torch.zeros(1, dtype=torch.bool) if given is None else (given != 0) & ~given.isnan()
     return _columns_read(structure, contraction, out, constant)

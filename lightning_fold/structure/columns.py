@@ -1,4 +1,4 @@
-"""Which dimensions of which tensors are columns: where channels are merged those are summed, all others averaged."""
+"""Which dimensions of which tensors are columns: when channels are merged, columns are summed, all others averaged."""
 
 from dataclasses import dataclass
 from operator import getitem
@@ -16,11 +16,11 @@ _MOVED = ("movement", "positions", "identity", "cat", "stack")
 
 @dataclass(frozen=True)
 class Columns:
-    """How the contractions of a network, other than grouped ones, read its tensors.
+    """How the ungrouped contractions of a network read its tensors.
 
     Attributes:
-        read: name and dimension of every tensor that a contraction reads channels with, as it is or moved.
-        unsummed: labels of channels that are read in a way in which a sum of columns cannot stand for several, and why.
+        read: name and dimension of every tensor with which a contraction reads channels, directly or after movement.
+        unsummed: labels of channels whose columns cannot be replaced by one sum, and why.
     """
 
     read: frozenset[tuple[str, int]]
@@ -28,7 +28,7 @@ class Columns:
 
 
 def find_columns(trace: Trace, labels: Labels) -> Columns:
-    """Follow every tensor of ``trace`` through what moves or casts it to the contractions whose weight it is."""
+    """Follow every tensor of ``trace`` through movement and casts to the contractions that use it as their weight."""
     contractions = {c.node: c for c in labels.contractions if c.groups == 1}
     ends: dict[str, list[Contraction | None]] = {}
     for node, name in trace.names.items():
@@ -49,7 +49,7 @@ def find_columns(trace: Trace, labels: Labels) -> Columns:
 
 
 def _ends(source: Node, contractions: dict[Node, Contraction]) -> list[Contraction | None]:
-    """The contractions whose weight ``source`` is or becomes, and ``None`` for each use of another kind."""
+    """The contractions that use ``source`` as their weight, directly or moved, and ``None`` for each other use."""
     found: list[Contraction | None] = []
     for user in source.users:
         contraction = contractions.get(user)
@@ -63,7 +63,7 @@ def _ends(source: Node, contractions: dict[Node, Contraction]) -> list[Contracti
 
 
 def _is_moved(node: Node) -> bool:
-    """Whether ``node`` gives the elements of its operands in another place or type, or all of them times a number."""
+    """Whether ``node`` only moves or casts the elements of its operands, or multiplies them all by one number."""
     if family(node) == "cast":
         return node.meta["val"].is_floating_point()
     if operator_name(node) in ("mul", "div"):
@@ -77,6 +77,6 @@ def _reads(labels: Labels, contraction: Contraction, axis: Axis) -> bool:
 
 
 def _columns(labels: Labels, contraction: Contraction) -> Tensor | None:
-    """The labels that the weight of ``contraction`` itself has along its columns."""
+    """The labels along the columns of the weight of ``contraction``."""
     value = labels.values[contraction.weight]
     return value.labels.get(contraction.column_dim) if isinstance(value, Value) else None

@@ -13,14 +13,14 @@ Constants = dict[Node, Any]
 
 
 class _Unknown:
-    """Stands for an integer or boolean tensor that depends on the input, where NaN cannot say so."""
+    """Marks an integer or boolean tensor that depends on the input, since such types have no NaN."""
 
 
 UNKNOWN = _Unknown()
 
 
 def channel_constants(value: Any, dim: int) -> Tensor | None:
-    """The value of each channel along ``dim`` where it is one number for all positions and inputs, else NaN."""
+    """The value of each channel along ``dim`` if it is the same for all positions and inputs, else NaN."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
     moved = compact(value).movedim(dim, 0)
@@ -31,7 +31,7 @@ def channel_constants(value: Any, dim: int) -> Tensor | None:
 
 
 def unknown(node: Node) -> Any:
-    """The value that says: depends on the input."""
+    """The value that means "depends on the input"."""
     return tree_map(_unknown_like, node.meta.get("val"))
 
 
@@ -47,12 +47,12 @@ def has_unknown(args: tuple, kwargs: dict) -> bool:
 
 
 def depends(value: Any) -> bool:
-    """Whether any element of ``value`` is not known."""
+    """Whether any element of ``value`` is unknown."""
     return isinstance(value, Tensor) and value.is_floating_point() and bool(compact(value).isnan().any())
 
 
 def tidy(value: Any) -> Any:
-    """``value`` with stride 0 where it does not vary, if it is a tensor."""
+    """``value``; a tensor gets stride 0 where it does not vary."""
     return restride(value) if isinstance(value, Tensor) else value
 
 

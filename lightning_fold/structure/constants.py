@@ -1,8 +1,8 @@
 """Which values do not depend on the input: the graph run forwards on real tensors in which NaN means "depends".
 
-Element-wise operators and data movement propagate NaN by themselves and run as they are. A contraction's output is
-known where every non-zero weight meets a known value; a product with a known zero is zero. A value that is repeated
-along a dimension is held once (stride 0), so the cost is that of the channels, not of the images.
+Element-wise operators and data movement propagate NaN by themselves and run unchanged. A contraction's output is known
+where every non-zero weight meets a known value; a product with a known zero is zero. A value that is repeated along a
+dimension is stored once (stride 0), so the cost depends on the number of channels, not on the size of the images.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def constants(trace: Trace) -> Constants:
     """The value of every node of the graph: NaN where it depends on the input.
 
     Returns:
-        ``{node: tensor}``, a list of tensors for operators with several outputs, ``UNKNOWN`` for a value of an
+        ``{node: tensor}``; a list of tensors for operators with several outputs; ``UNKNOWN`` for a value of an
         integer or boolean type that depends on the input.
     """
     fed: set[Node] = set()
@@ -43,7 +43,7 @@ def constants(trace: Trace) -> Constants:
 
 
 def _compute(node: Node, args: tuple, kwargs: dict) -> Any:
-    """A value made of parameters alone: whatever the operator, it is computed."""
+    """A value that depends on parameters alone: computed for any operator that is not random."""
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     if random or not isinstance(node.target, OpOverload) or has_unknown(args, kwargs):
         return unknown(node)
@@ -51,5 +51,5 @@ def _compute(node: Node, args: tuple, kwargs: dict) -> Any:
 
 
 def _is_lost(node: Node, args: tuple, kwargs: dict) -> bool:
-    read = args[:1] if family(node) == "embedding" else args  # of its indices nothing needs to be known
+    read = args[:1] if family(node) == "embedding" else args  # its indices need not be known
     return has_unknown(read, kwargs)

@@ -1,4 +1,4 @@
-"""Channel groups: every (tensor, dimension, index) that must go or stay together."""
+"""Channel groups: every (tensor, dimension, index) that must be kept or removed together."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Member:
     Attributes:
         tensor: dotted name of the parameter or buffer.
         dim: its dimension.
-        indices: (channels, m) positions along ``dim``: m is 1, or more after a flatten, or where a
-            whole head is one channel.
+        indices: (channels, m) positions along ``dim``; m is 1, or more after a flatten or if a whole
+            head is one channel.
         reads: whether these are a consumer's input columns (a fold sums them) or a producer's rows (a fold averages).
     """
 
@@ -39,8 +39,8 @@ class ChannelGroup:
     """Channels of one width of the network, each of which can be removed from all members at once.
 
     Attributes:
-        members: what each channel owns in every tensor; row ``i`` of every member belongs to channel ``i``.
-        ids: (channels,) the number of each channel among all groups of the structure it was read from.
+        members: the parts of tensors that belong to the channels; row ``i`` of every member belongs to channel ``i``.
+        ids: (channels,) the number of each channel among all groups of its structure.
         pinned: why the channels cannot be removed, or ``None``.
     """
 
@@ -66,14 +66,14 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Structure:
-    """All that was read from one network.
+    """Everything that was read from one network.
 
     Attributes:
         trace: its graph.
-        known: the value of every node that does not depend on the input.
+        constants: the value of every node; NaN where it depends on the input.
         labels: which labels every value carries.
-        group_of: (labels,) the group of each label; a group is a set of labels that goes or stays as a whole.
-        pinned: group -> the reason why it stays.
+        group_of: (labels,) the group of each label; a group is a set of labels that is kept or removed as a whole.
+        pinned: group -> why it must be kept; ``None`` if the network's code fixes it.
     """
 
     trace: Trace
@@ -106,17 +106,18 @@ class Structure:
 def read_structure(
     model: nn.Module, example_inputs: Inputs, *, ask_attributes: bool = True, whole_heads: bool = False
 ) -> Structure:
-    """Trace ``model`` and find its constants and its channel groups. The model is left as it was.
+    """Trace ``model`` and find its constants and its channel groups. The model is not changed.
 
     Args:
         model: any network that ``torch.export`` can trace.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
-        ask_attributes: whether Python attributes that repeat the size of an attention head are what the code reads.
-        whole_heads: whether a head of attention is one channel where its channels can only leave all together, as it is
-            for rewrites that choose what leaves.
+        ask_attributes: whether to assume that the code reads the Python attributes that repeat the size of an attention
+            head.
+        whole_heads: whether an attention head is one channel if its channels can only be removed together. Rewrites
+            that choose which channels to remove need this.
 
     Raises:
-        ValueError: the model cannot be traced with ``example_inputs``.
+        TraceError: the model cannot be traced with ``example_inputs``.
     """
     graph = trace(model, example_inputs)
     known = constants(graph)
@@ -130,18 +131,18 @@ def read_structure(
 
 
 def channel_groups(model: nn.Module, example_inputs: Inputs) -> list[ChannelGroup]:
-    """What shrinks with what: the widths of ``model`` and everything tied to each.
+    """Find the widths of ``model``, and all dimensions that shrink together with each.
 
     Args:
-        model: any network that ``torch.export`` can trace; it is left as it was.
+        model: any network that ``torch.export`` can trace; it is not changed.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
 
     Returns:
-        One :class:`ChannelGroup` for each set of dimensions that share their channels, in the order of the network;
-        among them those fixed by the inputs and outputs, with the reason.
+        One :class:`ChannelGroup` for each set of dimensions that share their channels, in the order of the network.
+        Groups that the inputs or outputs fix are included, with the reason.
 
     Raises:
-        ValueError: the model cannot be traced with ``example_inputs``.
+        TraceError: the model cannot be traced with ``example_inputs``.
     """
     return group_channels(read_structure(unwrapped(model), example_inputs))
 
@@ -181,7 +182,7 @@ def reading_axes(structure: Structure) -> set[tuple[str, int]]:
 
 
 def why_pinned(pin: Pin | None) -> str:
-    """The reason why a group stays, in words."""
+    """Why a group must be kept, in words."""
     return (
         "fixed by the network's code" if pin is None else f"{pin.layer or 'the network'} ({pin.operator}) {pin.reason}"
     )

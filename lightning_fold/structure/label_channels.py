@@ -1,8 +1,8 @@
 """Which channels belong together: the graph run forwards on labels.
 
-Element-wise operators tie the labels of their operands, a contraction ties the labels it reads to its weight's columns
-and hands on the labels of its rows, data movement is executed on the labels as it is. What an operator without a rule
-reads is pinned: it stays, and the report says why.
+Element-wise operators tie the labels of their operands. A contraction ties the labels it reads to its weight's columns
+and returns the labels of its rows. Data movement is executed directly on the labels. Channels that an operator without
+a rule reads are pinned: they are kept, and the report says why.
 """
 
 from typing import Any
@@ -24,9 +24,10 @@ def label_channels(trace: Trace, known: Constants, *, ask_attributes: bool = Tru
 
     Args:
         trace: the graph.
-        known: the value of every node that does not depend on the input; of these, movement reads index tensors.
-        ask_attributes: whether Python attributes that repeat the size of an attention head are what the code reads.
-        whole_heads: whether the channels of a head are tied where they can only leave all together.
+        known: the value of every node, NaN where it depends on the input; movement reads index tensors from it.
+        ask_attributes: whether to assume that the code reads the Python attributes that repeat the size of an attention
+            head.
+        whole_heads: whether to tie the channels of a head that can only be removed together.
     """
     run = LabelRecorder(trace, known, around_attention(trace, known), ask_attributes=ask_attributes)
 

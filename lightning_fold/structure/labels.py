@@ -1,4 +1,4 @@
-"""Labels of channels, and what a run over them records.
+"""Labels of channels, and the records of a run over them.
 
 Every index of every dimension of every parameter and buffer has a label. A value carries, for each of its dimensions
 that holds channels, the labels of those channels.
@@ -43,7 +43,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Pin:
-    """Labels that must stay, and why."""
+    """Labels that must be kept, and why."""
 
     labels: Tensor
     operator: str
@@ -55,8 +55,8 @@ class Pin:
 class Contraction:
     """A linear or convolution: ``rows`` and ``columns`` are the labels of its output and input channels.
 
-    ``rows`` or ``columns`` is ``None`` where the channels have no labels (a network's input, for one). For a grouped
-    convolution ``columns`` has one label for each input channel of the convolution, not of its weight.
+    ``rows`` or ``columns`` is ``None`` where the channels have no labels (for example, those of a network's input). For
+    a grouped convolution ``columns`` has one label for each input channel of the convolution, not of its weight.
     """
 
     node: Node
@@ -92,16 +92,16 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Channels in blocks that must keep equally many.
+    """Channels in blocks that must all keep the same number of channels.
 
-    A grouped convolution has two sides, its inputs and its outputs; a block leaves on both sides or on none.
+    A grouped convolution has two sides, its inputs and its outputs; a block is removed on both sides or on neither.
 
     Attributes:
         sides: labels, (blocks, channels of a block) each.
-        layer: the layer that cuts them; with ``shared_statistics`` the GroupNorm that counts its blocks.
-        reason: why they must keep equally many, for the report.
-        fixed_count: the network's code counts the blocks, so none can leave.
-        fixed_size: the network's code counts the channels of a block, so all of them leave or none.
+        layer: the layer that cuts them into blocks; with ``shared_statistics``, the GroupNorm that counts its blocks.
+        reason: why they must keep the same number, for the report.
+        fixed_count: the network's code fixes the number of blocks, so none can be removed.
+        fixed_size: the network's code fixes the number of channels of a block, so all or none of them are removed.
         shared_statistics: the channels of a block share statistics; an exact rewrite removes all of them or none.
     """
 
@@ -131,8 +131,8 @@ class Product:
 
     Attributes:
         node: the operator: attention, or a matrix product.
-        channels: labels of the channels summed over, in the layout of the first operand, size 1 where not varying.
-        given: (heads, ...) labels of what each head makes: where nothing reads these, its channels are not read.
+        channels: labels of the channels summed over, in the layout of the first operand, size 1 where they do not vary.
+        given: (heads, ...) labels of the output of each head: if nothing reads it, the head's channels are not read.
         writer: the contraction that writes the queries, where the operator scales by their number; else ``None``.
     """
 
@@ -144,13 +144,13 @@ class Product:
 
 @dataclass(frozen=True)
 class GlobalResponseNorm:
-    """``channels`` are divided by the mean of all of them plus a number, and then scaled by a tensor of the network.
+    """``channels`` are divided by their mean plus a number, and then scaled by a tensor of the network.
 
     Attributes:
         channels: (channels,) their labels.
-        scale: the name of the tensor.
+        scale: name of the tensor.
         layer: the module that holds the number.
-        attribute: under this name.
+        attribute: name of the module's attribute that holds it.
         added: the number.
     """
 
@@ -175,8 +175,8 @@ class HeadUse:
 class Size:
     """A Python attribute of the module ``layer`` that counts the channels ``labels``, (blocks, channels of a block).
 
-    Its ``value`` is the number of ``"channels"``, of ``"blocks"``, or of channels of each block (``"width"``), or in
-    proportion to it.
+    Its ``value`` is, or is proportional to, the number of ``"channels"``, of ``"blocks"``, or of channels of each block
+    (``"width"``), as ``counts`` says.
     """
 
     layer: str
@@ -188,7 +188,7 @@ class Size:
 
 @dataclass
 class Labels:
-    """What the run over the graph recorded."""
+    """The records of the run over the graph."""
 
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     values: dict[Node, Any] = field(default_factory=dict)
@@ -204,7 +204,7 @@ class Labels:
     count: int = 1
 
     def groups(self) -> Tensor:
-        """(labels,) the group of each label: those that are tied, directly or through others, are one group."""
+        """(labels,) the group of each label; labels tied directly or through others form one group."""
         left, right = (
             np.concatenate([np.zeros(0, dtype=np.int64), *(pair[side].flatten().numpy() for pair in self.ties)])
             for side in (0, 1)
@@ -214,7 +214,7 @@ class Labels:
 
 
 class LabelRecorder:
-    """The state of one run over the graph: the labels so far, and what the rules record."""
+    """The state of one run over the graph: the labels so far, and the records of the rules."""
 
     def __init__(self, trace: Trace, known: Constants, around: set[Node], *, ask_attributes: bool) -> None:
         self.labels = Labels()
@@ -224,7 +224,7 @@ class LabelRecorder:
         self.ask_attributes = ask_attributes
 
     def axis(self, name: str, dim: int, size: int) -> Axis:
-        """One dimension of a parameter or buffer, with labels of its own."""
+        """One dimension of a parameter or buffer, with its own labels."""
         if (name, dim) not in self.labels.axes:
             self.labels.axes[name, dim] = Axis(name, dim, int(self.fresh(size)[0]), size)
         return self.labels.axes[name, dim]
@@ -235,29 +235,29 @@ class LabelRecorder:
         return torch.arange(self.labels.count - size, self.labels.count)
 
     def tie(self, left: Tensor, right: Tensor) -> None:
-        """These channels go or stay together, each with the one in the same place."""
+        """Keep or remove these channels together, each with the one at the same position."""
         self.labels.ties.append((left, right.expand_as(left)))
 
     def pin(self, labels: Iterable[Tensor], node: Node, reason: str) -> None:
-        """These channels stay; the report gives the operator, its layer, and the reason."""
+        """Keep these channels; the report gives the operator, its layer, and the reason."""
         for each in labels:
             self.labels.pins.append(Pin(each.unique(), full_name(node), layer_of(node), reason))
 
     def tie_or_pin(self, left: Tensor | None, right: Tensor | None, node: Node, reason: str) -> None:
-        """Tie two sides that meet; where one has no labels, the other stays."""
+        """Tie two sides that meet; if one has no labels, pin the other."""
         if left is not None and right is not None:
             self.tie(left, right)
         else:
             self.pin([side for side in (left, right) if side is not None], node, reason)
 
     def unknown(self, node: Node, args: tuple, kwargs: dict) -> Any:
-        """What an operator without a rule reads stays."""
+        """Pin the channels that an operator without a rule reads."""
         hint = "" if is_aten(node.target) else " (lightning_fold.register_operator gives it one)"
         self.pin(labels_in((args, kwargs)), node, f"operator {full_name(node)} has no rule{hint}")
         return blank(node)
 
     def without_heads(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """The arguments of an operator that knows nothing of heads: channels in the same place of all are tied."""
+        """The arguments for an operator without support for heads: corresponding channels of all heads are tied."""
 
         def collapse(value: Any) -> Any:
             if not isinstance(value, Value) or not value.head_labels:

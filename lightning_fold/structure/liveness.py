@@ -25,17 +25,18 @@ def live_groups(
 ) -> Tensor:
     """(groups,) whether anything that reaches the output reads the group.
 
-    A contraction's column is not a reading where the channel is a known constant, since the constant moves into the
-    consumer; for the contractions in ``fixed``, which cannot take a constant, only where it is zero. What is a known
-    constant reads nothing: a channel behind a BatchNorm or gate of zero is one, whatever comes before. A normalisation
-    reads all channels that share statistics; known constants it can do without unless it is in ``fixed``. What an
-    operator takes and does not hand on counts as read.
+    A contraction's column does not read a channel that is a known constant, since the constant moves into the consumer.
+    Contractions in ``fixed`` cannot take a constant, so there this holds only for zero. A known constant reads nothing:
+    a channel behind a BatchNorm or gate of zero is constant, whatever comes before. A normalisation reads all channels
+    that share statistics, but needs known constants only if it is in ``fixed``. Channels that an operator takes and
+    does not pass on count as read.
 
     Args:
         structure: the network.
         fixed: contractions that cannot take a constant in place of a column, and norms that cannot be compensated.
-        held: (groups,) channels that stay although nothing reads them: what they are must not change.
-        needed_at: is given, for each node that reaches the output, (groups,) what of its value anything reads.
+        held: (groups,) channels that are kept although nothing reads them: their values must not change.
+        needed_at: filled in place: for each node that reaches the output, (groups,) the channels of its value that are
+            read.
     """
     step = _Step(structure, fixed, torch.zeros(structure.count, dtype=torch.bool) if held is None else held)
     carried = {node: _carried(structure, value) for node, value in structure.labels.values.items()}
@@ -59,12 +60,12 @@ def live_groups(
 
 
 class _Step:
-    """One step of :func:`live_groups`, from a node to what it reads.
+    """One step of :func:`live_groups`, from a node to its operands.
 
     Args:
         structure: the network.
         fixed: contractions that cannot take a constant in place of a column, and norms that cannot be compensated.
-        held: (groups,) channels that stay although nothing reads them.
+        held: (groups,) channels that are kept although nothing reads them.
     """
 
     def __init__(self, structure: Structure, fixed: Collection[Node], held: Tensor) -> None:
@@ -78,12 +79,12 @@ class _Step:
             self._head_uses.setdefault((use.node, use.source), []).append(use)
 
     def needed(self, node: Node, source: Node, out: Tensor, reads: Tensor, carries: Tensor) -> Tensor | None:
-        """(groups,) what ``node`` needs of ``source``; ``None`` where it needs no channel of it at all.
+        """(groups,) the channels of ``source`` that ``node`` needs; ``None`` if it needs none.
 
         Args:
             node: an operator.
-            source: one of those whose values it reads.
-            out: (groups,) what of its value anything reads.
+            source: one of its operands.
+            out: (groups,) the channels of its value that are read.
             reads: (groups,) the same without known constants.
             carries: (groups,) the channels of its value.
         """
@@ -108,7 +109,7 @@ class _Step:
         return needed
 
     def _contracted(self, node: Node, needed: Tensor, out: Tensor, reads: Tensor) -> Tensor:
-        """``needed`` with, of the columns of a contraction, those alone that it reads."""
+        """``needed``, reduced to those columns of a contraction that it reads."""
         contraction, needed = self._contractions[node], needed.clone()
         if contraction.columns is not None:
             needed[self.structure.group_of[contraction.columns].unique()] = False
@@ -119,7 +120,7 @@ class _Step:
 
 
 def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> Tensor:
-    """(groups,) what enters the statistics of the channels in ``out``."""
+    """(groups,) the channels that enter the statistics of the channels in ``out``."""
     if norm.channels is None:
         return torch.ones_like(out)
     blocks = structure.group_of[norm.channels]
@@ -131,7 +132,7 @@ def _normalised(structure: Structure, norm: Norm, out: Tensor, fixed: bool) -> T
 
 
 def _in_live_heads(structure: Structure, use: HeadUse, needed: Tensor, out: Tensor) -> Tensor:
-    """``needed`` without what only heads take that nothing reads."""
+    """``needed`` without the channels that only unread heads take."""
     alive = out[structure.group_of[use.given]].any(1)
     taken = structure.group_of[use.taken]
     needed = needed.clone()
@@ -141,7 +142,7 @@ def _in_live_heads(structure: Structure, use: HeadUse, needed: Tensor, out: Tens
 
 
 def _multiplied(structure: Structure, product: Product, needed: Tensor, out: Tensor) -> Tensor:
-    """``needed`` without the channels that add nothing to a product, or the same to a whole row before a softmax."""
+    """``needed`` without channels that add nothing to a product, or the same number to a whole row before a softmax."""
     node, labels = product.node, product.channels
     operands: Any = node.args[:2]
     left, right = (structure.constants[source] for source in operands)
@@ -161,7 +162,7 @@ def _multiplied(structure: Structure, product: Product, needed: Tensor, out: Ten
 
 
 def _unread_factors(structure: Structure, node: Node, source: Node) -> Tensor:
-    """(groups,) the channels of ``source`` that a bilinear layer multiplies with zeros alone, or that are zero."""
+    """(groups,) the channels of ``source`` that are zero or that a bilinear layer multiplies only by zeros."""
     matrix: Any = node.args[2]
     weight = structure.constants[matrix]
     last = source.meta["val"].dim() - 1
@@ -177,7 +178,7 @@ def _unread_factors(structure: Structure, node: Node, source: Node) -> Tensor:
 
 
 def _selects_heads(structure: Structure, node: Node) -> bool:
-    """Whether ``node`` picks some of the blocks that channels stand in; the others are read elsewhere or not at all."""
+    """Whether ``node`` picks some of the blocks of its channels; the others are read elsewhere or not at all."""
     if family(node) != "positions":
         return False
     picked, source = (structure.labels.values.get(each) for each in (node, node.all_input_nodes[0]))
@@ -187,18 +188,18 @@ def _selects_heads(structure: Structure, node: Node) -> bool:
 
 
 def _everywhere(condition: Tensor, labels: Tensor) -> Tensor:
-    """``condition`` where it holds for all that one label stands for, in the shape of ``labels``."""
+    """Whether ``condition`` holds for all elements of each label, in the shape of ``labels``."""
     dims = [dim for dim in range(condition.dim()) if labels.shape[dim] == 1 and condition.shape[dim] > 1]
     for dim in dims:
         condition = condition.all(dim, keepdim=True)
     for dim, (size, heads) in enumerate(zip(condition.shape, labels.shape, strict=True)):
-        if 1 < size < heads:  # several heads of queries read one of keys
+        if 1 < size < heads:  # several query heads read one key head
             condition = condition.repeat_interleave(heads // size, dim)
     return condition.expand(labels.shape).cpu()
 
 
 def _constant_groups(structure: Structure, node: Node) -> Tensor:
-    """(groups,) what ``node`` gives as a known constant."""
+    """(groups,) the channels of ``node`` that are known constants."""
     value = structure.labels.values[node]
     if not isinstance(value, Value) or value.head_labels or len(value.labels) != 1:
         return torch.zeros(structure.count, dtype=torch.bool)

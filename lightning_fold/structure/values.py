@@ -1,4 +1,4 @@
-"""What the run over labels knows of a tensor: which channels its dimensions hold."""
+"""Symbolic values of the run on labels: which channels the dimensions of a tensor hold."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,8 @@ class Value:
     Attributes:
         shape: its shape.
         labels: the labels along each dimension that holds channels.
-        head_labels: the labels of channels over several dimensions, as (head, channel of the head): each has as many
-            dimensions as the value, and size 1 where it does not vary.
+        head_labels: the labels of channels over several dimensions, as (head, channel of the head): each has the rank
+            of the value, and size 1 where it does not vary.
     """
 
     shape: torch.Size
@@ -34,7 +34,7 @@ def labels_in(values: Any) -> list[Tensor]:
 
 
 def with_last(shape: torch.Size, labels: Tensor | None) -> Value:
-    """A value with ``labels`` along its last dimension, and perhaps over heads."""
+    """A value with ``labels`` along its last dimension or, if they vary over heads, over several dimensions."""
     if labels is None:
         return Value(shape)
     if labels.numel() == labels.shape[-1]:
@@ -48,6 +48,6 @@ def blank(node: Node) -> Any:
 
 
 def argument_value(node: Node, args: tuple, kwargs: dict, argument: Node) -> Value:
-    """The value that an operator got for its argument ``argument``."""
+    """The value that an operator received for its argument ``argument``."""
     pairs = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
     return next(value for given, value in pairs if given is argument)

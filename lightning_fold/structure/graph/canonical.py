@@ -1,4 +1,4 @@
-"""One way of writing what networks write in several: einsum as matrix products, and weights as second operands."""
+"""One canonical form: einsum becomes matrix products, and weights become second operands."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,14 +12,14 @@ from lightning_fold.structure.operators.nodes import operator_name
 
 
 def write_out_einsum(program: ExportedProgram) -> ExportedProgram:
-    """``program`` with every ``einsum`` as permutations, reshapes and one matrix product."""
+    """``program`` with every ``einsum`` written as permutations, reshapes and one matrix product."""
     if any(operator_name(node) == "einsum" for node in program.graph.nodes if node.op == "call_function"):
         return program.run_decompositions({torch.ops.aten.einsum.default: einsum})
     return program
 
 
 def einsum(equation: str, operands: list[Tensor], *, path: Any = None) -> Tensor:
-    """The sum ``equation`` over ``operands``; over two of them as one matrix product that keeps batch dimensions."""
+    """The sum ``equation`` over ``operands``; two operands become one matrix product that keeps batch dimensions."""
     inputs, arrow, result = equation.replace(" ", "").partition("->")
     letters = inputs.split(",")
     plain = arrow and "." not in equation and all(len(set(part)) == len(part) for part in [*letters, result])

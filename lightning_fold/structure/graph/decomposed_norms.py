@@ -1,4 +1,4 @@
-"""Norms that a module writes out as several operators, as the one operator that they are."""
+"""Norms that a module writes out as several operators, joined into one operator."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from lightning_fold.structure.operators.nodes import (
 
 @dataclass(frozen=True)
 class _Normed:
-    """``value`` divided by its root mean square along ``dim``; ``centred``: after its mean is taken from it."""
+    """``value`` divided by its root mean square along ``dim``; ``centred``: its mean is subtracted first."""
 
     value: Node
     dim: int
@@ -30,7 +30,7 @@ class _Normed:
 
 @dataclass(frozen=True)
 class _Affine:
-    """A parameter, plus a number, that lies along one dimension (counted from the last, -1) of what it meets."""
+    """A parameter plus a number, along one dimension (counted from the last, -1) of the value it scales or shifts."""
 
     parameter: Node
     offset: float
@@ -38,19 +38,19 @@ class _Affine:
 
 
 def join_written_norms(graph: Graph, names: Mapping[Node, str], runs: Iterable[tuple[nn.Module, list[Node]]]) -> None:
-    """Put one operator in the place of all that a compensated norm, or a norm written by hand, computes.
+    """Replace the operators of each compensated norm, or norm written by hand, with one operator.
 
     Args:
         graph: changed in place.
         names: the network's own tensors among its placeholders.
-        runs: modules of the network, each with the operators that it runs itself, in order.
+        runs: modules of the network, each with the operators that it runs directly, in order.
     """
     for module, nodes in runs:
         _keep_casts_inside(nodes)
         left = [node for node in nodes if any(user not in nodes for user in node.users)]
         inputs = dict.fromkeys(source for node in nodes for source in node.all_input_nodes if source not in nodes)
         if len(left) != 1:
-            continue  # called more than once, or more than a norm: read as the operators that it is
+            continue  # called more than once, or more than a norm: read as separate operators
         if isinstance(module, CompensatedNorm):
             found = _compensated(module, left[0], list(inputs), names)
         else:
@@ -60,9 +60,9 @@ def join_written_norms(graph: Graph, names: Mapping[Node, str], runs: Iterable[t
 
 
 def _keep_casts_inside(nodes: list[Node]) -> None:
-    """Let all but ``nodes`` read what stands before a cast to the type that it has.
+    """Make all but ``nodes`` read the operand of a cast that does not change the type.
 
-    The exporter takes the two for one, so that a residual sum reads what a norm in single precision has cast.
+    The exporter merges the two, so a residual sum would read the value that a norm in single precision has cast.
     """
     for node in nodes:
         source = node.args[0] if family(node) == "cast" else None
@@ -132,7 +132,7 @@ def _normed(node: Any) -> _Normed | None:
 
 
 def _centred(node: Node) -> Node | None:
-    """What ``node`` is without its mean along one dimension."""
+    """The value that ``node`` centres by its mean along one dimension."""
     if operator_name(node) != "sub" or len(node.args) != 2 or node.kwargs:
         return None
     value, mean = node.args
@@ -140,7 +140,7 @@ def _centred(node: Node) -> Node | None:
 
 
 def _mean_of_square(node: Node) -> Node | None:
-    """What ``node`` is the mean of the square of."""
+    """The value whose mean square ``node`` is."""
     power = _operand(node, "mean")
     if power is None or (operator_name(power) == "pow" and power.args[1] != 2):
         return None
@@ -154,14 +154,14 @@ def _is_biased(variance: Node) -> bool:
 
 
 def _reduced(node: Any) -> int | None:
-    """The one dimension that a mean or variance takes together and keeps with size 1."""
+    """The one dimension that a mean or variance reduces and keeps with size 1."""
     dims: Any = argument(node, 1, "dim", None)
     keeps = node.meta["val"].dim() == node.args[0].meta["val"].dim()
     return dims[0] % node.meta["val"].dim() if isinstance(dims, list) and len(dims) == 1 and keeps else None
 
 
 def _affine(node: Any) -> _Affine | None:
-    """The parameter that ``node`` is, however it was cast, moved, or raised by a number."""
+    """The parameter behind ``node``, even if it was cast, moved, or increased by a number."""
     shape, offset = node.meta["val"].shape, 0.0
     while node.op == "call_function" and len(node.all_input_nodes) == 1:
         same = operator_name(node) == "slice" and node.meta["val"].shape == node.args[0].meta["val"].shape
@@ -176,7 +176,7 @@ def _affine(node: Any) -> _Affine | None:
 
 
 def _same(left: Any, right: Any) -> bool:
-    """Whether both compute the same from the same values."""
+    """Whether both compute the same result from the same values."""
     if left is right or not isinstance(left, Node) or not isinstance(right, Node):
         return left is right or (not isinstance(left, Node) and not isinstance(right, Node) and left == right)
     called = left.op == right.op == "call_function" and left.target is right.target and left.kwargs == right.kwargs

@@ -1,4 +1,4 @@
-"""Channels divided by the mean of all of them: global response normalisation, however a module writes it."""
+"""Channels divided by their mean: global response normalisation, in any notation."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from lightning_fold.structure.operators.nodes import argument, channel_share, fa
 
 
 def join_channel_shares(graph: Graph) -> None:
-    """Put one operator in the place of every ``value / (value.mean(dim, keepdim=True) + number)``, in place."""
+    """Replace every ``value / (value.mean(dim, keepdim=True) + number)`` with one operator, in place."""
     for node in list(graph.nodes):
         if node.op != "call_function" or operator_name(node) != "div" or len(node.all_input_nodes) != 2:
             continue
@@ -28,7 +28,7 @@ def join_channel_shares(graph: Graph) -> None:
 
 
 def _scale(share: Node) -> Node | None:
-    """The tensor that scales ``share * x`` and nothing else."""
+    """The tensor that scales only ``share * x``."""
     product = _only_user(share, "mul")
     if product is None or len(product.all_input_nodes) != 2:
         return None

@@ -26,14 +26,14 @@ from lightning_fold.structure.operators.nodes import is_aten, is_in_place, is_vi
 
 @dataclass(frozen=True)
 class Trace:
-    """The graph of a network in evaluation mode, and of what else it computes only while it trains.
+    """The graph of a network in evaluation mode, with the parts that run only in training.
 
     Attributes:
         graph: ATen operators; ``node.meta["val"]`` holds shapes and dtypes.
         tensors: parameters, buffers and lifted constants by placeholder node. Tied tensors share one name.
         names: the canonical dotted name of each placeholder that is a parameter or buffer of the network.
         modules: the modules of the network by dotted name.
-        evaluated: the nodes that evaluation computes its outputs from; all others run only while the network trains.
+        evaluated: the nodes behind the outputs of evaluation; all others run only in training.
     """
 
     graph: Graph
@@ -61,7 +61,7 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode inside the block; each one's own mode afterwards."""
+    """Put every module in evaluation mode inside the block; restore each module's mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -73,9 +73,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training_paths(model: nn.Module) -> Iterator[None]:
-    """Modules that hold others in training mode inside the block, so that they call all that training needs.
+    """Put modules that have children in training mode inside the block, so that they call everything training needs.
 
-    Modules that hold none (BatchNorm, Dropout) are in evaluation mode: they compute what evaluation computes.
+    Modules without children (BatchNorm, Dropout) are in evaluation mode: they compute the same as in evaluation.
     """
     with evaluation_mode(model):
         for module in model.modules():
@@ -84,14 +84,14 @@ def training_paths(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside ``DataParallel``, ``DistributedDataParallel`` and what ``torch.compile`` returns."""
+    """The network inside ``DataParallel``, ``DistributedDataParallel`` and the wrapper of ``torch.compile``."""
     while (inner := unwrapped_once(model)) is not model:
         model = inner
     return model
 
 
 def unwrapped_once(model: nn.Module) -> nn.Module:
-    """What the outermost wrapper holds; ``model`` itself where it is none."""
+    """The module inside the outermost wrapper; ``model`` itself if it is not a wrapper."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return model.module
     inner = model._modules.get("_orig_mod")
@@ -101,17 +101,17 @@ def unwrapped_once(model: nn.Module) -> nn.Module:
 def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Export ``model`` in evaluation mode and name the tensors its graph reads.
 
-    Where evaluation leaves parameters unread (auxiliary heads), the paths of training are read too, into one graph.
-    If those cannot be traced, a warning says so and evaluation alone decides.
+    If evaluation does not read all parameters (auxiliary heads), the training paths are exported too and merged into
+    the same graph. If they cannot be traced, a warning says so and the graph of evaluation alone is used.
 
     Args:
-        model: any module that ``torch.export`` can trace; it is left as it was.
+        model: any module that ``torch.export`` can trace; it is not changed.
         example_inputs: a tensor, a tuple of positional inputs or a dict of inputs by name, batch first.
 
     Raises:
-        TraceError: the model cannot be traced with these inputs; the message names what failed.
+        TraceError: the model cannot be traced with these inputs; the message gives the cause.
     """
-    inputs = few_examples(example_inputs)  # as much is read from them as from two hundred
+    inputs = few_examples(example_inputs)  # two examples are enough to read the structure
     programs = [_export(model, inputs, evaluation_mode)]
     if unread := _unread_parameters(model, programs[0]):
         try:
@@ -119,14 +119,14 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         except TraceError as error:
             warnings.warn(
                 f"{type(model).__name__} does not read {', '.join(unread[:3])}{', ...' * (len(unread) > 3)} in "
-                f"evaluation mode, and what it does in training cannot be traced: {error} Channels that only training "
-                "reads are not known: train a few steps before you rely on the result.",
+                f"evaluation mode, and its computation in training cannot be traced: {error} Channels read only "
+                "in training are unknown: train a few steps before you rely on the result.",
                 stacklevel=2,
             )
     if any(_writes_views(program.graph) for program in programs):
         programs = [
             program.run_decompositions({}) for program in programs
-        ]  # read as functions: none may change its operands
+        ]  # rules read functional operators: none may change its operands
     graph, tensors, names = _named(model, programs[0])
     returned = len(_returned(graph))
     for program in programs[1:]:
@@ -144,13 +144,13 @@ def _output(graph: Graph) -> Node:
 
 
 def _returned(graph: Graph) -> tuple[Any, ...]:
-    """What the graph returns: nodes, and numbers; those of evaluation come first."""
+    """The outputs of the graph, nodes and numbers; those of evaluation come first."""
     returned: Any = _output(graph).args[0]
     return tuple(returned)
 
 
 def _read_for(returned: tuple[Any, ...]) -> frozenset[Node]:
-    """Every node that one of ``returned`` is computed from, itself included."""
+    """Every node that ``returned`` depends on, including ``returned`` itself."""
     read: set[Node] = set()
     waiting = [value for value in returned if isinstance(value, Node)]
     while waiting:
@@ -175,7 +175,7 @@ def _export(
 
 
 def _unread_parameters(model: nn.Module, program: ExportedProgram) -> list[str]:
-    """The parameters that the graph does not read, under any of their names."""
+    """The parameters that the graph reads under none of their names."""
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     read: dict[str, bool] = {
@@ -188,7 +188,7 @@ def _unread_parameters(model: nn.Module, program: ExportedProgram) -> list[str]:
 
 
 def _named(model: nn.Module, program: ExportedProgram) -> tuple[Graph, dict[Node, Tensor], dict[Node, str]]:
-    """The graph, the tensors its placeholders stand for, and the names of those that the network owns."""
+    """The graph, the tensors of its placeholders, and the names of those that the network owns."""
     names = tensor_names(model)
     live = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
@@ -241,10 +241,10 @@ def layers_of(node: Node) -> list[str]:
 
 @contextmanager
 def without_fast_paths() -> Iterator[None]:
-    """Attention layers as the operators that they are, and compiled modules as they are written.
+    """Run attention layers as their separate operators, and compiled modules in eager mode.
 
-    torch's transformer layers also ask whether the values of a mask are the causal ones, only to choose a faster
-    operator for it; that question has no answer without values, and the mask is passed on anyway.
+    torch's transformer layers also check whether a mask is causal, only to choose a faster operator. The check needs
+    the mask's values, which an export does not have, and the mask is passed on anyway.
     """
     before, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
@@ -258,7 +258,7 @@ def without_fast_paths() -> Iterator[None]:
 
 
 def _runs(graph: Graph, modules: Mapping[str, nn.Module]) -> list[tuple[nn.Module, list[Node]]]:
-    """The modules that run operators themselves, each with these in order."""
+    """The modules that run operators directly, each with its operators in order."""
     runs: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op == "call_function" and layer_of(node) in modules:
@@ -267,9 +267,9 @@ def _runs(graph: Graph, modules: Mapping[str, nn.Module]) -> list[tuple[nn.Modul
 
 
 def _writes_views(graph: Graph) -> bool:
-    """Whether an in-place operator changes a tensor that other nodes see, through a view or as it is.
+    """Whether an in-place operator changes a tensor that other nodes read, directly or through a view.
 
-    Where an operator of ATen changes a tensor, later nodes read what it returns; another operator may return nothing.
+    When an ATen operator changes a tensor, later nodes read its result; other operators may return nothing.
     """
     for node in graph.nodes:
         if node.op != "call_function" or not is_in_place(node):

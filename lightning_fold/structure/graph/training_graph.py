@@ -1,4 +1,4 @@
-"""Two graphs of one network, evaluation and training, as one: what both compute is there once."""
+"""Merge the graphs of one network in evaluation and training; shared operators appear once."""
 
 from typing import Any
 
@@ -18,17 +18,17 @@ def merge_training_graph(
     more_tensors: dict[Node, Tensor],
     more_names: dict[Node, str],
 ) -> None:
-    """Append to ``graph``, and to its ``tensors`` and ``names``, what ``more`` computes beyond it.
+    """Append to ``graph``, ``tensors`` and ``names`` everything that only ``more`` computes.
 
-    Operators with the same operands become one node; dropout is its operand.
+    Operators with the same operands become one node; dropout is replaced by its operand.
 
     Args:
-        graph: changed in place; its outputs are those of both afterwards.
-        tensors: what its placeholders stand for.
-        names: what those are called that the network owns.
-        more: the graph that is added.
-        more_tensors: what its placeholders stand for.
-        more_names: what those are called that the network owns.
+        graph: changed in place; afterwards it has the outputs of both graphs.
+        tensors: the tensors of its placeholders.
+        names: the names of those tensors that the network owns.
+        more: the graph to add.
+        more_tensors: the tensors of its placeholders.
+        more_names: the names of those tensors that the network owns.
     """
     (output,) = (node for node in graph.nodes if node.op == "output")
     placeholders = _Placeholders(graph, tensors, names)
@@ -56,7 +56,7 @@ def merge_training_graph(
 
 
 class _Placeholders:
-    """The inputs and tensors of the graph that others are joined to."""
+    """The inputs and tensors of the graph that receives the other."""
 
     def __init__(self, graph: Graph, tensors: dict[Node, Tensor], names: dict[Node, str]) -> None:
         self.graph, self.tensors, self.names = graph, tensors, names
@@ -64,7 +64,7 @@ class _Placeholders:
         self.inputs = iter([node for node in graph.nodes if node.op == "placeholder" and node not in tensors])
 
     def find(self, node: Node, tensor: Tensor | None, name: str | None) -> Node:
-        """The placeholder that ``node`` of the other graph is in this one: inputs come in order."""
+        """The placeholder in this graph for ``node`` of the other graph; inputs are matched in order."""
         if tensor is None:
             return next(self.inputs)
         if name is not None:
@@ -79,14 +79,14 @@ class _Placeholders:
 
 
 def _through(node: Node, stands_for: dict[Node, Node]) -> Node:
-    """``node``, or the operand that it hands on as it is."""
+    """``node``, or its operand if it returns that unchanged."""
     source = node.args[0] if family(node) == "identity" and node.args else node
     assert isinstance(source, Node)
     return stands_for.get(source, source)
 
 
 def _key(node: Node, stands_for: dict[Node, Node]) -> tuple:
-    """What ``node`` computes: equal for operators that compute the same in evaluation mode."""
+    """A key for the result of ``node``: equal for operators that compute the same in evaluation mode."""
     args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda source: stands_for.get(source, source))
     if family(node) == "attention":  # without its dropout
         rest = (("attn_mask", None), ("dropout_p", 0.0), ("is_causal", False), ("scale", None), ("enable_gqa", False))

@@ -1,4 +1,4 @@
-"""The nodes of linear layers and convolutions: what their arguments mean."""
+"""The nodes of linear layers and convolutions, and the meaning of their arguments."""
 
 from typing import Any
 
@@ -30,11 +30,11 @@ def contraction_groups(node: Node) -> int:
 
 
 def is_padded(node: Node) -> bool:
-    """Whether zeros stand around the input, so that a constant channel is not constant near the border."""
+    """Whether the input is padded with zeros, so that a constant channel is not constant near the border."""
     if "conv" not in operator_name(node):
         return False
     if operator_name(node).startswith("conv_transpose"):
-        return True  # strides leave gaps and borders, to which fewer weights contribute
+        return True  # fewer weights contribute at borders and in gaps between strides
     padding = argument(node, 4, "padding", 0)
     if isinstance(padding, str):
         weight: Any = node.args[1]

@@ -1,6 +1,6 @@
 """Which family each operator of ATen belongs to, and the operators that were registered: plain data.
 
-Data-movement operators are executed as they are on symbolic values, so they are listed and need no rule of their own.
+Data-movement operators run unchanged on symbolic values, so they are only listed and need no rule of their own.
 Operators that compute each output element from one element of each input carry ATen's own ``pointwise`` tag.
 """
 
@@ -14,9 +14,9 @@ _MOVEMENT = {
     "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "tile", "transpose", "unbind",
     "unflatten", "unsafe_chunk", "unsafe_split", "unsqueeze", "view", "view_as",
 }  # fmt: skip
-# Data movement that names positions in the network's code: along these dimensions nothing can be removed.
+# Data movement at positions named in the network's code: nothing can be removed along these dimensions.
 _POSITIONS = {"flip", "index", "index_select", "narrow", "roll", "select", "slice", "unfold"}
-# Element by element, although ATen does not say so.
+# Element-wise operators without ATen's tag.
 _POINTWISE = {"hardswish", "log_sigmoid", "rsub", "zeros_like", "ones_like", "full_like"}  # fmt: skip
 _IDENTITY = {"dropout", "feature_dropout", "alpha_dropout", "_assert_tensor_metadata", "lift_fresh"}
 NEW = {"new_empty", "new_full", "new_ones", "new_zeros"}
@@ -29,7 +29,7 @@ _POOLING = {
 }  # fmt: skip
 _REDUCTION = {"mean", "sum", "amax", "amin", "var", "std", "logsumexp", "linalg_vector_norm"}
 
-# Names of the functions below that stand for a norm which a module writes out.
+# Names of the placeholder functions for norms that a module writes out.
 WRITTEN_NORMS = ("written_layer_norm", "written_rms_norm")
 
 FAMILIES: dict[str, str] = {
@@ -71,12 +71,12 @@ FAMILIES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Registration:
-    """What was registered for an operator that has no rule here.
+    """The registration of an operator without a built-in rule.
 
     Attributes:
-        family: the family whose rule holds for it.
-        name: the operator of ATen that it behaves like; empty where it is like a family as a whole.
-        rule: a rule of its own, in place of a family's.
+        family: the family whose rule applies.
+        name: the ATen operator that it behaves like; empty if it was registered like a whole family.
+        rule: its own rule, in place of a family's.
     """
 
     family: str
@@ -84,5 +84,5 @@ class Registration:
     rule: Any = None
 
 
-# By the operator's full name, with an overload (``mine::gate.default``) or for all of them (``mine::gate``).
+# Keyed by the operator's full name, of one overload (``mine::gate.default``) or of all (``mine::gate``).
 REGISTERED: dict[str, Registration] = {}

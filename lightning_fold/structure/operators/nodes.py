@@ -1,6 +1,6 @@
-"""What the operators of a graph are, and what their arguments mean.
+"""The operators of a graph: their names, families and arguments.
 
-An operator is known by its namespace and name: ``mine::dropout`` has nothing in common with ``aten::dropout``.
+An operator is identified by its namespace and name: ``mine::dropout`` has nothing in common with ``aten::dropout``.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ _SAME = {"alias", "clone", "contiguous", "detach", "expand"}
 
 
 def registration(node: Node) -> Registration | None:
-    """What was registered for ``node``'s operator, for this overload or for all."""
+    """The registration of ``node``'s operator, for this overload or for all; ``None`` if there is none."""
     target = node.target
     if not isinstance(target, OpOverload):
         return None
@@ -39,22 +39,22 @@ def is_aten(target: Any) -> bool:
 
 
 def operator_name(node: Node) -> str:
-    """ATen's name of the operator, or of the one it was registered to be like, without overload: ``relu``.
+    """ATen's name of the operator, or of the one it was registered like, without overload: ``relu``.
 
     In-place variants have no underscore. An operator of another namespace has its full name, ``mine::relu``, which no
-    operator of ATen has.
+    ATen operator has.
     """
     found = registration(node)
     return found.name if found is not None and found.name else full_name(node)
 
 
 def full_name(node: Node) -> str:
-    """The operator's own name for reports: ``relu`` for ATen's, ``mine::relu`` for that of another namespace."""
+    """The operator's own name for reports: ``relu`` for ATen's, ``mine::relu`` for one of another namespace."""
     target: Any = node.target
     if isinstance(target, OpOverload):
         name = target._overloadpacket._qualified_op_name
         return name.removeprefix("aten::").removesuffix("_") if is_aten(target) else name
-    if isinstance(target, HigherOrderOperator):  # around an operator that changes its arguments, for one
+    if isinstance(target, HigherOrderOperator):  # for example, around an operator that changes its arguments
         inner = (arg._overloadpacket._qualified_op_name for arg in node.args if isinstance(arg, OpOverload))
         return next(inner, f"higher_order::{target.__name__}")
     return getattr(target, "__name__", "")
@@ -69,7 +69,7 @@ def family(node: Node) -> str:
 
 
 def family_of(target: Any, name: str) -> str:
-    """The family of an operator that is not registered, given what ``operator_name`` calls it."""
+    """The family of an operator that is not registered, given its ``operator_name``."""
     if name in FAMILIES:
         return FAMILIES[name]
     return "pointwise" if torch.Tag.pointwise in getattr(target, "tags", ()) else "unknown"
@@ -85,9 +85,9 @@ def written_layer_norm(
     counts: Tensor | None,
     offset: float,
 ) -> Tensor:
-    """Stands in a graph for a LayerNorm written by hand, or a compensated one; it is read and never run.
+    """Represents in a graph a LayerNorm written by hand, or a compensated one; it is never run.
 
-    Computed in ``precision``; each channel counts ``counts`` times and is scaled by ``weight + offset``.
+    The norm is computed in ``precision``; each channel counts ``counts`` times and is scaled by ``weight + offset``.
     """
     raise NotImplementedError
 
@@ -102,14 +102,14 @@ def written_rms_norm(
     counts: Tensor | None,
     offset: float,
 ) -> Tensor:
-    """The same for an RMSNorm."""
+    """Represents in a graph an RMSNorm written by hand, or a compensated one; it is never run."""
     raise NotImplementedError
 
 
 def channel_share(value: Tensor, dim: int, added: float, scale: Tensor | None) -> Tensor:
-    """Stands in a graph for ``value / (value.mean(dim, keepdim=True) + added)``; it is read and never run.
+    """Represents in a graph ``value / (value.mean(dim, keepdim=True) + added)``; it is never run.
 
-    ``scale`` is the tensor that scales the product of this with another value, and nothing else.
+    ``scale`` is the tensor that scales only the product of this with another value.
     """
     raise NotImplementedError
 
@@ -130,30 +130,30 @@ def norm_affine(node: Node) -> tuple[Any, Any]:
 
 
 def norm_eps(node: Node) -> float | None:
-    """The number that a LayerNorm or RMSNorm adds; ``None`` for the smallest of its type."""
+    """The number that a LayerNorm or RMSNorm adds; ``None`` for the machine epsilon of its type."""
     name = operator_name(node)
     return argument(node, 3, "eps", None) if name == "rms_norm" else argument(node, 4, "eps", 1e-5)
 
 
 def norm_precision(node: Node) -> str | None:
-    """The type that a norm which a module writes out computes in, where that is not the type of its input."""
+    """The dtype in which a written-out norm computes, if it differs from that of its input."""
     precision: Any = node.args[5] if operator_name(node) in WRITTEN_NORMS else None
     return precision
 
 
 def norm_counts(node: Node) -> Any:
-    """How many channels each one stands for, where a norm counts them: a node, or ``None``."""
+    """The node of a norm's counts (how many channels each one stands for), or ``None``."""
     return node.args[6] if operator_name(node) in WRITTEN_NORMS else None
 
 
 def norm_offset(node: Node) -> float:
-    """The number that a norm which a module writes out adds to its weight."""
+    """The number that a written-out norm adds to its weight."""
     offset: Any = node.args[7] if operator_name(node) in WRITTEN_NORMS else 0.0
     return offset
 
 
 def norm_tensors(node: Node) -> tuple[Any, ...]:
-    """All that a LayerNorm or RMSNorm holds for each channel."""
+    """The tensors of a LayerNorm or RMSNorm that have one value for each channel."""
     return tuple(tensor for tensor in (*norm_affine(node), norm_counts(node)) if tensor is not None)
 
 
@@ -164,7 +164,7 @@ def batch_norm_eps(node: Node) -> float:
 
 
 def batch_norm_behind(node: Node) -> Node | None:
-    """The BatchNorm that alone reads what ``node`` computes."""
+    """The BatchNorm that is the only reader of ``node``, or ``None``."""
     users = list(node.users)
     alone = len(users) == 1 and family(users[0]) == "batch_norm" and users[0].args[0] is node
     return users[0] if alone else None
@@ -178,7 +178,7 @@ def softmax_over(node: Any) -> bool:
 
 
 def feeds_softmax(node: Node) -> bool:
-    """Whether nothing but softmaxes over the last dimension reads ``node``, so that rows may move by a constant."""
+    """Whether only softmaxes over the last dimension read ``node``, so that rows may shift by a constant."""
     for user in node.users:
         name = operator_name(user)
         if name == "softmax" and _is_last(user):
@@ -197,7 +197,7 @@ def _is_last(node: Node) -> bool:
 
 
 def argument(node: Node, position: int, name: str, default: Any) -> Any:
-    """An argument of ``node``, however it was passed."""
+    """An argument of ``node``, passed by position or by name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
@@ -215,7 +215,7 @@ def is_in_place(node: Node) -> bool:
 
 
 def shape_operands(node: Node) -> tuple[Node, ...]:
-    """The operands of which ``node`` reads nothing but the shape or the type."""
+    """The operands of which ``node`` reads only the shape or the type."""
     if operator_name(node) in NEW:
         return tuple(node.all_input_nodes)
     return tuple(node.all_input_nodes[1:]) if operator_name(node) in _SHAPED_LIKE else ()
@@ -227,7 +227,7 @@ def is_view(node: Node) -> bool:
 
 
 def functional(node: Node) -> Callable[..., Any]:
-    """The operator of ``node``, for any strides and changing none: ``relu_`` runs as ``relu``, a view as a reshape."""
+    """The operator of ``node``, for any strides and out of place: ``relu_`` runs as ``relu``, a view as a reshape."""
     target: Any = node.target
     if not is_aten(target):
         return partial(_run_contiguous, target)
@@ -241,13 +241,13 @@ def functional(node: Node) -> Callable[..., Any]:
 
 
 def _run_contiguous(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Kernels from elsewhere may not expect the strides of 0 with which values are held here."""
+    """Run ``operator`` on contiguous tensors: kernels from elsewhere may not support the strides of 0 used here."""
     args, kwargs = tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     return operator(*args, **kwargs)
 
 
 def moving(node: Node) -> Callable[..., Any]:
-    """The operator that moves labels as ``node`` moves elements: ATen's own, where it is registered to be like one."""
+    """The operator that moves labels as ``node`` moves elements; ATen's own if ``node`` was registered like one."""
     found = registration(node)
     if found is None or not found.name:
         return functional(node)
@@ -255,7 +255,7 @@ def moving(node: Node) -> Callable[..., Any]:
 
 
 def compact(value: Tensor) -> Tensor:
-    """``value`` with every dimension along which it is only repeated (stride 0) narrowed to 1."""
+    """``value`` with every repeated dimension (stride 0) narrowed to size 1."""
     for dim in range(value.dim()):
         if value.shape[dim] > 1 and value.stride(dim) == 0:
             value = value.narrow(dim, 0, 1)
@@ -263,7 +263,7 @@ def compact(value: Tensor) -> Tensor:
 
 
 def restride(value: Tensor) -> Tensor:
-    """``value`` with stride 0 along every dimension where its elements turn out not to vary (NaN equals NaN)."""
+    """``value`` with stride 0 along every dimension where its elements do not vary (NaN equals NaN)."""
     shape = value.shape
     value = compact(value)
     for dim in range(value.dim()):

@@ -1,4 +1,4 @@
-"""One file for each kind of operator; in it, for each family, the rule for labels beside the rule for constants."""
+"""One file for each kind of operator; each family has a rule for labels and a rule for constants."""
 
 from torch.fx import Node
 
@@ -30,6 +30,6 @@ RULES: dict[str, Rule] = {
 
 
 def rule_of(node: Node) -> Rule | None:
-    """The rule for ``node``'s operator: the one it was registered with, or that of its family; ``None`` without."""
+    """The rule for ``node``'s operator: its registered rule, or that of its family; ``None`` if there is none."""
     found = registration(node)
     return RULES.get(family(node)) if found is None or found.rule is None else found.rule

@@ -39,7 +39,7 @@ def _label_attention(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) 
 
 
 def _mask(run: LabelRecorder, node: Node, mask: Value, rank: int) -> Value:
-    """A mask over tokens in the rank of the queries; of what it holds only heads may leave."""
+    """A mask over tokens, in the rank of the queries; only its heads can be removed."""
     lifted = rank - len(mask.shape)
     fields = {dim + lifted: labels for dim, labels in mask.labels.items()}
     fixed = [labels for dim, labels in fields.items() if dim >= rank - 2]
@@ -48,7 +48,7 @@ def _mask(run: LabelRecorder, node: Node, mask: Value, rank: int) -> Value:
 
 
 def _known_attention(node: Node, args: tuple, kwargs: dict) -> Any:
-    """Every row of weights sums to 1, unless a mask hides all tokens from it: known finite masks cannot."""
+    """Every row of weights sums to 1, unless a mask hides all tokens from it; known finite masks cannot do that."""
     query, _, value = args[:3]
     mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
     masked = mask is not None and not (mask.is_floating_point() and bool(compact(mask).isfinite().all()))
@@ -96,13 +96,13 @@ def _known_matmul(node: Node, args: tuple, kwargs: dict) -> Any:
 
 
 def _last(run: LabelRecorder, node: Node, value: Value, contracted: int = -1) -> Tensor | None:
-    """The labels along the last dimension of ``value``; what other dimensions hold is pinned.
+    """The labels along the last dimension of ``value``; labels of other dimensions are pinned.
 
     Args:
         run: the run over the graph.
         node: the operator that reads ``value``.
         value: the operand.
-        contracted: a dimension that is read apart.
+        contracted: a dimension that is read separately.
     """
     rank = len(value.shape)
     plain = [value.labels[rank - 1].reshape(*[1] * (rank - 1), -1)] if rank - 1 in value.labels else []
@@ -122,7 +122,7 @@ def _last(run: LabelRecorder, node: Node, value: Value, contracted: int = -1) ->
 
 
 def _repeated(labels: Tensor | None, shape: torch.Size, goal: torch.Size, other: Tensor | None = None) -> Tensor | None:
-    """``labels`` of a value of ``shape``, for each of the heads that read the same one (grouped queries)."""
+    """``labels`` of a value of ``shape``, repeated for the heads that read the same one (grouped queries)."""
     if labels is None:
         return None
     for dim in range(len(goal) - 2):
@@ -141,7 +141,7 @@ def _product(
     given: Tensor | None = None,
     scaled: bool = False,
 ) -> None:
-    """Two values multiplied and summed over their last dimension."""
+    """Record a product of two values that is summed over their last dimension."""
     if left is None or right is None or left.shape != right.shape:
         run.pin([side for side in (left, right) if side is not None], node, "is multiplied with a fixed size")
         return
@@ -161,7 +161,7 @@ def _weigh(
     source: Node | None,
     queries: tuple[torch.Size, Tensor | None] | None = None,
 ) -> None:
-    """``scores`` (..., heads, tokens, tokens) weigh ``values``: a head of the values leaves with all that makes it."""
+    """Let ``scores`` (..., heads, tokens, tokens) weigh ``values``; a head is removed with all that computes it."""
     dim = None if values is None else heads_dim(values)
     fields = {} if scores is None else dict(scores.labels)
     taken = fields.pop(dim, None) if dim is not None else None
@@ -182,7 +182,7 @@ def _weigh(
 
 
 def _writer(run: LabelRecorder, node: Any, labels: Tensor) -> Contraction | None:
-    """The contraction whose rows ``labels`` are, if nothing but movement and numbers stands between."""
+    """The contraction with the rows ``labels``, if only movement and scaling by numbers follow it."""
     while isinstance(node, Node) and node.op == "call_function" and family(node) not in ("contraction", "matmul"):
         numbers = family(node) in ("pointwise", "product") and len(node.all_input_nodes) == 1
         if not numbers and node.target is not getitem and family(node) not in ("movement", "positions", "identity"):
@@ -199,7 +199,7 @@ def _writer(run: LabelRecorder, node: Any, labels: Tensor) -> Contraction | None
 
 
 def _mixed(node: Node, value: Tensor) -> Tensor:
-    """The mean of ``value`` (..., tokens, channels) with weights that sum to 1: known where all tokens are alike."""
+    """The mean of ``value`` (..., tokens, channels) with weights that sum to 1: known where all tokens are equal."""
     shape = node.meta["val"].shape
     value = compact(value)
     first = value.narrow(-2, 0, 1)

@@ -1,4 +1,4 @@
-"""Linear layers, convolutions, and tables of embeddings."""
+"""Linear layers, convolutions, and embedding tables."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def is_contraction(node: Node, weight: Any) -> bool:
 
 
 def label_contraction(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
-    """Columns are tied to what is read; rows are handed on."""
+    """Tie the columns to the channels read; return the rows."""
     value, weight, bias = operands(node, args, kwargs)
     if not is_contraction(node, run.constants[operands(node, node.args, node.kwargs)[1]]):
         if family(node) != "contraction":
@@ -43,7 +43,7 @@ def label_contraction(run: LabelRecorder, node: Node, args: tuple, kwargs: dict)
     run.pin([labels for d, labels in weight.labels.items() if d > 1], node, WINDOW)
     if groups == 1:
         computed = weight.labels.get(1 - row_dim) is None
-        reason = "has a weight that is computed from all of them" if computed else "reads an input of fixed size"
+        reason = "has a weight that is computed from all channels" if computed else "reads an input of fixed size"
         run.tie_or_pin(columns, weight.labels.get(1 - row_dim), node, reason)
     elif node.args[1] not in run.trace.names:
         sides = [side for side in (columns, rows, weight.labels.get(1)) if side is not None]
@@ -72,7 +72,7 @@ def _grouped(run: LabelRecorder, node: Node, columns: Tensor | None, rows: Tenso
         sides = [side for side in (columns, rows) if side is not None]
         run.pin(sides, node, "is in a grouped convolution with an input of fixed size")
         return
-    for other in run.labels.contractions:  # a weight used twice has one set of columns, which has no axis here
+    for other in run.labels.contractions:  # a weight used twice has one set of columns, without an axis here
         if run.trace.names.get(other.weight) == run.trace.names[weight] and other.columns is not None:
             run.tie(columns, other.columns)
     sides = (columns.reshape(groups, -1), rows.reshape(groups, -1))
@@ -134,7 +134,7 @@ def _known_bilinear(node: Node, args: tuple, kwargs: dict) -> Any:
 def _label_embedding(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
     weight: Value = args[0]
     shape = node.meta["val"].shape
-    run.pin([labels for dim, labels in weight.labels.items() if dim == 0], node, "is a row that inputs name")
+    run.pin([labels for dim, labels in weight.labels.items() if dim == 0], node, "is a row that inputs select")
     return Value(shape, {len(shape) - 1: weight.labels[1]} if 1 in weight.labels else {})
 
 

@@ -1,4 +1,4 @@
-"""Element by element: activations, sums, products, casts, PReLU."""
+"""Element-wise operators: activations, sums, products, casts, PReLU."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def _lifted(value: Value, rank: int) -> Value:
 
 
 def _head_uses(node: Node, heads: Tensor, channels: Tensor) -> list[HeadUse]:
-    """One number for each head is read where the head's channels are."""
+    """Record that one number for each head is combined with that head's channels."""
     return [HeadUse(node, source, heads[:, None], channels) for source in node.all_input_nodes]
 
 
@@ -77,7 +77,7 @@ def _merged_heads(run: LabelRecorder, node: Node, values: list[Value]) -> tuple[
 
 
 def _known_pointwise(node: Node, args: tuple, kwargs: dict) -> Any:
-    # Not every operator hands NaN on (hardswish, comparisons), so known and unknown are computed apart.
+    # Some operators do not propagate NaN (hardswish, comparisons), so known and unknown are computed separately.
     if not node.meta["val"].is_floating_point():
         return unknown(node)
     leaves = [compact(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

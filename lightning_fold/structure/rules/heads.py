@@ -1,7 +1,7 @@
-"""Channels cut into the heads of attention, and the code's attributes that repeat their sizes.
+"""Channels cut into attention heads, and the code's attributes that repeat their sizes.
 
-Channels over heads stand in several dimensions: (..., heads, ..., channels of a head), see ``Value.head_labels``.
-A head can leave as a whole, if everything that attention multiplies it with loses it too.
+Channels over heads span several dimensions: (..., heads, ..., channels of a head), see ``Value.head_labels``.
+A head can be removed as a whole if everything that attention multiplies it with loses it too.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ HEAD_COUNTS = (
     *("num_heads", "num_kv_heads", "num_attention_heads", "num_key_value_heads"),
     *("n_heads", "n_head", "nhead", "heads"),
 )
-# How many heads of queries read one of keys and values.
+# How many query heads read one head of keys and values.
 HEAD_REPEATS = ("num_key_value_groups", "n_rep")
-# The number of channels that a layer writes, where its code asks an attribute for it.
+# The number of channels that a layer writes, if its code reads it from an attribute.
 WIDTHS = ("nf",)
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "unflatten", "flatten")
-# Families that may stand between attention and the contractions around it.
+# Families that may appear between attention and the contractions around it.
 _AROUND = {
     *("movement", "positions", "identity", "cast", "pointwise", "product"),
     *("layer_norm", "softmax", "cat", "stack", "reduction"),
@@ -39,7 +39,7 @@ _AROUND = {
 
 
 def around_attention(trace: Trace, known: Constants) -> set[Node]:
-    """The nodes that only move or scale what attention reads or gives: there, channels may stand in heads."""
+    """The nodes that only move or scale the operands or results of attention: there, channels may be in heads."""
     found: set[Node] = set()
     for node in trace.graph.nodes:
         if node.op != "call_function" or family(node) not in ("attention", "matmul"):
@@ -62,7 +62,7 @@ def _spread(start: Node, found: set[Node], neighbours: Callable[[Node], list[Nod
 
 
 def heads_dim(over_heads: Tensor) -> int | None:
-    """The dimension of the heads, if channels stand in one dimension besides that of the channels of a head."""
+    """The dimension of the heads, if channels span exactly one dimension besides that of the channels of a head."""
     varying = [dim for dim in range(over_heads.dim()) if over_heads.shape[dim] > 1]
     return varying[0] if len(varying) == 2 else None
 
@@ -73,33 +73,33 @@ def inner_dim(over_heads: Tensor) -> int:
 
 
 def by_head(over_heads: Tensor) -> Tensor:
-    """(heads, channels of a head) the labels ``head_labels``."""
+    """(heads, channels of a head) the labels ``over_heads``."""
     inner = inner_dim(over_heads)
     return over_heads.movedim(inner, -1).reshape(-1, over_heads.shape[inner])
 
 
 def join_heads(run: LabelRecorder, node: Node, *sides: Tensor, together: bool = True) -> None:
-    """A head leaves on all ``sides``, (heads, channels) each, or on none; on none at all unless ``together``."""
-    reason = "is cut into heads, which leave as a whole or not at all"
+    """Remove a head on all ``sides``, (heads, channels) each, or on none; without ``together``, no head is removed."""
+    reason = "is cut into heads, which are removed as a whole or not at all"
     run.labels.blocks.append(Blocks(sides, layer_of(node), reason, fixed_count=not together))
 
 
 def fix_heads(run: LabelRecorder, node: Node, over_heads: Tensor, reason: str) -> None:
-    """The channels of a head leave together or not at all; of a single head, none leaves."""
+    """Remove the channels of a head together or not at all; those of a single head are kept."""
     if over_heads.numel() == over_heads.shape[inner_dim(over_heads)]:
         run.pin([over_heads], node, reason)
     run.labels.blocks.append(Blocks((by_head(over_heads),), layer_of(node), reason, fixed_size=True))
 
 
 def keep_slices(run: LabelRecorder, node: Node, over_heads: Tensor, dim: int) -> None:
-    """The code names the slices along ``dim``: none of them leaves, and all keep equally many channels."""
+    """Keep all slices along ``dim``, whose number the code fixes, with the same number of channels each."""
     slices = over_heads.movedim(dim, 0).reshape(over_heads.shape[dim], -1)
-    reason = "is cut into heads or parts of which the code knows the number"
+    reason = "is cut into a number of heads or parts that the code fixes"
     run.labels.blocks.append(Blocks((slices,), layer_of(node), reason, fixed_count=True))
 
 
 def cut_into_heads(run: LabelRecorder, node: Node, result: Tensor, inner: int) -> None:
-    """Channels cut into heads: every head keeps equally many, and the code must follow."""
+    """Record channels cut into heads: all heads keep the same number, and the code must follow the new sizes."""
     if operator_name(node) not in RESHAPES:
         return
     over_heads = compact(result)
@@ -110,13 +110,13 @@ def cut_into_heads(run: LabelRecorder, node: Node, result: Tensor, inner: int) -
         if len(slices) > 1 and not follows(run, node, slices, dim, HEAD_COUNTS, "blocks"):
             keep_slices(run, node, over_heads, dim)
     if not follows(run, node, blocks, inner, HEAD_SIZES, "width"):
-        fix_heads(run, node, over_heads, "is cut into heads of a size that the code knows")
+        fix_heads(run, node, over_heads, "is cut into heads of a size that the code fixes")
 
 
 def follows(run: LabelRecorder, node: Node, labels: Tensor, dim: int, attributes: tuple[str, ...], counts: str) -> bool:
-    """Whether the size of ``dim``, which a reshape names, follows the channels ``labels`` that stay.
+    """Whether the size of ``dim`` in a reshape follows the number of channels ``labels`` that are kept.
 
-    It does where the code does not name it, or asks an attribute for it; which is recorded.
+    It does if the code does not name the size, or reads it from an attribute; that attribute is recorded.
     """
     named = _named_size(node, dim)
     if named is None:
@@ -135,7 +135,7 @@ def follows(run: LabelRecorder, node: Node, labels: Tensor, dim: int, attributes
 
 
 def _repeats(node: Node, named: int, times: list[Any]) -> bool:
-    """Whether a reshape joins heads, as many as its operand has, with their repetitions, which an attribute counts."""
+    """Whether a reshape joins the heads of its operand with their repetitions, whose number is an attribute."""
     source = node.all_input_nodes[0]
     repeated = operator_name(source) == "expand" and any(isinstance(n, int) and n > 1 for n in times)
     heads = source.all_input_nodes[0].meta["val"].shape if repeated else ()
@@ -143,7 +143,7 @@ def _repeats(node: Node, named: int, times: list[Any]) -> bool:
 
 
 def expand_over_heads(run: LabelRecorder, node: Node) -> dict[int, Tensor]:
-    """Labels of the dimensions that an ``expand`` repeats as often as there are heads, by an attribute of the code."""
+    """Labels of the dimensions that an ``expand`` repeats once for each head, counted by an attribute of the code."""
     module = run.trace.modules.get(layer_of(node))
     before, after = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
     if operator_name(node) != "expand" or node not in run.around or not run.ask_attributes:
@@ -160,7 +160,7 @@ def expand_over_heads(run: LabelRecorder, node: Node) -> dict[int, Tensor]:
 
 
 def agree_on_sizes(labels: Labels) -> None:
-    """Where several reshapes ask one attribute for the size of a head, all of them keep equally many channels."""
+    """Keep the same number of channels in all reshapes that read the size of a head from one attribute."""
     asked: dict[tuple[str, str], list[Size]] = {}
     for size in labels.sizes:
         if size.counts == "width":
@@ -173,9 +173,9 @@ def agree_on_sizes(labels: Labels) -> None:
 
 
 def tie_whole_heads(labels: Labels) -> None:
-    """Tie the channels of a head of which either all leave or none: they are one channel of the network.
+    """Tie the channels of a head that can only be removed together: they become one channel of the network.
 
-    Blocks that must keep as many channels as such a head are whole as well; sides that leave together become one.
+    Blocks that must keep the size of such a head are tied as well; sides that are removed together become one.
     """
     for blocks in labels.blocks:
         if blocks.fixed_size:
@@ -204,7 +204,7 @@ def _as_one(side: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _named_size(node: Node, dim: int) -> int | None:
-    """The size of ``dim`` where the code names it, ``None`` where it comes from the others."""
+    """The size of ``dim`` if the code names it; ``None`` if it follows from the other sizes."""
     if operator_name(node) == "flatten":
         return None
     unflattened = operator_name(node) == "unflatten"

@@ -1,4 +1,4 @@
-"""Channels beside others: concatenation, padding, gated linear units."""
+"""Joined channels: concatenation, padding, gated linear units."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def _label_stack(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> A
 
 
 def _in_same_heads(parts: list[Value], dim: int) -> bool:
-    """Whether all ``parts`` have channels in the same heads, to be joined over ``dim``."""
+    """Whether all ``parts`` have channels in the same heads and can be joined over ``dim``."""
     if any(len(part.head_labels) != 1 or inner_dim(part.head_labels[0]) in part.labels for part in parts):
         return False
     shapes = {

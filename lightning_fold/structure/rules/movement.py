@@ -1,4 +1,4 @@
-"""Data movement: executed as it is, on labels and on constants."""
+"""Data movement: executed unchanged on labels and on constants."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ from lightning_fold.structure.values import Value, blank
 
 
 def label_movement(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
-    """The operator, run on the labels along every dimension that holds channels."""
+    """Run the operator on the labels along every dimension that holds channels."""
     value: Value = args[0]
     if not isinstance(value, Value) or not (value.labels or value.head_labels):
         blanks = blank(node)
@@ -63,13 +63,13 @@ def label_movement(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) ->
 
 
 def _shaped_like(node: Node) -> tuple[Tensor, ...]:
-    """Stands for the operand of which an operator reads nothing but the shape."""
+    """Stand-ins for the operands of which an operator reads only the shape."""
     others = shape_operands(node)
     return tuple(torch.empty(()).expand(other.meta["val"].shape) for other in others)
 
 
 def _gather(run: LabelRecorder, node: Node, results: list[Tensor], fake: Tensor, *, heads: bool = False) -> Value:
-    """The labels of a moved value; where one dimension became two, what stands in line is tied together."""
+    """The labels of a moved value; if one dimension became two, labels at the same inner position are tied."""
     fields: dict[int, Tensor] = {}
     over_heads: list[Tensor] = []
     for result in map(restride, results):
@@ -87,28 +87,28 @@ def _gather(run: LabelRecorder, node: Node, results: list[Tensor], fake: Tensor,
         for other in labels[1:]:
             run.tie(labels[0], other)
         if operator_name(node) in ("view", "reshape", "unflatten") and _in_ones(node, inner):
-            run.pin([labels[0]], node, "is cut into blocks of one channel, of which the code knows the number")
+            run.pin([labels[0]], node, "is cut into a number of one-channel blocks that the code fixes")
         if inner in fields:
             run.tie(fields[inner], labels[0])
         fields[inner] = labels[0]
         if node in run.around and operator_name(node) in RESHAPES:  # of all heads together, or of a single one
             asked = HEAD_TOTALS if heads else HEAD_SIZES + HEAD_TOTALS + HEAD_COUNTS
             if not follows(run, node, labels[:1], inner, asked, "channels"):
-                run.pin([labels], node, "is cut into heads of a size that the code knows")
+                run.pin([labels], node, "is cut into heads of a size that the code fixes")
         elif operator_name(node) in RESHAPES:
             follows(run, node, labels[:1], inner, WIDTHS, "channels")
     return Value(fake.shape, fields, tuple(over_heads))
 
 
 def _in_ones(node: Node, dim: int) -> bool:
-    """Whether a reshape put a dimension of size 1 behind ``dim`` and before others (blocks of a channel shuffle)."""
+    """Whether a reshape put a dimension of size 1 between ``dim`` and others (blocks of a channel shuffle)."""
     shape, before = node.meta["val"].shape, node.all_input_nodes[0].meta["val"].shape
     behind = shape[dim + 1 :]
     return len(shape) > len(before) and len(behind) > 1 and behind[0] == 1 and behind.numel() > 1
 
 
 def _split(run: LabelRecorder, node: Node, value: Value) -> None:
-    """Channels cut into parts: sizes written in the network's code cannot follow a removal."""
+    """Record channels cut into parts: sizes written in the network's code cannot follow a removal."""
     parts, name = node.meta["val"], operator_name(node)
     even = name == "chunk" and len({tuple(part.shape) for part in parts}) == 1
     cut = _split_dim(node, len(value.shape))
@@ -133,7 +133,7 @@ def _split(run: LabelRecorder, node: Node, value: Value) -> None:
 
 
 def _split_dim(node: Node, rank: int) -> int:
-    """The dimension along which ``node`` takes a value apart."""
+    """The dimension along which ``node`` splits a value."""
     position = 1 if operator_name(node) == "unbind" else 2
     return argument(node, position, "dim", 0) % rank
 

@@ -38,7 +38,7 @@ def _label_batch_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: dict)
 
 
 def _own_statistics(node: Node) -> bool:
-    """Whether a Batch- or InstanceNorm takes its statistics from what it normalises."""
+    """Whether a Batch- or InstanceNorm computes its statistics from its input."""
     return operator_name(node) in ("batch_norm", "instance_norm") and bool(node.args[5])
 
 
@@ -57,7 +57,7 @@ def _native(native: bool, value: Any) -> Any:
 
 
 def _affine(scaled: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """What a normalisation makes of ``scaled``; where gamma is zero, whatever that is."""
+    """The output of a normalisation, given ``scaled``; where gamma is zero, ``scaled`` does not matter."""
     if gamma is not None:
         scaled = torch.where(gamma == 0, 0, scaled * gamma)
     return scaled if beta is None else scaled + beta
@@ -90,12 +90,12 @@ def _label_group_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: dict)
                 Blocks((blocks,), layer, "shares its statistics with others", shared_statistics=True)
             )
         else:
-            run.pin([channels], node, "is normalised in groups of which the code knows the number")
+            run.pin([channels], node, "is normalised in a number of groups that the code fixes")
     return Value(value.shape, {1: channels} if channels is not None else {})
 
 
 def _known_group_norm(node: Node, args: tuple, kwargs: dict) -> Any:
-    # A norm group of constants is constant, whatever they are: its mean and variance do not depend on the input.
+    # A norm group of constants is constant: its mean and variance do not depend on the input.
     value, groups = args[:2]
     given = channel_constants(value, 1)
     if given is None:
@@ -120,12 +120,12 @@ def _label_layer_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: dict)
     alone = len(dims) == 1 and len(inside) == 1
     run.labels.norms.append(Norm(node, inside[0][None] if alone else None, dims[-1]))
     if not alone or not _follows(run, node):
-        run.pin(inside, node, "is normalised over a size that the code knows")
+        run.pin(inside, node, "is normalised over a size that the code fixes")
     return Value(value.shape, value.labels)
 
 
 def _normalised_heads(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
-    """A norm over the channels of each head: a head leaves as a whole, with nothing of the norm."""
+    """A norm over the channels of each head: a head is removed as a whole, and the norm keeps its size."""
     value: Value = args[0]
     over_heads, reason = value.head_labels[0], "is normalised with the other channels of its head"
     inner = inner_dim(over_heads)
@@ -140,7 +140,7 @@ def _normalised_heads(run: LabelRecorder, node: Node, args: tuple, kwargs: dict)
 
 
 def _follows(run: LabelRecorder, node: Node) -> bool:
-    """Whether the module that runs a LayerNorm or RMSNorm takes its width from its own weight."""
+    """Whether the width of a LayerNorm or RMSNorm follows the weight of its module."""
     module = run.trace.modules.get(layer_of(node))
     weight, owner = norm_affine(node)[0], layer_of(node)
     named = run.trace.names.get(weight, "") if weight is not None else ""
@@ -149,7 +149,7 @@ def _follows(run: LabelRecorder, node: Node) -> bool:
 
 
 def _known_layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
-    """Where gamma or, in an RMSNorm, the input is zero the output is beta; all else depends on the statistics."""
+    """The output is beta where gamma or, in an RMSNorm, the input is zero; all else depends on the statistics."""
     shape = node.meta["val"].shape
     given = zip((*node.args, *node.kwargs.values()), (*args, *kwargs.values()), strict=True)
     values = {id(argument): value for argument, value in given}
@@ -165,7 +165,7 @@ def _known_layer_norm(node: Node, args: tuple, kwargs: dict) -> Any:
 
 
 def _label_response_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
-    """Channels divided by their mean: zeros can leave where a weight and a number make up for the smaller count."""
+    """Channels divided by their mean: zeros can be removed if a weight and a number compensate the smaller count."""
     value: Value = args[0]
     channels = value.labels.get(args[1] % len(value.shape))
     run.labels.norms.append(Norm(node, None if channels is None else channels[None], args[1]))
@@ -178,12 +178,12 @@ def _label_response_norm(run: LabelRecorder, node: Node, args: tuple, kwargs: di
     if scale is not None and len(held) == 1 and run.ask_attributes:
         run.labels.global_response_norms.append(GlobalResponseNorm(channels, scale, layer, held[0], added))
     else:
-        run.pin([channels], node, "is divided by a mean of which the code knows the number of channels")
+        run.pin([channels], node, "is divided by a mean over a number of channels that the code fixes")
     return Value(value.shape, value.labels)
 
 
 def _known_response_norm(node: Node, args: tuple, kwargs: dict) -> Any:
-    """Zero stays zero, whatever the mean is."""
+    """Zero stays zero for any mean."""
     return restride(torch.where(args[0] == 0, 0.0, torch.nan).to(args[0].dtype))
 
 

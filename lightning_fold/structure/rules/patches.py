@@ -15,7 +15,7 @@ from lightning_fold.structure.values import Value
 
 
 def _label_shuffle(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
-    """What one channel of a pixel shuffle is made of is tied; so is what stands in line in a channel shuffle."""
+    """Tie the channels that form one channel of a pixel shuffle, or share a row in a channel shuffle."""
     value, factor = args[:2]
     dim = len(value.shape) - 3 if operator_name(node) == "pixel_shuffle" else 1
     labels = _only(run, node, value, dim)
@@ -28,7 +28,7 @@ def _label_shuffle(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) ->
 
 
 def _label_patches(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:
-    """A window of a channel (``unfold``) is tied to it, and the windows that make one (``fold``) together."""
+    """Give a window (``unfold``) the labels of its channel; tie the windows that form one channel (``fold``)."""
     labels = _only(run, node, args[0], 1)
     if labels is None:
         return Value(node.meta["val"].shape)
@@ -42,7 +42,7 @@ def _known_patches(node: Node, args: tuple, kwargs: dict) -> Any:
     given = channel_constants(args[0], 1)
     if given is None:
         return unknown(node)
-    if operator_name(node) == "col2im":  # sums of as many as overlap
+    if operator_name(node) == "col2im":  # sums over overlapping windows
         zero = (given.reshape(-1, _window(node)) == 0).all(1)
         return along(torch.where(zero, given.new_zeros(()), torch.nan), 1, node.meta["val"].shape)
     padding: Any = node.args[3]
@@ -60,7 +60,7 @@ def _window(node: Node) -> int:
 
 
 def _only(run: LabelRecorder, node: Node, value: Value, dim: int) -> Tensor | None:
-    """The labels along ``dim``; what other dimensions hold stays."""
+    """The labels along ``dim``; those along other dimensions are pinned."""
     run.pin([labels for d, labels in value.labels.items() if d != dim], node, "is cut into windows")
     return value.labels.get(dim)
 

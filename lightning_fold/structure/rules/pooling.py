@@ -1,4 +1,4 @@
-"""Over positions: pooling, resampling, reductions, softmax."""
+"""Operators over positions: pooling, resampling, reductions, softmax."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def _label_reduce(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> 
 
 
 def _reduced_dims(node: Node, rank: int) -> set[int]:
-    """The dimensions that a reduction takes together."""
+    """The dimensions over which a reduction runs."""
     position = 2 if operator_name(node) == "linalg_vector_norm" else 1
     dims: Any = argument(node, position, "dim", None)
     if dims is None or isinstance(dims, bool) or dims == []:
@@ -63,7 +63,7 @@ def _reduced_dims(node: Node, rank: int) -> set[int]:
 
 
 def _reduced_heads(run: LabelRecorder, node: Node, value: Value) -> Value:
-    """One number for each head, of all its channels."""
+    """One number for each head, reduced over all its channels."""
     over_heads = value.head_labels[0]
     fix_heads(run, node, over_heads, "is summed over")
     dim, fake = heads_dim(over_heads), node.meta["val"]
@@ -77,8 +77,8 @@ def _reduced_heads(run: LabelRecorder, node: Node, value: Value) -> Value:
 
 
 def _known_reduction(node: Node, args: tuple, kwargs: dict) -> Any:
-    # Only what is one number along the reduced dimensions is known, and only where its reduction does not depend on
-    # how many there are: a sum does, with the size of the image, unless it is of zeros.
+    # Only values that are constant along the reduced dimensions are known, and only if the result does not depend on
+    # the number of elements. A sum depends on it, and so on the size of the image, unless all elements are zero.
     first, name = args[0], operator_name(node)
     if name not in ("mean", "amax", "amin", "sum", "linalg_vector_norm"):
         return unknown(node)

@@ -1,4 +1,4 @@
-"""Rules for operators that have none here: those of other namespaces, and those of ATen that no rule covers."""
+"""Rules for operators without a built-in rule: those of other namespaces, and ATen operators not covered."""
 
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -21,7 +21,7 @@ from lightning_fold.structure.values import Value
 Operator = OpOverloadPacket | OpOverload | CustomOpDef
 T = TypeVar("T")
 
-# The families whose rules hold for any order of arguments, and how many tensors their operators may read.
+# The families whose rules work for any order of arguments, and how many tensors their operators may read.
 _LIKE = {"pointwise": None, "identity": 1, "movement": 1, "pooling": 1}
 
 
@@ -30,29 +30,30 @@ def register_operator(
 ) -> None:
     """Say how ``operator`` treats channels, so that rewrites can remove them on both sides of it.
 
-    Channels that meet an operator without a rule stay, and reports name it. What is registered here is believed:
-    ``minimize`` still compares the outputs, ``prune``, ``fold`` and ``factorize`` do not. A second registration
-    replaces the first. The operator needs a fake implementation, as ``torch.export`` asks of all.
+    Channels that reach an operator without a rule are kept, and reports name the operator. Registered rules are
+    trusted: ``minimize`` still compares the outputs, but ``prune``, ``fold`` and ``factorize`` do not. A second
+    registration replaces the first. The operator needs a fake implementation, which ``torch.export`` always requires.
 
     Args:
-        operator: ``torch.ops.mine.gate`` for all overloads, ``torch.ops.mine.gate.default`` for one, or what
-            ``torch.library.custom_op`` has returned.
-        like: an operator of ATen with the same arguments (``torch.ops.aten.layer_norm``), or one of
+        operator: ``torch.ops.mine.gate`` for all overloads, ``torch.ops.mine.gate.default`` for one, or the
+            result of ``torch.library.custom_op``.
+        like: an ATen operator with the same arguments (``torch.ops.aten.layer_norm``), or one of
 
-            - "pointwise": each element of the result is computed from the elements in the same place of all operands,
-              as of an activation or a gate; operands broadcast.
-            - "identity": returns its operand when the network evaluates, as dropout does.
-            - "movement": puts the elements of its operand in other places that do not depend on their values, as a
-              permutation does. It is run on labels of channels: it must take integers.
-            - "pooling": means, maxima or interpolations over the positions of an operand (N, C, ...), each channel for
-              itself.
-        rule: in place of ``like`` a :class:`lightning_fold.structure.rules.Rule`, or an object with its attributes:
-            ``labels(run, node, args, kwargs)``, and perhaps ``constants(node, args, kwargs)`` and ``reads_heads``.
+            - "pointwise": each element of the result is computed from the elements at the same position in all
+              operands, as in an activation or a gate; operands broadcast.
+            - "identity": returns its operand in evaluation mode, like dropout.
+            - "movement": moves the elements of its operand, independently of their values, like a permutation. It is
+              run on channel labels, so it must accept integers.
+            - "pooling": means, maxima or interpolations over the positions of an operand (N, C, ...), separately for
+              each channel.
+        rule: in place of ``like``, a :class:`lightning_fold.structure.rules.Rule`, or an object with its attributes:
+            ``labels(run, node, args, kwargs)`` and, optionally, ``constants(node, args, kwargs)`` and ``reads_heads``.
 
     Raises:
-        ArgumentTypeError: ``operator`` is no operator of torch, ``like`` neither a name nor one, or ``rule`` no rule.
-        ArgumentError: the operator has a rule here, changes its arguments, or its schema does not fit ``like``; or not
-            exactly one of ``like`` and ``rule`` is given.
+        ArgumentTypeError: ``operator`` is not a torch operator, ``like`` is neither a name nor a torch operator, or
+            ``rule`` is not a rule.
+        ArgumentError: the operator has a built-in rule, changes its arguments, or has a schema that does not fit
+            ``like``; or neither or both of ``like`` and ``rule`` are given.
     """
     found = operator._opoverload._overloadpacket if isinstance(operator, CustomOpDef) else operator
     if not isinstance(found, (OpOverload, OpOverloadPacket)):
@@ -78,7 +79,7 @@ def register_operator(
 
 
 def _overloads(operator: OpOverload | OpOverloadPacket) -> list[OpOverload]:
-    """The overload, or those of all that change none of their arguments; all where each changes some."""
+    """The overload itself, or a packet's overloads that change no argument; all of them if each changes one."""
     if isinstance(operator, OpOverload):
         return [operator]
     overloads = [getattr(operator, name) for name in operator.overloads()]
@@ -99,7 +100,7 @@ def _check_operator(overload: OpOverload) -> None:
 
 
 def _own_family(overload: OpOverload) -> str:
-    """The built-in family of an operator; that of one from elsewhere is not built in, whatever its tags say."""
+    """The built-in family of an ATen operator; ``"unknown"`` for other namespaces, whatever their tags say."""
     return family_of(overload, _aten_name(overload)) if overload.namespace == "aten" else "unknown"
 
 
@@ -152,7 +153,7 @@ def _like_operator(operator: OpOverload | OpOverloadPacket, like: Any) -> Regist
 
 
 def _fits(schema: Any, like: Any) -> bool:
-    """Whether a call by ``schema`` is one by ``like``, of which trailing arguments with defaults may be missing."""
+    """Whether a call by ``schema`` is valid for ``like``; trailing arguments with defaults may be missing."""
     if _types(schema.returns) != _types(like.returns):
         return False
     return all(
@@ -162,7 +163,7 @@ def _fits(schema: Any, like: Any) -> bool:
 
 
 def _same_argument(ours: Any, theirs: Any) -> bool:
-    """Whether all that an argument takes another takes too, and both are the same where they are not given."""
+    """Whether ``theirs`` accepts every value of ``ours``, and both have the same default."""
     kind, wide = str(ours.type), str(theirs.type)
     taken = kind == wide or wide == f"Optional[{kind}]" or (wide == "number" and kind in ("int", "float"))
     named = ours.kwarg_only == theirs.kwarg_only and (not ours.kwarg_only or ours.name == theirs.name)
@@ -180,7 +181,7 @@ def _checked_rule(operator: OpOverload | OpOverloadPacket, rule: Any) -> Rule:
     if not callable(labels) or (known is not None and not callable(known)):
         raise ArgumentTypeError(
             f"register_operator({operator}, rule={rule!r}): expected a lightning_fold.structure.rules.Rule, or an "
-            "object with a function labels(run, node, args, kwargs) and perhaps constants(node, args, kwargs)."
+            "object with a function labels(run, node, args, kwargs) and, optionally, constants(node, args, kwargs)."
         )
 
     def checked(run: LabelRecorder, node: Node, args: tuple, kwargs: dict) -> Any:

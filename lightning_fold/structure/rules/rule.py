@@ -1,4 +1,4 @@
-"""What is known of one family of operators."""
+"""The rule of one family of operators."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Rule:
 
     Attributes:
         labels: ``(run, node, args, kwargs)`` -> the labels of the result; records ties and pins with ``run``.
-        constants: ``(node, args, kwargs)`` -> the result, NaN where it depends on the input; ``None`` where always.
-        reads_heads: whether ``labels`` understands channels that stand in heads; else those of all heads are tied.
+        constants: ``(node, args, kwargs)`` -> the result, NaN where it depends on the input; ``None``: it always does.
+        reads_heads: whether ``labels`` understands channels in heads; otherwise the channels of all heads are tied.
     """
 
     labels: Callable[[LabelRecorder, Node, tuple, dict], Any]

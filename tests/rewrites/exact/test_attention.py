@@ -75,7 +75,7 @@ def test_heads_keep_equally_many() -> None:
 def test_sizes_in_the_code_are_reported() -> None:
     model, inputs = build("attention_fixed", "rows"), ZOO["attention_fused"].inputs()
     report = lf.minimize(model, inputs)
-    assert any("of a size that the code knows" in kept.reason for kept in report.kept)
+    assert any("of a size that the code fixes" in kept.reason for kept in report.kept)
     assert all(attention.qkv.out_features == 36 for attention in model.attentions)
 
 

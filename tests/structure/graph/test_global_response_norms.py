@@ -86,7 +86,7 @@ def test_a_number_in_the_code_keeps_them() -> None:
     report = lf.minimize(model, x)
     assert report.changes == () and report.max_relative_error == 0
     assert [(kept.tensor, kept.channels) for kept in report.kept] == [("0.weight", 2)]
-    assert "a mean of which the code knows the number of channels" in report.kept[0].reason
+    assert "a mean over a number of channels that the code fixes" in report.kept[0].reason
 
 
 def test_an_attribute_of_that_value_that_the_code_does_not_ask_keeps_them() -> None:

@@ -3,7 +3,7 @@ import pytest
 from lightning_fold.commands.comparison_table import tables_of
 from lightning_fold.commands.rows import DENSE, Row, Trial
 
-SIZE = {"checkpoint": "runs/a.pt", "digest": "", "of": "parameters", "skip": "", "repair": "none", "limit": 0}
+SIZE = {"checkpoint": "runs/a.pt", "digest": "", "of": "parameters", "skip": "", "repair": "default", "limit": 0}
 
 
 def rows(metric, value, sizes=(0.5,)):

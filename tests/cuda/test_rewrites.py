@@ -17,7 +17,7 @@ SQUARES = {"compensate": "least-squares"}
 CHANNELS = size(0.6, "channels")
 REWRITES = {
     "minimize": lambda m, x, b, o: lf.minimize(m, x, optimizers=o),
-    "release": lambda m, x, b, o: lf.release(m, generator=torch.Generator().manual_seed(0), optimizers=o),
+    "release": lambda m, x, b, o: lf.release(m, seed=0, optimizers=o),
     "sparsify": lambda m, x, b, o: lf.sparsify(m, 0.5, optimizers=o),
     "prune": lambda m, x, b, o: lf.prune(m, x, **CHANNELS, optimizers=o),
     "prune, data": lambda m, x, b, o: lf.prune(m, x, **CHANNELS, **SQUARES, batches=b, optimizers=o),

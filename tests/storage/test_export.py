@@ -100,7 +100,7 @@ class FixedBatch(nn.Module):
         (nn.Linear(4, 4), "x.tflite", {}, r"x\.tflite'\): expected a path ending in \.onnx, \.pt2 or \.safetensors\."),
         (nn.Linear(4, 4), "x.pt2", {"format": "onnx"}, r"expected a path ending in \.onnx for format='onnx'\."),
         (nn.Linear(4, 4), "x.onnx", {"format": "onxx"}, r"export\(format='onxx'\): expected one of 'onnx', 'pt2', "),
-        (nn.Linear(4, 4), "x.safetensors", {}, "give network="),
+        (nn.Linear(4, 4), "x.safetensors", {}, "expected network="),
     ],
 )
 def test_mistakes(tmp_path, model, path, arguments, expected):

@@ -20,7 +20,7 @@ _SHAPED_LIKE = {"expand_as", "reshape_as", "type_as", "view_as"}
 _SAME = {"alias", "clone", "contiguous", "detach", "expand"}
 
 
-def registration(node: Node) -> Registration | None:
+def registered(node: Node) -> Registration | None:
     """The registration of ``node``'s operator, for this overload or for all; ``None`` if there is none."""
     target = node.target
     if not isinstance(target, OpOverload):
@@ -44,7 +44,7 @@ def operator_name(node: Node) -> str:
     In-place variants have no underscore. An operator of another namespace has its full name, ``mine::relu``, which no
     ATen operator has.
     """
-    found = registration(node)
+    found = registered(node)
     return found.name if found is not None and found.name else full_name(node)
 
 
@@ -62,7 +62,7 @@ def full_name(node: Node) -> str:
 
 def family(node: Node) -> str:
     """The family of ``node``'s operator, ``"pointwise"`` by its tag, or ``"unknown"``."""
-    found = registration(node)
+    found = registered(node)
     if found is not None:
         return found.family
     return family_of(node.target, operator_name(node))
@@ -248,7 +248,7 @@ def _run_contiguous(operator: Callable[..., Any], *args: Any, **kwargs: Any) -> 
 
 def moving(node: Node) -> Callable[..., Any]:
     """The operator that moves labels as ``node`` moves elements; ATen's own if ``node`` was registered like one."""
-    found = registration(node)
+    found = registered(node)
     if found is None or not found.name:
         return functional(node)
     return getattr(torch.ops.aten, "reshape" if found.name in ("view", "_unsafe_view") else found.name)

@@ -2,7 +2,7 @@
 
 from torch.fx import Node
 
-from lightning_fold.structure.operators.nodes import family, registration
+from lightning_fold.structure.operators.nodes import family, registered
 from lightning_fold.structure.rules import (
     attention,
     contraction,
@@ -31,5 +31,5 @@ RULES: dict[str, Rule] = {
 
 def rule_of(node: Node) -> Rule | None:
     """The rule for ``node``'s operator: its registered rule, or that of its family; ``None`` if there is none."""
-    found = registration(node)
+    found = registered(node)
     return RULES.get(family(node)) if found is None or found.rule is None else found.rule

@@ -138,7 +138,7 @@ def test_code_that_asks_more_of_a_module_keeps_it(how: str) -> None:
     dense = deepcopy(model)
     report = lf.minimize(model, x)
     assert isinstance(model.two, nn.Linear) and error_of(run(model, (x,)), run(dense, (x,))) <= 1e-12
-    assert ("asks more" in "".join(kept.reason for kept in report.kept)) == (how == "asks")
+    assert ("needs more" in "".join(kept.reason for kept in report.kept)) == (how == "asks")
 
 
 def test_image_of_one_pixel_says_nothing_about_its_size() -> None:

@@ -210,7 +210,7 @@ def test_unread_channels_alone_are_pruned_without_a_change():
     """The rule of ATen's dropout, which has the same name, would keep channels and lose their offsets."""
     model, x = network("called_as_dropout"), torch.randn(9, 3, 8, dtype=torch.float64)
     dense = deepcopy(model)
-    assert lf.prune(model, x).kept and model.one.out_channels == WIDTH
+    assert lf.prune(model, x, of="channels").kept and model.one.out_channels == WIDTH
     assert torch.equal(model.one.weight, dense.one.weight)
 
 

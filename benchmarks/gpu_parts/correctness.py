@@ -14,7 +14,7 @@ from benchmarks.gpu_parts.results import Results
 PART = "correctness"
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/cuda"
-ADDOPTS = "--import-mode=importlib --strict-markers"  # without pytest-xdist, which need not be installed
+ADDOPTS = "--import-mode=importlib"  # without pytest-xdist, which need not be installed
 
 # On a CPU, where the suite runs all of them anyway.
 FEW = "adam or saved or pt2"
